@@ -1,0 +1,142 @@
+"""A recipe: everything `tascade adapt` needs, as frozen dataclasses; strict YAML in and out."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tascade.errors import ConfigError
+from tascade.files import write_atomic
+
+
+@dataclass(frozen=True, slots=True)
+class DataConfig:
+    """Where the task's examples are.
+
+    ``train`` is indexed; ``validation`` calibrates (a share of train is held out for it when
+    absent). Both are a file, a folder or a hub id. ``max_examples`` 0 means all.
+    """
+
+    train: str = ""
+    validation: str = ""
+    on_error: str = "raise"
+    max_examples: int = 0
+
+    def __post_init__(self) -> None:
+        _one_of("on_error", self.on_error, ("raise", "skip"))
+        _at_least("max_examples", self.max_examples, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class SpecConfig:
+    """TASC-spec: the corpus index, its sources and the draft budget.
+
+    ``calibration_rows`` validation prompts are decoded to learn how far each source can be
+    trusted; ``max_nodes`` caps a draft; ``similar`` and ``context`` switch sources on or off.
+    """
+
+    shards: int = 1
+    calibration_rows: int = 96
+    calibration_seconds: float = 120.0
+    max_nodes: int = 63
+    similar: bool = True
+    context: bool = True
+
+    def __post_init__(self) -> None:
+        _at_least("shards", self.shards, 1)
+        _at_least("calibration_rows", self.calibration_rows, 0)
+        _at_least("max_nodes", self.max_nodes, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A model, its task data, and what to build from them."""
+
+    model: str = ""
+    dtype: str = "auto"
+    device: str = "auto"
+    max_new_tokens: int = 256
+    data: DataConfig = field(default_factory=DataConfig)
+    spec: SpecConfig = field(default_factory=SpecConfig)
+
+    def __post_init__(self) -> None:
+        _one_of("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
+        _at_least("max_new_tokens", self.max_new_tokens, 1)
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> Recipe:
+        """Read a recipe file.
+
+        Raises:
+            ConfigError: not YAML, an unknown key (with the nearest known one), a wrong type.
+        """
+        import yaml
+
+        path = Path(path)
+        try:
+            raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+            raise ConfigError("cannot read the recipe", got=error, where=str(path)) from error
+        return typing.cast(Recipe, _build(cls, raw or {}, str(path)))
+
+    def to_yaml(self, path: str | Path) -> None:
+        """Write the recipe, every value spelled out."""
+        import yaml
+
+        text = yaml.safe_dump(dataclasses.asdict(self), sort_keys=False)
+        write_atomic(Path(path), text.encode())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain dictionaries."""
+        return dataclasses.asdict(self)
+
+
+def _build(cls: Any, raw: object, where: str) -> Any:
+    if not isinstance(raw, dict):
+        raise ConfigError("a section is not a mapping", got=raw, wanted="key: value", where=where)
+    hints = typing.get_type_hints(cls)
+    values: dict[str, Any] = {}
+    for key, value in raw.items():
+        if key not in hints:
+            near = difflib.get_close_matches(str(key), list(hints), 1)
+            fix = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(hints)}"
+            raise ConfigError("unknown key in the recipe", got=key, where=where, fix=fix)
+        kind = hints[key]
+        place = f"{where}: {key}"
+        if dataclasses.is_dataclass(kind):
+            values[key] = _build(kind, value, place)
+        else:
+            values[key] = _typed(kind, value, place)
+    return cls(**values)
+
+
+def _typed(kind: Any, value: object, where: str) -> object:
+    if isinstance(kind, types.UnionType):
+        kind = typing.get_args(kind)[0]
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not kind:
+        raise ConfigError(
+            "wrong type in the recipe",
+            got=f"{value!r} ({type(value).__name__})",
+            wanted=kind.__name__,
+            where=where,
+        )
+    return value
+
+
+def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ConfigError(f"unknown {name}", got=value, wanted=" or ".join(known), where=name)
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ConfigError(
+            f"{name} is out of range", got=value, wanted=f"{least} or more", where=name
+        )

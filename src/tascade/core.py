@@ -1,0 +1,169 @@
+"""The nouns every layer shares. Standard library and numpy only.
+
+Shape legend, used in every docstring: ``B`` batch, ``T`` tokens, ``N`` tree nodes, ``V`` vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+IntArray = npt.NDArray[np.int32]
+FloatArray = npt.NDArray[np.float32]
+
+ROOT = -1
+"""Parent of a node that follows the last committed token."""
+
+SEPARATOR = -1
+"""Stands between the documents of a corpus; never a token id."""
+
+
+class Source(IntEnum):
+    """Who proposed a draft node (several sources may have agreed: the strongest is named)."""
+
+    TARGET = 0
+    CORPUS = 1
+    CONTEXT = 2
+    BOTH = 3
+    OTHER = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One row of task data.
+
+    ``prompt`` is a string, or chat messages (``{"role", "content"}``, the last from the user),
+    or ``None`` when only outputs are known. ``where`` names the row for error messages.
+    """
+
+    prompt: str | tuple[dict[str, str], ...] | None
+    completion: str
+    where: str = ""
+    id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DraftTree:
+    """Likely continuations of the committed tokens, as flat arrays.
+
+    Nodes are ordered best first: ``survival`` never rises and a parent precedes its children,
+    so the first ``n`` nodes are themselves a tree, for every ``n``.
+
+    tokens:   [N] int32, token id of each node
+    parents:  [N] int32, index of the parent node, ``ROOT`` (-1) below the last committed token
+    survival: [N] float32, calibrated probability that the target's path passes through the node
+    source:   [N] int8, a :class:`Source`
+    """
+
+    tokens: IntArray
+    parents: IntArray
+    survival: FloatArray
+    source: npt.NDArray[np.int8]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def first(self, n: int) -> DraftTree:
+        """The tree of the ``n`` best nodes (all of them if there are fewer)."""
+        if n >= len(self.tokens):
+            return self
+        return DraftTree(self.tokens[:n], self.parents[:n], self.survival[:n], self.source[:n])
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether no node has a sibling."""
+        n = len(self.parents)
+        return bool((self.parents == np.arange(-1, n - 1, dtype=np.int32)).all())
+
+    @staticmethod
+    def chain(
+        tokens: Sequence[int] | IntArray,
+        survival: Sequence[float] | FloatArray | None = None,
+        source: Source = Source.OTHER,
+    ) -> DraftTree:
+        """A tree without branches; ``survival`` defaults to 1 everywhere."""
+        ids = np.asarray(tokens, dtype=np.int32)
+        n = len(ids)
+        s = np.ones(n, np.float32) if survival is None else np.asarray(survival, np.float32)
+        return DraftTree(ids, np.arange(-1, n - 1, dtype=np.int32), s, np.full(n, source, np.int8))
+
+
+EMPTY_TREE = DraftTree.chain([])
+
+
+@runtime_checkable
+class Drafter(Protocol):
+    """Proposes draft trees for one request at a time.
+
+    The order of calls is ``start (propose commit)*``; ``start`` forgets the request before.
+    A proposal must be a function of the tokens seen so far, never of this step's target logits
+    or random draws: that is what makes sampled verification exact.
+    """
+
+    @property
+    def name(self) -> str:
+        """Short name, as shown in benchmarks."""
+        ...
+
+    def start(self, prompt: IntArray) -> None:
+        """Begin a request. ``prompt``: [T] int32. Replaces all per-request state."""
+        ...
+
+    def propose(self, limit: int, floor: float = 0.0) -> DraftTree:
+        """At most ``limit`` nodes below the last committed token, none whose survival is below
+        ``floor`` (a drafter without an estimate may ignore it). Mutates no visible state.
+        """
+        ...
+
+    def commit(self, tokens: IntArray, verified: int, path: Sequence[int]) -> None:
+        """Take the outcome of a step.
+
+        ``tokens``: [T] the newly committed tokens; ``verified``: how many nodes of the last
+        proposal the target checked (its first ``verified`` nodes); ``path``: indices of the
+        nodes it accepted, root to leaf. Updates per-request context and calibration.
+        """
+        ...
+
+
+@dataclass(slots=True)
+class StepStats:
+    """What one target forward did."""
+
+    drafted: int
+    accepted: int
+    committed: int
+    draft_seconds: float
+    step_seconds: float
+
+
+@dataclass(slots=True)
+class Generation:
+    """The result of one request.
+
+    ``tokens``: generated ids, the end token included if one was produced. ``sources``: who drafted
+    each (``Source.TARGET`` where the target itself emitted it). ``forwards``: target passes over
+    drafts or single tokens; a prefill that carried no draft is left out, and so is its one token
+    from ``stepped_tokens``, so ``tokens_per_step = stepped_tokens / forwards``.
+    """
+
+    tokens: list[int]
+    text: str = ""
+    finish_reason: str = "length"
+    sources: list[int] = field(default_factory=list)
+    steps: list[StepStats] = field(default_factory=list)
+    forwards: int = 0
+    stepped_tokens: int = 0
+    prompt_tokens: int = 0
+    prefill_seconds: float = 0.0
+    seconds: float = 0.0
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def tokens_per_step(self) -> float:
+        """Committed tokens per target forward."""
+        return self.stepped_tokens / self.forwards if self.forwards else 0.0
