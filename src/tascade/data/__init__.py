@@ -1,0 +1,1 @@
+"""Task data: what it may look like, and how it is read."""

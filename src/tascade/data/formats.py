@@ -1,0 +1,244 @@
+"""One raw record -> one :class:`~tascade.core.Example`.
+
+The shapes are TRL's. In order of precedence:
+
+1. ``prompt`` + ``completion``, each a string or a list of chat messages;
+2. ``messages``: the last one, from the assistant, is the completion, the ones before it the prompt;
+3. the output alone: ``completion``, ``output`` or ``text``, and no ``prompt``.
+
+A field that is null counts as absent (Parquet and Arrow fill missing fields with null). Other
+fields are ignored, except ``id``, which is kept when it is a string or an integer.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence, Sized
+
+from tascade.core import Example
+from tascade.errors import DataError
+
+OUTPUT_FIELDS = ("completion", "output", "text")
+"""Fields that can hold an output, in order of precedence."""
+
+FIELDS = ("id", "prompt", "completion", "messages", "output", "text")
+"""Every field of a record that is read."""
+
+SHAPES = "'prompt' and 'completion', or 'messages', or 'completion' / 'output' / 'text' alone"
+
+_MESSAGE_FIELDS = ("role", "content", "name", "tool_call_id")
+_TOOL_FIELDS = ("tool_calls", "function_call")
+
+Message = dict[str, str]
+
+
+def to_example(record: object, where: str = "") -> Example:
+    """Turn one record into an example.
+
+    Args:
+        record: a mapping from field names to values, in one of the shapes of this module.
+        where: names the row in error messages, for instance ``"train.jsonl:17"``.
+
+    Raises:
+        DataError: the record has none of the shapes, or a field that is read is not text
+            (``where`` names the row and the field).
+    """
+    if not isinstance(record, Mapping):
+        raise DataError(
+            "a row must be an object with named fields",
+            got=describe(record),
+            wanted=SHAPES,
+            where=where,
+            fix="write one object a row, for instance {'prompt': '...', 'completion': '...'}",
+        )
+    fields = {name: record[name] for name in FIELDS if record.get(name) is not None}
+    row_id = _row_id(fields.get("id"), _at(where, "id"))
+    if "prompt" in fields and "completion" in fields:
+        prompt, completion = _pair(fields["prompt"], fields["completion"], where)
+    elif "messages" in fields:
+        messages = _messages(fields["messages"], where, "messages")
+        prompt, completion = _split(messages, where, "messages")
+    else:
+        prompt, completion = None, _output_alone(record, fields, where)
+    return Example(prompt=prompt, completion=completion, where=where, id=row_id)
+
+
+def describe(value: object) -> str:
+    """What ``value`` is, in a few words that are safe to print whatever it holds."""
+    if value is None:
+        return "null"
+    if isinstance(value, str):
+        return f"str {value[:40]!r}" + ("..." if len(value) > 40 else "")
+    if isinstance(value, Mapping):
+        return f"{type(value).__name__} with {_names(value)}"
+    if isinstance(value, list | tuple):
+        return f"{type(value).__name__} of {len(value)}"
+    return type(value).__name__
+
+
+def _at(where: str, field: str) -> str:
+    return f"{where}: {field}" if where else field
+
+
+def _names(record: Iterable[object]) -> str:
+    """The first field names of a record, bounded."""
+    names = [repr(str(name)[:40]) for name, _ in zip(record, range(13), strict=False)]
+    more = ", ..." if len(names) > 12 else ""
+    return ("fields " + ", ".join(names[:12]) + more) if names else "no fields"
+
+
+def _row_id(value: object, where: str) -> str:
+    if isinstance(value, str):
+        return _encodable(value, where)
+    if isinstance(value, int) and not isinstance(value, bool):
+        try:
+            return str(value)
+        except ValueError as error:  # Python refuses to print very long integers
+            raise DataError("this integer is too long to be an id", where=where) from error
+    return ""
+
+
+def _pair(
+    prompt: object, completion: object, where: str
+) -> tuple[str | tuple[Message, ...] | None, str]:
+    """Shape 1. A prompt of messages goes with a completion of either kind."""
+    if isinstance(completion, str):
+        text = _output(completion, _at(where, "completion"))
+        if isinstance(prompt, str):
+            return _encodable(prompt, _at(where, "prompt")), text
+        return _messages(prompt, where, "prompt"), text
+    answer = _messages(completion, where, "completion")
+    if isinstance(prompt, str):
+        raise DataError(
+            "the completion is chat messages, but the prompt is a string",
+            got=describe(prompt),
+            wanted="a list of messages, as in the completion",
+            where=_at(where, "prompt"),
+            fix="write the prompt as [{'role': 'user', 'content': ...}], or both as strings",
+        )
+    _, text = _split(answer, where, "completion")
+    return (*_messages(prompt, where, "prompt"), *answer[:-1]), text
+
+
+def _split(
+    messages: tuple[Message, ...], where: str, field: str
+) -> tuple[tuple[Message, ...] | None, str]:
+    """What comes before the last message (None if nothing does), and its text."""
+    last = messages[-1]
+    if last["role"] != "assistant":
+        raise DataError(
+            "the last message must be the assistant's: it is the completion",
+            got=f"role {describe(last['role'])}",
+            wanted="role 'assistant'",
+            where=_at(where, f"{field}[{len(messages) - 1}].role"),
+            fix="drop the messages after the last answer, or drop the row",
+        )
+    completion = _output(last["content"], _at(where, f"{field}[{len(messages) - 1}].content"))
+    return messages[:-1] or None, completion
+
+
+def _output_alone(record: Mapping[str, object], fields: Mapping[str, object], where: str) -> str:
+    """Shape 3, or the error that says why the record has no shape at all."""
+    if "prompt" not in fields:
+        for name in OUTPUT_FIELDS:
+            if name in fields:
+                return _output(fields[name], _at(where, name))
+    missing = "completion"
+    found = next((name for name in OUTPUT_FIELDS if name in fields), None)
+    near = [str(name) for name in record if name not in FIELDS]
+    found = found or next(iter(difflib.get_close_matches(missing, near[:100], 1)), None)
+    null = next((name for name in ("messages", *OUTPUT_FIELDS) if name in record), None)
+    got = describe(record)
+    if found is None and null is not None:
+        got, missing = "null", null
+    raise DataError(
+        "the field is missing or null",
+        got=got,
+        wanted=SHAPES,
+        where=_at(where, missing),
+        fix=f"rename {found!r} to 'completion'"
+        if found
+        else "put the text the model should write in 'completion'",
+    )
+
+
+def _output(value: object, where: str) -> str:
+    text = _encodable(value, where)
+    if not text:
+        raise DataError(
+            "the completion is empty",
+            got="''",
+            wanted="at least one character",
+            where=where,
+            fix="write what the model should answer, or drop the row",
+        )
+    return text
+
+
+def _messages(value: object, where: str, field: str) -> tuple[Message, ...]:
+    """Check a list of chat messages and keep the fields that chat templates read."""
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes | bytearray) or not value:
+        raise DataError(
+            "expected text or chat messages" if field != "messages" else "expected chat messages",
+            got=describe(value),
+            wanted="a list of at least one {'role': ..., 'content': ...}"
+            + ("" if field == "messages" else ", or a string"),
+            where=_at(where, field),
+            fix="write the messages as a list of objects",
+        )
+    return tuple(_message(item, _at(where, f"{field}[{n}]")) for n, item in enumerate(value))
+
+
+def _message(item: object, where: str) -> Message:
+    if not isinstance(item, Mapping):
+        raise DataError(
+            "a chat message must be an object",
+            got=describe(item),
+            wanted="{'role': ..., 'content': ...}",
+            where=where,
+            fix="write each message with its role and content",
+        )
+    for name in ("role", "content"):
+        if item.get(name) is None:
+            raise DataError(
+                "the message has no such field",
+                got="null" if name in item else describe(item),
+                wanted="'role' and 'content', both strings",
+                where=f"{where}.{name}",
+                fix=f"add {name!r} to the message",
+            )
+    for name in _TOOL_FIELDS:
+        call = item.get(name)
+        if call is not None and not (isinstance(call, Sized) and not len(call)):
+            raise DataError(
+                "structured tool calls are not text",
+                got=describe(call),
+                wanted="'role' and 'content', both strings",
+                where=f"{where}.{name}",
+                fix="render the call into 'content' as the model writes it",
+            )
+    kept = ((name, item.get(name)) for name in _MESSAGE_FIELDS)
+    return {name: _encodable(v, f"{where}.{name}") for name, v in kept if v is not None}
+
+
+def _encodable(value: object, where: str) -> str:
+    """``value`` if it is a string that UTF-8 can hold."""
+    if not isinstance(value, str):
+        raise DataError(
+            "the value must be text",
+            got=describe(value),
+            wanted="a string",
+            where=where,
+            fix="write the value as text (in JSON: in double quotes)",
+        )
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            "the text holds half of a surrogate pair, which is no character",
+            got=f"U+{ord(value[error.start]):04X} at character {error.start}",
+            wanted="text that UTF-8 can encode",
+            where=where,
+            fix="write the whole character, or remove the half",
+        ) from error
+    return value

@@ -1,0 +1,229 @@
+"""Task data from wherever it lies -> examples, one at a time."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tascade.core import Example
+from tascade.data.columnar import read_arrow, read_hub, read_parquet
+from tascade.data.formats import describe, to_example
+from tascade.data.rows import Row, display, read_csv, read_jsonl, suffix_of, unreadable
+from tascade.data.sources import locate
+from tascade.errors import ConfigError, DataError
+
+MAX_SKIPPED_LISTED = 1000
+"""How many skipped rows a report lists; the count goes on."""
+
+DataSource = str | os.PathLike[str] | Iterable[object]
+"""A path, a Hub dataset's name, or rows: mappings, ``(prompt, completion)``, outputs, Examples."""
+
+
+@dataclass(slots=True)
+class LoadReport:
+    """What a load did; filled while the examples are consumed. Use a new one for each load.
+
+    ``skipped`` counts every skipped row; ``skipped_rows`` lists ``(where, reason)`` of the first
+    :data:`MAX_SKIPPED_LISTED`.
+    """
+
+    source: str = ""
+    rows_read: int = 0
+    rows_kept: int = 0
+    skipped: int = 0
+    skipped_rows: list[tuple[str, str]] = field(default_factory=list)
+
+    def skip(self, error: DataError) -> None:
+        """Count a skipped row, and list it while there is room."""
+        self.skipped += 1
+        if len(self.skipped_rows) < MAX_SKIPPED_LISTED:
+            reason = error.message if error.got is None else f"{error.message} (got {error.got})"
+            self.skipped_rows.append((error.where, reason))
+
+
+def load_examples(
+    source: DataSource,
+    *,
+    on_error: str = "raise",
+    split: str = "train",
+    report: LoadReport | None = None,
+) -> Iterator[Example]:
+    """Read task data, one example at a time; no file is ever held whole.
+
+    The source is found when this is called, and read as the examples are taken.
+
+    Args:
+        source: a ``.jsonl``, ``.ndjson``, ``.csv``, ``.tsv`` (each also ``.gz``) or ``.parquet``
+            file; a folder of them or one of ``datasets.save_to_disk``; a Hub dataset
+            ``owner/name`` or ``owner/name:config``; or an iterable of mappings,
+            ``(prompt, completion)`` tuples, strings (outputs alone) or examples.
+        on_error: ``"raise"`` stops at the first row that cannot be used; ``"skip"`` leaves it
+            out and notes it in ``report``.
+        split: which split of a folder or a Hub dataset; a file has none.
+        report: filled with what was read, kept and skipped.
+
+    Raises:
+        DataError: there is no such source; a row cannot be used and ``on_error`` is ``"raise"``;
+            or the rest of a file cannot be read, whatever ``on_error`` says.
+        ConfigError: ``on_error`` has another value.
+    """
+    if on_error not in ("raise", "skip"):
+        raise ConfigError(
+            "unknown way to treat bad rows",
+            got=repr(on_error),
+            wanted="'raise' or 'skip'",
+            where="on_error",
+            fix="pass on_error='raise' or on_error='skip'",
+        )
+    name, rows = _open(source, split)
+    report = LoadReport() if report is None else report
+    report.source = name
+    return _examples(rows, on_error == "skip", report)
+
+
+def source_hash(
+    source: DataSource, *, split: str = "train", on_error: str = "raise"
+) -> dict[str, str | int]:
+    """Which data this is, for provenance: ``{"path", "sha256", "bytes"}``.
+
+    A file is hashed as it stands (``path`` is its base name). A folder: the SHA-256 of the
+    ``sha256sum`` listing (hash, two spaces, name in the folder, line feed) of the split's files in
+    reading order. Rows in memory and Hub datasets: of their examples as canonical JSON lines.
+
+    Args:
+        source: as for :func:`load_examples`; rows must be re-iterable (a list, not a generator).
+        split: as for :func:`load_examples`.
+        on_error: as for :func:`load_examples`; matters only where examples are hashed.
+
+    Raises:
+        DataError: as for :func:`load_examples`.
+        ConfigError: ``source`` is an iterator, which hashing would use up.
+    """
+    if isinstance(source, str | os.PathLike):
+        located = locate(source, split)
+        base = display(Path(Path(source).absolute().name))
+        if located.root is not None:
+            return _hash_folder(base, located.root, located.files)
+        if located.files:
+            sha256, size = _hash_file(located.files[0])
+            return {"path": base, "sha256": sha256, "bytes": size}
+        name = located.name
+    else:
+        name = "memory"
+        if isinstance(source, Iterator):
+            raise ConfigError(
+                "hashing would use up the iterator",
+                got=type(source).__name__,
+                wanted="rows that can be read twice",
+                where="source",
+                fix="make a list of it first",
+            )
+    digest, size = hashlib.sha256(), 0
+    for example in load_examples(source, split=split, on_error=on_error):
+        row = {"id": example.id, "prompt": example.prompt, "completion": example.completion}
+        line = json.dumps(row, ensure_ascii=False, sort_keys=True, separators=(",", ":")) + "\n"
+        digest.update(line.encode())
+        size += len(line.encode())
+    return {"path": name, "sha256": digest.hexdigest(), "bytes": size}
+
+
+def _examples(rows: Iterator[Row], skip: bool, report: LoadReport) -> Iterator[Example]:
+    for row in rows:
+        report.rows_read += 1
+        try:
+            if isinstance(row, DataError):
+                raise row
+            example = to_example(row[1], row[0])
+        except DataError as error:
+            if not skip:
+                raise
+            report.skip(error)
+            continue
+        report.rows_kept += 1
+        yield example
+
+
+def _open(source: DataSource, split: str) -> tuple[str, Iterator[Row]]:
+    """The source's name and its raw rows; a source that is none is refused here."""
+    if isinstance(source, str | os.PathLike):
+        located = locate(source, split)
+        if not located.files and located.root is None:
+            return located.name, read_hub(located.name, split)
+        return located.name, itertools.chain.from_iterable(map(_read_file, located.files))
+    if isinstance(source, Mapping | bytes | bytearray | Example) or not isinstance(
+        source, Iterable
+    ):
+        raise DataError(
+            "this is not a source of rows",
+            got=describe(source),
+            wanted="a path, a Hub dataset 'owner/name', or an iterable of rows",
+            where="data",
+            fix="choose one split of a dataset dict (data['train']); put a single row in a list",
+        )
+    return "memory", _memory_rows(source)
+
+
+def _memory_rows(source: Iterable[object]) -> Iterator[Row]:
+    """Rows given as objects, in the terms of :func:`to_example`."""
+    for number, row in enumerate(source):
+        where = f"examples[{number}]"
+        if isinstance(row, Example):
+            record = {"id": row.id, "prompt": row.prompt, "completion": row.completion}
+            yield row.where or where, record
+        elif isinstance(row, str):
+            yield where, {"completion": row}
+        elif isinstance(row, tuple) and len(row) == 2:
+            yield where, {"prompt": row[0], "completion": row[1]}
+        elif isinstance(row, Mapping):
+            yield where, row
+        else:
+            yield DataError(
+                "this is not a row",
+                got=describe(row),
+                wanted="a mapping, a (prompt, completion) tuple, a string or an Example",
+                where=where,
+                fix="write it as {'prompt': ..., 'completion': ...}",
+            )
+
+
+def _read_file(path: Path) -> Iterator[Row]:
+    """The rows of one data file, by its suffix."""
+    suffix, name = suffix_of(path), display(path)
+    if suffix == ".parquet":
+        yield from read_parquet(path)
+        return
+    if not suffix:  # only datasets.save_to_disk has such files
+        yield from read_arrow(path)
+        return
+    try:
+        with gzip.open(path, "rb") if suffix.endswith(".gz") else path.open("rb") as stream:
+            if suffix.startswith((".csv", ".tsv")):
+                yield from read_csv(stream, name, "," if suffix.startswith(".csv") else "\t")
+            else:
+                yield from read_jsonl(stream, name)
+    except OSError as error:
+        raise unreadable(error, name) from error
+
+
+def _hash_folder(base: str, root: Path, files: tuple[Path, ...]) -> dict[str, str | int]:
+    digest, total = hashlib.sha256(), 0
+    for path in files:
+        sha256, size = _hash_file(path)
+        digest.update(f"{sha256}  {display(path.relative_to(root))}\n".encode())
+        total += size
+    return {"path": base, "sha256": digest.hexdigest(), "bytes": total}
+
+
+def _hash_file(path: Path) -> tuple[str, int]:
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256")
+            return digest.hexdigest(), file.tell()
+    except OSError as error:
+        raise unreadable(error, display(path)) from error
