@@ -1,0 +1,152 @@
+"""How many nodes are worth verifying now: measured step cost against calibrated survival."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tascade.core import FloatArray
+
+SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)
+"""Tokens in a step at which the cost is measured; between them it is interpolated."""
+
+
+class CostTable:
+    """Seconds of one target step by the number of tokens in it, as measured.
+
+    Never assumed linear, nor monotone: on some machines a step over two tokens is slower than
+    one over four.
+    """
+
+    def __init__(self, sizes: Sequence[int], seconds: Sequence[float]) -> None:
+        self.sizes = np.asarray(sizes, np.float64)
+        self.seconds = np.asarray(seconds, np.float64)
+        self._curve = self._interpolate()
+
+    @classmethod
+    def flat(cls, limit: int = SIZES[-1]) -> CostTable:
+        """Every size costs the same: the budget then takes all nodes offered."""
+        return cls((1, limit), (1.0, 1.0))
+
+    @classmethod
+    def measure(
+        cls, step: Callable[[int], float], *, sizes: Sequence[int] = SIZES, seconds: float = 1.0
+    ) -> CostTable:
+        """Time ``step(n)`` (returns seconds) for each size, in turns, for about ``seconds``.
+
+        Each size gets at least two rounds, the first of them not counted; medians are kept. Large
+        sizes are left out once a step costs more than eight single-token steps.
+        """
+        kept = list(sizes)
+        first = [step(n) for n in kept[:1]]
+        for n in kept[1:]:
+            first.append(step(n))
+            if first[-1] > 8 * first[0] and first[-1] > 8 * step(kept[0]):
+                kept = kept[: len(first)]
+                break
+        rounds = int(np.clip(seconds / max(sum(first), 1e-9), 1, 15))
+        times = [[step(n) for n in kept] for _ in range(rounds)]
+        return cls(kept, np.median(np.asarray(times), axis=0).tolist())
+
+    @property
+    def limit(self) -> int:
+        """Most tokens a step may hold."""
+        return int(self.sizes[-1])
+
+    def _interpolate(self) -> FloatArray:
+        grid = np.arange(1, self.limit + 1)
+        return np.interp(grid, self.sizes, self.seconds).astype(np.float32)
+
+    def upto(self, n: int) -> FloatArray:
+        """Seconds of steps of 1..n tokens, [n]."""
+        return self._curve[:n]
+
+    def observe(self, n: int, seconds: float, drift: float) -> None:
+        """Move the nearest measured size a little towards what a step of ``n`` tokens took.
+
+        ``drift`` is how much slower the whole machine runs now than when the table was made.
+        """
+        at = int(np.argmin(np.abs(self.sizes - n)))
+        expected = float(self._curve[min(n, self.limit) - 1])
+        ratio = seconds / (expected * drift)
+        if 0.3 < ratio < 3.0:  # a pause of the machine says nothing about the model
+            self.seconds[at] *= 1.0 + 0.02 * (ratio - 1.0)
+            self._curve = self._interpolate()
+
+    def to_json(self) -> dict[str, list[float]]:
+        """As plain lists."""
+        return {"sizes": self.sizes.tolist(), "seconds": self.seconds.tolist()}
+
+
+@dataclass(slots=True)
+class Budget:
+    """Chooses how many nodes to verify; nothing when nothing pays, and recovers.
+
+    A proposal is a sequence of nodes ordered best first. Verifying its first ``n`` yields
+    ``1 + sum(survival[:n])`` tokens at ``cost(1 + n)`` seconds; the budget takes the ``n`` with the
+    best rate, 0 included. While nothing pays, proposals themselves are asked for ever more
+    rarely, down to one in ``max_pause`` steps, and are checked against what the target says
+    without being verified.
+    """
+
+    cost: CostTable
+    max_nodes: int = 63
+    max_pause: int = 16
+    margin: float = 1.02
+    _pause: int = 0
+    _skip: int = 0
+    _drift: float = 1.0
+    _draft_seconds: float = 0.0
+    _gain: float = field(default=1.0)
+
+    def plan(self) -> tuple[int, float]:
+        """(most nodes, least survival) worth proposing now; (0, 0.0) to skip the look-up."""
+        if self._skip > 0:
+            self._skip -= 1
+            return 0, 0.0
+        limit = min(self.max_nodes, self.cost.limit - 1)
+        curve = self.cost.upto(limit + 1)
+        slope = (float(curve[-1]) - float(curve[0])) / max(1, limit) / float(curve[0])
+        return limit, min(0.3, max(0.02, 0.7 * slope))
+
+    def choose(self, survival: FloatArray) -> int:
+        """How many of the nodes to verify. ``survival``: [N], best first."""
+        n = min(len(survival), self.cost.limit - 1)
+        if n == 0:
+            self._rest()
+            return 0
+        curve = self.cost.upto(n + 1)
+        rate = (1.0 + np.cumsum(survival[:n])) / (curve[1:] + self._draft_seconds)
+        best = int(np.argmax(rate))
+        if float(rate[best]) * float(curve[0]) < self.margin * self._caution():
+            self._rest()
+            return 0
+        self._pause = 0
+        return best + 1
+
+    def _caution(self) -> float:
+        # Where verified drafts have brought less than they cost, ask for more than they promise.
+        return 1.0 if self._gain >= 1.0 else min(2.0, 1.0 / max(self._gain, 0.5))
+
+    def _rest(self) -> None:
+        self._pause = min(self.max_pause, 2 * self._pause + 1)
+        self._skip = self._pause
+
+    def observe(self, nodes: int, seconds: float, committed: int, draft_seconds: float) -> None:
+        """Take the outcome of a step: nodes verified, time of the forward, tokens it yielded."""
+        expected = float(self.cost.upto(nodes + 1)[-1]) if nodes < self.cost.limit else 0.0
+        if draft_seconds > 0:
+            self._draft_seconds += 0.05 * (min(draft_seconds, expected) - self._draft_seconds)
+        if expected <= 0:
+            return
+        ratio = seconds / expected
+        if 0.2 < ratio < 5.0:
+            self._drift += 0.1 * (ratio - self._drift)
+        self.cost.observe(nodes + 1, seconds, self._drift)
+        if nodes:
+            gain = committed * float(self.cost.upto(1)[0]) / (expected + draft_seconds)
+            self._gain += 0.08 * (gain - self._gain)
+        else:
+            self._gain += 0.005 * (1.0 - self._gain)

@@ -1,0 +1,104 @@
+"""What a drafter has learned about its own sources: saved in the pack, adapted while decoding."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tascade.draft.mixing import (
+    FINAL_BUCKETS,
+    MATCH_BUCKETS,
+    SHARE_BUCKETS,
+    SOURCES,
+    WEIGHT_SETS,
+    fresh_state,
+)
+from tascade.errors import PackError
+from tascade.files import write_atomic
+
+FORMAT = "tascade-calibration"
+VERSION = 1
+_SHAPES = {
+    "cells": (SOURCES, MATCH_BUCKETS, SHARE_BUCKETS, 2),
+    "weights": (WEIGHT_SETS, SOURCES + 1),
+    "final": (FINAL_BUCKETS, 2),
+}
+
+
+class Calibration:
+    """The mixer's three learned stages (see :mod:`tascade.draft.mixing`).
+
+    cells:   [3, 16, 13, 2] hits and trials by source, match length and vote share
+    weights: [8, 4] of the logistic mixer, one row for each combination of sources present
+    final:   [25, 2] hits and trials by mixed log-odds
+    """
+
+    def __init__(self) -> None:
+        self.cells, self.weights, self.final = fresh_state()
+
+    def arrays(self) -> tuple[Any, Any, Any]:
+        """What the kernels read and update in place."""
+        return (self.cells, self.weights, self.final)
+
+    def copy(self) -> Calibration:
+        """An independent copy: a request may learn without changing the saved state."""
+        other = Calibration()
+        for name in _SHAPES:
+            getattr(other, name)[...] = getattr(self, name)
+        return other
+
+    def save(self, path: Path) -> None:
+        """Write as JSON, atomically."""
+        state = {name: np.round(getattr(self, name), 6).tolist() for name in _SHAPES}
+        text = json.dumps({"format": FORMAT, "version": VERSION, **state})
+        write_atomic(path, text.encode())
+
+    @classmethod
+    def load(cls, path: Path) -> Calibration:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            PackError: not such a file, another version, or values no calibration can hold.
+        """
+        try:
+            state = json.loads(path.read_bytes())
+            wrong = state.get("format") != FORMAT or state.get("version") != VERSION
+        except (OSError, ValueError, AttributeError, RecursionError) as error:
+            raise PackError(
+                "cannot read the calibration", got=error, where=str(path), fix="run adapt again"
+            ) from error
+        if wrong:
+            raise PackError(
+                "not a calibration this version reads",
+                got=f"{state.get('format')} version {state.get('version')}",
+                wanted=f"{FORMAT} version {VERSION}",
+                where=str(path),
+                fix="run adapt again",
+            )
+        out = cls()
+        for name, shape in _SHAPES.items():
+            getattr(out, name)[...] = _checked(state.get(name), name, shape, path)
+        return out
+
+
+def _checked(value: object, name: str, shape: tuple[int, ...], path: Path) -> Any:
+    try:
+        array = np.asarray(value, np.float64)
+    except (ValueError, TypeError):
+        array = np.empty(0)
+    counts = name != "weights"
+    sound = array.shape == shape and bool(np.isfinite(array).all())
+    if sound and counts:
+        sound = bool((array[..., 1] > 0).all() and (array[..., 0] >= 0).all())
+    if not sound:
+        raise PackError(
+            f"the calibration's {name} are damaged",
+            got=f"shape {array.shape}",
+            wanted=f"{shape} finite numbers",
+            where=str(path),
+            fix="run adapt again",
+        )
+    return array

@@ -1,0 +1,265 @@
+"""Numba kernels that turn look-ups into candidates: next tokens with each source's evidence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tascade.draft.jit import kernel
+from tascade.draft.lookup import (
+    MAX_LEVELS,
+    MAX_SAMPLES,
+    MAX_SHARDS,
+    MAX_VISITS,
+    chain_find,
+    common,
+    locate,
+    position,
+    shard_head,
+    shard_order,
+    shard_tokens,
+    widen_left,
+    widen_right,
+)
+
+MAX_CANDIDATES = 8
+_POOL = 48
+SOURCES = 3
+CORPUS, SIMILAR, CONTEXT = 0, 1, 2
+"""The task's outputs; the outputs of the examples most like this prompt; this request itself."""
+
+_ENOUGH = 32
+_RECENT_WEIGHTS = (1.0, 0.5, 0.15)
+
+
+def new_scratch() -> tuple[Any, ...]:
+    """Working memory of one drafter: allocated once, so that a draft allocates nothing."""
+    return (
+        np.empty(_POOL, np.int32),
+        np.empty(_POOL, np.float64),
+        np.empty((MAX_SHARDS, 6), np.int64),
+        np.empty(MAX_VISITS, np.int32),
+        np.empty(MAX_VISITS, np.int64),
+        np.empty((MAX_LEVELS, _POOL), np.float64),
+        np.empty(MAX_LEVELS, np.float64),
+    )
+
+
+@kernel
+def _slot(tokens: Any, used: int, token: int) -> int:
+    for i in range(used):
+        if tokens[i] == token:
+            return i
+    return -1
+
+
+@kernel
+def _sample_interval(
+    tokens: Any, order: Any, lo: int, hi: int, pool: Any, counts: Any, level: int, used: int
+) -> tuple[int, int]:
+    """Count next tokens in ``order[lo:hi]`` at ``level``, at most ``MAX_SAMPLES`` of them."""
+    n = hi - lo
+    take = min(n, MAX_SAMPLES)
+    for i in range(take):
+        at = lo + (i * n) // take
+        token = tokens[position(order, at, len(tokens))]
+        j = _slot(pool, used, token)
+        if j < 0:
+            if used >= _POOL:
+                continue
+            pool[used] = token
+            for k in range(MAX_LEVELS):
+                counts[k, used] = 0.0
+            j = used
+            used += 1
+        counts[level, j] += 1.0
+    return used, take
+
+
+@kernel
+def corpus_votes(shards: Any, rc: Any, n: int, recent: Any, scratch: Any) -> tuple[int, int]:
+    """Next-token shares from all shards, long contexts first, backing off by Witten-Bell.
+
+    ``recent`` is a hash chain of documents not yet in a shard. Writes tokens and their blended
+    shares to the scratch; returns (how many, length of the longest match).
+    """
+    pool, shares, where, fresh_tokens, fresh_length, counts, totals = scratch
+    ns = shards.shape[0]
+    best = 0
+    for s in range(ns):
+        i, start, end, m = locate(
+            shard_tokens(shards, s), shard_order(shards, s), shard_head(shards, s), rc, n
+        )
+        where[s, 1], where[s, 2], where[s, 3] = start, end, m
+        where[s, 4], where[s, 5] = i, i
+        best = max(best, m)
+    fresh = chain_find(recent, rc, n, MAX_VISITS, fresh_tokens, fresh_length)
+    for i in range(fresh):
+        best = max(best, fresh_length[i])
+
+    totals[:] = 0.0
+    used, k, level = 0, best, 0
+    while level < MAX_LEVELS and k > 0:
+        below = 0
+        for s in range(ns):
+            below, used = _shard_level(
+                shards, s, rc, k, where, pool, counts, totals, level, used, below
+            )
+        for i in range(fresh):
+            used = _fresh_level(
+                fresh_tokens[i], fresh_length[i], k, pool, counts, totals, level, used
+            )
+            if fresh_length[i] < k:
+                below = max(below, fresh_length[i])
+        level += 1
+        if totals[level - 1] >= _ENOUGH:
+            break
+        k = min(below, k - 1)
+    _blend(counts, totals, level, used, shares)
+    return used, best
+
+
+@kernel
+def _shard_level(
+    shards: Any,
+    s: int,
+    rc: Any,
+    k: int,
+    where: Any,
+    pool: Any,
+    counts: Any,
+    totals: Any,
+    level: int,
+    used: int,
+    below: int,
+) -> tuple[int, int]:
+    """Add one shard's votes at match length ``k``; returns (next shorter match length, used)."""
+    m = where[s, 3]
+    if m < k:
+        return max(below, m), used
+    tokens, order = shard_tokens(shards, s), shard_order(shards, s)
+    start, end = where[s, 1], where[s, 2]
+    # Every level holds the one before: widen from its ends.
+    lo = widen_left(tokens, order, rc, k, where[s, 4], start)
+    hi = widen_right(tokens, order, rc, k, where[s, 5], end)
+    where[s, 4], where[s, 5] = lo, hi
+    used, take = _sample_interval(tokens, order, lo, hi, pool, counts, level, used)
+    totals[level] += take
+    if lo > start:
+        below = max(below, common(tokens, position(order, lo - 1, len(tokens)), rc, k))
+    if hi < end:
+        below = max(below, common(tokens, position(order, hi, len(tokens)), rc, k))
+    return below, used
+
+
+@kernel
+def _fresh_level(
+    token: int, length: int, k: int, pool: Any, counts: Any, totals: Any, level: int, used: int
+) -> int:
+    if length < k:
+        return used
+    j = _slot(pool, used, token)
+    if j < 0:
+        if used >= _POOL:
+            return used
+        j = used
+        pool[j] = token
+        for q in range(MAX_LEVELS):
+            counts[q, j] = 0.0
+        used += 1
+    counts[level, j] += 1.0
+    totals[level] += 1.0
+    return used
+
+
+@kernel
+def _blend(counts: Any, totals: Any, levels: int, used: int, shares: Any) -> None:
+    """Witten-Bell interpolation from the shortest level up: P = (c + d P') / (n + d)."""
+    for j in range(used):
+        shares[j] = 0.0
+    for level in range(levels - 1, -1, -1):
+        n = totals[level]
+        if n <= 0:
+            continue
+        distinct = 0
+        for j in range(used):
+            if counts[level, j] > 0:
+                distinct += 1
+        for j in range(used):
+            shares[j] = (counts[level, j] + distinct * shares[j]) / (n + distinct)
+
+
+@kernel
+def chain_votes(chain: Any, rc: Any, n: int, scratch: Any) -> tuple[int, int]:
+    """Next-token shares from a hash chain: longest matches weigh most.
+
+    Weights by match length below the longest: 1, 0.5, 0.15. Returns (how many, longest match).
+    """
+    pool, shares, _, tokens, length, _, _ = scratch
+    found = chain_find(chain, rc, n, MAX_VISITS, tokens, length)
+    best = 0
+    for i in range(found):
+        best = max(best, length[i])
+    used = 0
+    total = 0.0
+    for i in range(found):
+        w = _RECENT_WEIGHTS[min(best - length[i], 2)]
+        j = _slot(pool, used, tokens[i])
+        if j < 0:
+            j = used
+            pool[j] = tokens[i]
+            shares[j] = 0.0
+            used += 1
+        shares[j] += w
+        total += w
+    for j in range(used):
+        shares[j] /= total + 0.5
+    return used, best
+
+
+@kernel
+def gather(sources: Any, rc: Any, n: int, rx: Any, nx: int, scratch: Any, out: Any) -> int:
+    """All sources' candidates for one node.
+
+    ``rc[:n]`` is the reversed output (separators at its start), ``rx[:nx]`` the reversed request,
+    prompt included. Writes to ``out``: tokens [MAX_CANDIDATES], shares [MAX_CANDIDATES, 3]
+    (0 where a source does not offer the token) and match lengths [3]; returns how many.
+    """
+    shards, recent, similar, context = sources
+    out_tokens, out_shares, out_match = out
+    pool, shares = scratch[0], scratch[1]
+    used = 0
+    for source in range(SOURCES):
+        if source == CORPUS:
+            found, best = corpus_votes(shards, rc, n, recent, scratch)
+        elif source == SIMILAR:
+            found, best = chain_votes(similar, rc, n, scratch)
+        else:
+            found, best = chain_votes(context, rx, nx, scratch)
+        out_match[source] = best
+        kept = 0
+        while kept < MAX_CANDIDATES // 2 + 1:
+            top = -1
+            for j in range(found):
+                if shares[j] > 0.02 and (top < 0 or shares[j] > shares[top]):
+                    top = j
+            if top < 0:
+                break
+            i = _slot(out_tokens, used, pool[top])
+            if i < 0 and used < MAX_CANDIDATES:
+                i = used
+                out_tokens[i] = pool[top]
+                for q in range(SOURCES):
+                    out_shares[i, q] = 0.0
+                used += 1
+            if i >= 0:
+                out_shares[i, source] = shares[top]
+            shares[top] = -1.0
+            kept += 1
+        # A token another source offers may sit lower here: its share still is evidence.
+        for i in range(used):
+            for j in range(found):
+                if shares[j] > 0 and pool[j] == out_tokens[i]:
+                    out_shares[i, source] = shares[j]
+    return used

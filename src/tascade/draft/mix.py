@@ -1,0 +1,167 @@
+"""TASC-spec's drafter: the task's corpus, similar examples and the request itself, mixed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from tascade.core import EMPTY_TREE, DraftTree, IntArray
+from tascade.draft.calibrate import Calibration
+from tascade.draft.context import HashChain
+from tascade.draft.lookup import DEPTH, MAX_SHARDS
+from tascade.draft.search import MAX_NODES, grow, new_memo, new_tree, new_work, settle
+from tascade.errors import ConfigError
+
+_START = np.array([-1, -1], np.int32)
+
+
+class CorpusView(Protocol):
+    """What the drafter reads of a corpus index: shards of arrays, and documents not yet in one."""
+
+    @property
+    def shards(self) -> Sequence[Any]:
+        """Shards, each with ``tokens``, ``order`` and ``head`` arrays."""
+        ...
+
+    @property
+    def delta_tokens(self) -> IntArray:
+        """Documents appended since the last compaction, separators between them."""
+        ...
+
+
+class SimilarView(Protocol):
+    """Finds the outputs of the examples whose prompts are most like this one."""
+
+    def lookup(self, prompt: IntArray) -> list[IntArray]:
+        """Outputs, the most similar last."""
+        ...
+
+
+class MixDrafter:
+    """Drafts trees from all sources at once; learns which to trust, and when.
+
+    Args:
+        corpus: the task's outputs; ``None`` to draft from the request alone.
+        similar: outputs of similar examples; ``None`` to go without.
+        calibration: learned trust, updated in place while decoding.
+        end_tokens: ids below which nothing is drafted.
+        use_context: whether the request's own prompt and output are a source.
+        adapt: whether outcomes update the calibration.
+    """
+
+    name = "tasc-spec"
+
+    def __init__(
+        self,
+        corpus: CorpusView | None,
+        *,
+        similar: SimilarView | None = None,
+        calibration: Calibration | None = None,
+        end_tokens: Sequence[int] = (),
+        use_context: bool = True,
+        adapt: bool = True,
+    ) -> None:
+        self.corpus, self.similar = corpus, similar
+        self.calibration = calibration or Calibration()
+        self.adapt, self._use_context = adapt, use_context
+        self._barriers = np.asarray(end_tokens, np.int32)
+        self._recent = HashChain(16, bits=16)
+        self._examples, self._request = HashChain(4096), HashChain(4096)
+        self._tree, self._memo, self._work = new_tree(), new_memo(), new_work()
+        self._nodes = -1
+        self.refresh()
+        self.start(np.empty(0, np.int32))
+
+    def refresh(self) -> None:
+        """Take up what was added to the corpus index since it was opened."""
+        self._shards, self._keep_alive = shard_table(self.corpus)
+        self._recent.reset()
+        if self.corpus is not None and len(self.corpus.delta_tokens) > 1:
+            delta = self.corpus.delta_tokens
+            self._recent.extend(np.repeat(delta, np.where(delta == -1, 2, 1)))
+
+    def start(self, prompt: IntArray) -> None:
+        """Begin a request: index its prompt, fetch similar examples."""
+        self._examples.reset()
+        self._request.reset()
+        if self._use_context:
+            self._request.extend(np.ascontiguousarray(prompt, np.int32))
+        if self.similar is not None and len(prompt):
+            for output in self.similar.lookup(prompt):
+                self._examples.extend(_START)
+                self._examples.extend(output)
+        self._output_tail = _START
+        self._request_tail = np.ascontiguousarray(prompt[::-1][:DEPTH], np.int32)
+        self._nodes = -1
+
+    def propose(self, limit: int, floor: float = 0.02) -> DraftTree:
+        """The best-first tree of at most ``limit`` nodes with survival of ``floor`` or more."""
+        if limit <= 0:
+            self._nodes = -1
+            return EMPTY_TREE
+        n = grow(
+            min(limit, MAX_NODES),
+            floor,
+            self._barriers,
+            (
+                self._shards,
+                self._recent.arrays(),
+                self._examples.arrays(),
+                self._request.arrays(),
+            ),
+            (self._output_tail, self._request_tail),
+            self.calibration.arrays(),
+            self._tree,
+            self._memo,
+            self._work,
+        )
+        self._nodes = n
+        return DraftTree(*(array[:n].copy() for array in self._tree))
+
+    def commit(self, tokens: IntArray, verified: int, path: Sequence[int]) -> None:
+        """Learn from the outcome and move on by ``tokens``."""
+        if self.adapt and self._nodes >= 0:
+            settle(tokens, self._nodes, self._tree, self.calibration.arrays(), self._memo)
+        self._nodes = -1
+        if self._use_context:
+            self._request.extend(tokens)
+        recent = np.ascontiguousarray(tokens[::-1], np.int32)
+        self._output_tail = np.concatenate((recent, self._output_tail))[:DEPTH]
+        self._request_tail = np.concatenate((recent, self._request_tail))[:DEPTH]
+
+
+def shard_table(corpus: CorpusView | None) -> tuple[Any, list[Any]]:
+    """Addresses and lengths of a corpus's arrays, [S, 6] int64, as the kernels read them.
+
+    The second value must be kept for as long as the first is in use: it holds the arrays.
+
+    Raises:
+        ConfigError: more shards than one draft searches.
+    """
+    shards = list(corpus.shards) if corpus is not None else []
+    if len(shards) > MAX_SHARDS:
+        raise ConfigError(
+            "too many shards to search in one draft",
+            got=len(shards),
+            wanted=f"at most {MAX_SHARDS}",
+            fix="compact the corpus index",
+        )
+    rows = [_addresses(shard) for shard in shards]
+    return np.asarray(rows, np.int64).reshape(len(rows), 6), shards
+
+
+def _addresses(shard: Any) -> list[int]:
+    row: list[int] = []
+    for array, dtype in (
+        (shard.tokens, np.int32),
+        (shard.order, np.uint32),
+        (shard.head, np.uint32),
+    ):
+        if array.dtype != dtype or not array.flags.c_contiguous:
+            raise ConfigError(
+                "a shard's array has the wrong layout", got=array.dtype, wanted=dtype.__name__
+            )
+        row += [array.ctypes.data, len(array)]
+    return row
