@@ -1,0 +1,1 @@
+"""Verifying drafts on an unmodified Transformers model: cache, masks, sampling, the loop."""

@@ -1,0 +1,113 @@
+"""A key-value cache that can be rewound, and that keeps a tree's accepted path in place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+_FIRST_CAPACITY = 512
+
+
+class RewindableLayer(CacheLayerMixin):  # type: ignore[misc]
+    """Keys and values of one layer in buffers that are allocated once and grow by doubling.
+
+    keys, values: [B, H, capacity, D]; the first ``length`` slots are in use. Sliding-window layers
+    are kept whole as well: their window is the mask's business, and a window that has dropped its
+    oldest entries could not be rewound.
+    """
+
+    is_sliding = False
+    is_croppable = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.length = 0
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Allocate buffers shaped like the first states seen. [B, H, n, D] each."""
+        capacity = max(_FIRST_CAPACITY, 2 * key_states.shape[2])
+        self.keys = _buffer(key_states, capacity)
+        self.values = _buffer(value_states, capacity)
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write new states behind the used slots. Returns views of all used slots."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        end = self.length + key_states.shape[2]
+        if end > self.keys.shape[2]:
+            self._grow(end)
+        self.keys[:, :, self.length : end] = key_states
+        self.values[:, :, self.length : end] = value_states
+        self.length = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def _grow(self, needed: int) -> None:
+        capacity = max(needed, 2 * self.keys.shape[2])
+        for name in ("keys", "values"):
+            old: torch.Tensor = getattr(self, name)
+            new = _buffer(old, capacity)
+            new[:, :, : self.length] = old[:, :, : self.length]
+            setattr(self, name, new)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Length and offset of the keys a query of this length will see."""
+        return self.length + query_length, 0
+
+    def get_seq_length(self) -> int:
+        """Slots in use."""
+        return self.length
+
+    def get_max_length(self) -> int:
+        """No maximum."""
+        return -1
+
+    def reset(self) -> None:
+        """Forget everything, keep the buffers."""
+        self.length = 0
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Drop the last ``-tokens_to_remove`` slots (Transformers counts them below zero)."""
+        self.length -= abs(tokens_to_remove)
+
+
+def _buffer(like: torch.Tensor, capacity: int) -> torch.Tensor:
+    shape = (like.shape[0], like.shape[1], capacity, like.shape[3])
+    return torch.empty(shape, dtype=like.dtype, device=like.device)
+
+
+class RewindableCache(Cache):  # type: ignore[misc]
+    """A Transformers cache of :class:`RewindableLayer`; buffers survive from request to request."""
+
+    def __init__(self) -> None:
+        super().__init__(layer_class_to_replicate=RewindableLayer)
+
+    @property
+    def length(self) -> int:
+        """Slots in use."""
+        return self.layers[0].length if self.layers else 0
+
+    def truncate(self, length: int) -> None:
+        """Keep the first ``length`` slots of every layer."""
+        for layer in self.layers:
+            layer.length = length
+
+    def keep(self, base: int, slots: Sequence[int]) -> None:
+        """Keep ``base`` slots and then, in this order, the slots at ``base + slots[i]``.
+
+        Only rows that are out of place move: a chain's accepted part is already where it belongs.
+        ``slots`` must be strictly increasing.
+        """
+        n = len(slots)
+        moved = next((i for i in range(n) if slots[i] != i), n)
+        if moved < n:
+            index = torch.tensor(slots[moved:], device=self.layers[0].keys.device) + base
+            to = slice(base + moved, base + n)
+            for layer in self.layers:
+                layer.keys[:, :, to] = layer.keys.index_select(2, index)
+                layer.values[:, :, to] = layer.values.index_select(2, index)
+        self.truncate(base + n)

@@ -1,0 +1,251 @@
+"""The decoding loop: propose, verify, commit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from tascade.core import EMPTY_TREE, Drafter, DraftTree, FloatArray, Generation, IntArray, StepStats
+from tascade.decode.sample import Chooser, Processor, SamplingParams
+from tascade.decode.stop import ExtraStop, StopRule
+from tascade.decode.target import PREFILL_DRAFT_LIMIT as PREFILL_DRAFT_LIMIT
+from tascade.decode.target import Target
+from tascade.decode.verify import Walk, walk
+from tascade.errors import ConfigError, TascadeError
+
+
+class NodeBudget(Protocol):
+    """How many nodes to propose, and to verify. See :class:`tascade.draft.budget.Budget`."""
+
+    def plan(self) -> tuple[int, float]:
+        """(most nodes, least survival) worth proposing now."""
+        ...
+
+    def choose(self, survival: FloatArray) -> int:
+        """How many of the proposed nodes to verify."""
+        ...
+
+    def observe(self, nodes: int, seconds: float, committed: int, draft_seconds: float) -> None:
+        """Take the outcome of a step."""
+        ...
+
+
+@dataclass(slots=True)
+class AllNodes:
+    """The budget that verifies whatever is proposed, up to ``limit`` nodes."""
+
+    limit: int = 64
+
+    def plan(self) -> tuple[int, float]:
+        """Always ask."""
+        return self.limit, 0.0
+
+    def choose(self, survival: FloatArray) -> int:
+        """Always take all."""
+        return min(len(survival), self.limit)
+
+    def observe(self, nodes: int, seconds: float, committed: int, draft_seconds: float) -> None:
+        """Nothing to learn."""
+
+
+@dataclass(slots=True)
+class _Request:
+    prompt: IntArray
+    chooser: Chooser
+    stop: StopRule
+    result: Generation
+    device: torch.device
+    done: bool = False
+    ids: torch.Tensor | None = None
+    known: int = 0
+    started: float = field(default_factory=time.perf_counter)
+
+    def prefix(self, extra: Sequence[int]) -> torch.Tensor:
+        """Prompt, output so far and ``extra``: [1, T]. Kept in one growing buffer, whose first
+        ``known`` output tokens are written for good.
+        """
+        n, output = len(self.prompt), self.result.tokens
+        end = n + len(output) + len(extra)
+        if self.ids is None or self.ids.shape[1] < end:
+            self.ids = torch.empty(1, 2 * end, dtype=torch.long, device=self.device)
+            self.ids[0, :n] = torch.from_numpy(self.prompt.astype(np.int64))
+            self.known = 0
+        new = [*output[self.known :], *extra]
+        if new:
+            self.ids[0, n + self.known : end] = torch.tensor(new, dtype=torch.long)
+        self.known = len(output)
+        return self.ids[:, :end]
+
+
+class Decoder:
+    """Decodes one request at a time with a target, a drafter and a budget.
+
+    Plain decoding is the same loop with the drafter that proposes nothing.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        drafter: Drafter,
+        budget: NodeBudget | None = None,
+        tokenizer: Any = None,
+    ) -> None:
+        self.target, self.drafter, self.tokenizer = target, drafter, tokenizer
+        self.budget: NodeBudget = budget or AllNodes()
+        self._current: _Request | None = None
+
+    def generate(
+        self,
+        prompt: Sequence[int] | IntArray,
+        params: SamplingParams,
+        processors: Sequence[Processor] = (),
+        on_tokens: Callable[[list[int]], None] | None = None,
+        extra_stop: ExtraStop | None = None,
+    ) -> Generation:
+        """Decode one prompt of token ids [T] to its end.
+
+        ``on_tokens`` is called after each step with the newly committed ids; ``extra_stop`` after
+        each token with the output so far, and ends the request by saying true.
+
+        Raises:
+            ConfigError: an empty prompt, or stop strings without a tokenizer.
+        """
+        last: Generation | None = None
+        for tokens, last in self.stream(prompt, params, processors, extra_stop):
+            if on_tokens is not None:
+                on_tokens(tokens)
+        assert last is not None
+        return last
+
+    @torch.inference_mode()
+    def _advance(self, request: _Request) -> list[int]:
+        return self.step(request) if request.result.tokens else self.prefill(request)
+
+    def stream(
+        self,
+        prompt: Sequence[int] | IntArray,
+        params: SamplingParams,
+        processors: Sequence[Processor] = (),
+        extra_stop: ExtraStop | None = None,
+    ) -> Iterator[tuple[list[int], Generation]]:
+        """Decode step by step: yields the new ids and the result so far.
+
+        Raises:
+            TascadeError: another request was begun on this decoder before this one ended.
+        """
+        ids = np.ascontiguousarray(prompt, dtype=np.int32)
+        if len(ids) == 0:
+            raise ConfigError("the prompt is empty", got="0 tokens", wanted="at least one token")
+        stop = StopRule(params, self.tokenizer, extra_stop)
+        device = self.target.device
+        request = _Request(ids, Chooser(params, processors), stop, Generation([]), device)
+        request.result.prompt_tokens = len(ids)
+        self.target.begin()
+        self.drafter.start(ids)
+        self._current = request
+        while not request.done:
+            if self._current is not request:
+                raise TascadeError(
+                    "another request has begun on this decoder, and took its cache",
+                    fix="finish one stream before the next, or give each its own Decoder",
+                )
+            tokens = self._advance(request)
+            if request.done:
+                self._finish(request)
+            yield tokens, request.result
+
+    def prefill(self, request: _Request) -> list[int]:
+        """First forward: the prompt and, where it is short enough, a first draft behind it."""
+        drafting = len(request.prompt) <= PREFILL_DRAFT_LIMIT
+        tree, draft_seconds = self.propose(request, drafting)
+        tokens = self._verify(request, request.prompt.tolist(), tree, draft_seconds)
+        result = request.result
+        result.prefill_seconds = result.steps[-1].step_seconds + draft_seconds
+        if not len(tree):
+            result.steps.pop()
+            result.forwards, result.stepped_tokens = 0, 0
+        return tokens
+
+    def step(self, request: _Request) -> list[int]:
+        """One round: propose, verify, commit. Returns the newly committed ids."""
+        tree, draft_seconds = self.propose(request)
+        return self._verify(request, request.result.tokens[-1:], tree, draft_seconds)
+
+    def propose(self, request: _Request, drafting: bool = True) -> tuple[DraftTree, float]:
+        """Ask the drafter for as many nodes as are worth verifying now."""
+        start = time.perf_counter()
+        left = request.stop.left(request.result.tokens) - 1
+        limit, floor = self.budget.plan() if drafting else (0, 0.0)
+        room = self.target.room(len(request.prompt) + len(request.result.tokens))
+        limit = min(limit, left) if not self.target.supports_trees else limit
+        limit = limit if room is None else min(limit, room)
+        if limit <= 0 or left <= 0:
+            self.drafter.propose(0)
+            return EMPTY_TREE, time.perf_counter() - start
+        tree = self.drafter.propose(limit, floor)
+        if not self.target.supports_trees and not tree.is_chain:
+            tree = best_chain(tree)
+        tree = tree.first(self.budget.choose(tree.survival))
+        return tree, time.perf_counter() - start
+
+    def _verify(
+        self, request: _Request, tokens: list[int], tree: DraftTree, draft_seconds: float
+    ) -> list[int]:
+        start = time.perf_counter()
+        base = self.target.length + len(tokens)
+        logits = self.target.forward(tokens, tree)
+        result = request.result
+        outcome = walk(
+            tree,
+            logits,
+            request.chooser,
+            len(result.tokens),
+            request.prefix,
+            lambda new: request.stop.is_last(result.tokens + new),
+        )
+        seconds = time.perf_counter() - start
+        self.commit(request, base, tree, outcome)
+        first = len(tokens) > 1 or base == len(request.prompt)
+        if not first:
+            self.budget.observe(len(tree), seconds, len(outcome.tokens), draft_seconds)
+        result.steps.append(
+            StepStats(len(tree), len(outcome.path), len(outcome.tokens), draft_seconds, seconds)
+        )
+        result.forwards += 1
+        result.stepped_tokens += len(outcome.tokens)
+        return outcome.tokens
+
+    def commit(self, request: _Request, base: int, tree: DraftTree, outcome: Walk) -> None:
+        """Keep what was accepted in the cache, the drafter and the result."""
+        self.target.keep(base, outcome.path)
+        request.result.tokens += outcome.tokens
+        request.result.sources += outcome.sources
+        request.done = outcome.stopped
+        self.drafter.commit(np.asarray(outcome.tokens, np.int32), len(tree), outcome.path)
+
+    def _finish(self, request: _Request) -> None:
+        result = request.result
+        result.finish_reason = request.stop.reason
+        result.text = request.stop.text(result.tokens)
+        result.seconds = time.perf_counter() - request.started
+
+
+def best_chain(tree: DraftTree) -> DraftTree:
+    """The path that follows the likeliest child from the root, for hosts that verify chains."""
+    nodes: list[int] = []
+    at = -1
+    for i, parent in enumerate(tree.parents.tolist()):
+        if parent == at:  # nodes are best first, so the first child is the likeliest
+            nodes.append(i)
+            at = i
+    return DraftTree(
+        tree.tokens[nodes],
+        np.arange(-1, len(nodes) - 1, dtype=np.int32),
+        tree.survival[nodes],
+        tree.source[nodes],
+    )

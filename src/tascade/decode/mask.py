@@ -1,0 +1,83 @@
+"""Attention masks for a draft tree behind a cached prefix."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tascade.core import IntArray
+
+_TRIANGLE = 2048
+
+
+def depths(parents: IntArray) -> npt.NDArray[np.int64]:
+    """Depth of each node, 1 below the last committed token. ``parents``: [N]; returns [N]."""
+    out = np.ones(len(parents), np.int64)
+    for i, parent in enumerate(parents):
+        if parent >= 0:
+            out[i] = out[parent] + 1
+    return out
+
+
+def ancestors(parents: IntArray) -> npt.NDArray[np.bool_]:
+    """Who sees whom inside the tree: [N, N], true where column is row or its ancestor."""
+    n = len(parents)
+    seen = np.eye(n, dtype=bool)
+    for i, parent in enumerate(parents):
+        if parent >= 0:
+            seen[i] |= seen[parent]
+    return seen
+
+
+class MaskBuilder:
+    """Builds additive masks [1, 1, n, P + n] for ``n`` new tokens behind ``P`` cached ones.
+
+    Short causal masks are views of one triangle that grows by doubling up to ``_TRIANGLE`` rows;
+    longer ones are made row by row, as are a tree's. ``window`` limits how far back a position may
+    look, for sliding-window layers: position ``q`` sees ``k`` where ``q - k < window``.
+    """
+
+    def __init__(self, dtype: torch.dtype, device: torch.device, window: int | None = None) -> None:
+        self.dtype, self.device, self.window = dtype, device, window
+        self._blocked = torch.finfo(dtype).min
+        self._triangle = torch.empty(0, 0, dtype=dtype, device=device)
+
+    def causal(self, past: int, n: int) -> torch.Tensor:
+        """The mask of ``n`` consecutive tokens."""
+        if past + n > _TRIANGLE:
+            return self.tree(past, np.tri(n - 1, dtype=bool), np.arange(1, n))
+        if past + n > len(self._triangle):
+            self._grow(past + n)
+        return self._triangle[past : past + n, : past + n][None, None]
+
+    def tree(
+        self, past: int, seen: npt.NDArray[np.bool_], depth: npt.NDArray[np.int64]
+    ) -> torch.Tensor:
+        """The mask of ``1 + N`` tokens: the last committed token, then a draft tree's nodes.
+
+        ``seen``: [N, N] from :func:`ancestors`; ``depth``: [N] from :func:`depths`.
+        """
+        n = 1 + len(depth)
+        block = np.zeros((n, n), bool)
+        block[:, 0] = True
+        block[1:, 1:] = seen
+        position = np.concatenate(([0], depth))
+        if self.window is not None:
+            block &= position[:, None] - position[None, :] < self.window
+        rows = torch.zeros(n, past + n, dtype=self.dtype, device=self.device)
+        allowed = torch.from_numpy(block).to(self.device)
+        rows[:, past:].masked_fill_(~allowed, self._blocked)
+        if self.window is not None and past + int(position.max()) >= self.window:
+            back = torch.from_numpy(past + position).to(self.device)[:, None]
+            columns = torch.arange(past, device=self.device)[None]
+            rows[:, :past].masked_fill_(back - columns >= self.window, self._blocked)
+        return rows[None, None]
+
+    def _grow(self, needed: int) -> None:
+        size = max(512, 1 << (needed - 1).bit_length())
+        full = torch.full((size, size), self._blocked, dtype=self.dtype, device=self.device)
+        triangle = full.triu(1)
+        if self.window is not None:
+            triangle += full.tril(-self.window)
+        self._triangle = triangle

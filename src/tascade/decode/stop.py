@@ -1,0 +1,65 @@
+"""When a request ends: an end token, a stop string, or the token limit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tascade.decode.sample import SamplingParams
+from tascade.errors import ConfigError
+
+ExtraStop = Callable[[Sequence[int]], bool]
+"""A caller's own rule: (output so far, its newest token last) -> whether that token is the last."""
+
+
+class StopRule:
+    """Decides after each token, as a function of the tokens alone.
+
+    An ``extra`` rule is asked once for each committed token, in order, whatever else holds.
+
+    Stop strings are looked for in the text of the last few tokens: enough of them to hold the
+    longest stop string whatever its tokenization.
+    """
+
+    def __init__(
+        self, params: SamplingParams, tokenizer: Any = None, extra: ExtraStop | None = None
+    ) -> None:
+        if params.stop and tokenizer is None:
+            raise ConfigError("stop strings need a tokenizer", fix="pass tokenizer=...")
+        self._params, self._tokenizer, self._extra = params, tokenizer, extra
+        self._ends = frozenset() if params.ignore_end else frozenset(params.end_tokens)
+        self._window = max((len(s.encode()) for s in params.stop), default=0) + 4
+        self.reason = "length"
+
+    def is_last(self, output: Sequence[int]) -> bool:
+        """Whether the last of ``output`` (all tokens so far) ends the request; sets ``reason``."""
+        stopped = self._extra is not None and self._extra(output)
+        if stopped or output[-1] in self._ends:
+            self.reason = "stop"
+            return True
+        if self._params.stop and self.found(self._tail(output)) is not None:
+            self.reason = "stop"
+            return True
+        return len(output) >= self._params.max_new_tokens
+
+    def left(self, output: Sequence[int]) -> int:
+        """Tokens the limit still allows."""
+        return self._params.max_new_tokens - len(output)
+
+    def found(self, text: str) -> int | None:
+        """Where the first stop string begins in ``text``."""
+        at = [i for i in (text.find(s) for s in self._params.stop) if i >= 0]
+        return min(at, default=None)
+
+    def text(self, output: Sequence[int]) -> str:
+        """The text of ``output`` without end tokens, cut before the first stop string."""
+        if self._tokenizer is None:
+            return ""
+        ids = [t for t in output if t not in self._params.end_tokens]
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
+        cut = self.found(text) if self._params.stop else None
+        return text if cut is None else text[:cut]
+
+    def _tail(self, output: Sequence[int]) -> str:
+        text: str = self._tokenizer.decode(list(output[-self._window :]), skip_special_tokens=True)
+        return text

@@ -1,0 +1,198 @@
+"""The target model behind one call: a forward over one token, a chain or a tree."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from tascade.core import DraftTree
+from tascade.decode.cache import RewindableCache
+from tascade.decode.mask import MaskBuilder, ancestors, depths
+from tascade.errors import UnsupportedModelError
+
+_TREE_ATTENTION = ("sdpa", "eager")
+PREFILL_DRAFT_LIMIT = 2048
+"""Longest prompt, in tokens, whose prefill also verifies a draft (its mask is dense)."""
+
+
+def check_rewindable(model: Any) -> None:
+    """Refuse a model whose state is not plain attention keys and values, placed by position ids.
+
+    Raises:
+        UnsupportedModelError: recurrent, hybrid or encoder-decoder models; models that place
+            tokens by their slot in the cache, where a tree's branches lie side by side.
+    """
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or [])
+    odd = kinds - {"full_attention", "sliding_attention"}
+    stateful = bool(getattr(model, "_is_stateful", False))
+    if stateful or odd or getattr(model.config, "is_encoder_decoder", False):
+        raise UnsupportedModelError(
+            "this model's state cannot be rewound, so drafts cannot be verified",
+            got=f"{type(model).__name__} ({', '.join(sorted(odd)) or 'recurrent state'})",
+            wanted="a decoder-only model whose layers are full or sliding-window attention",
+            fix="decode it with its own generate(); tascade would give wrong words here",
+        )
+    trait = _slot_bound(model, config)
+    if trait:
+        raise UnsupportedModelError(
+            "this model does not place tokens by position ids, so drafts cannot be verified",
+            got=f"{type(model).__name__} ({trait})",
+            wanted="causal attention whose forward takes position_ids and a mask",
+            fix="decode it with its own generate(); tascade would give wrong words here",
+        )
+
+
+def _slot_bound(model: Any, config: Any) -> str:
+    """What ties the model's attention to cache slots or to both directions; "" for nothing."""
+    taken = inspect.signature(model.forward).parameters
+    missing = {"attention_mask", "position_ids", "past_key_values"} - set(taken)
+    if missing:
+        return "forward() does not take " + ", ".join(sorted(missing))
+    if getattr(config, "alibi", False):
+        return "ALiBi"
+    if "local" in (getattr(config, "attention_layers", None) or []):
+        return "local attention inside the layer"  # GPT-Neo
+    if getattr(config, "is_decoder", True) is False and hasattr(config, "type_vocab_size"):
+        return "an encoder: is_decoder is false"
+    return ""
+
+
+class Target:
+    """Runs an unmodified Transformers causal model over a :class:`RewindableCache`.
+
+    Holds one request's cache at a time; :meth:`begin` forgets the request before and keeps buffers.
+    """
+
+    def __init__(self, model: Any) -> None:
+        check_rewindable(model)
+        self.model = model
+        self.config = model.config.get_text_config()
+        self.cache = RewindableCache()
+        self.device: torch.device = model.device
+        self.supports_trees = self.config._attn_implementation in _TREE_ATTENTION
+        self._masks = self._mask_builders()
+        self._edge, self._beyond = _position_edge(self.config)
+
+    def _mask_builders(self) -> dict[str, MaskBuilder]:
+        dtype, window = self.model.dtype, getattr(self.config, "sliding_window", None)
+        kinds = getattr(self.config, "layer_types", None)
+        if kinds is None:
+            kinds = ["sliding_attention" if window else "full_attention"]
+        return {
+            kind: MaskBuilder(dtype, self.device, window if kind == "sliding_attention" else None)
+            for kind in sorted(set(kinds))
+        }
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of logits a forward returns."""
+        return int(self.config.vocab_size)
+
+    @property
+    def length(self) -> int:
+        """Tokens whose keys and values are cached."""
+        return self.cache.length
+
+    def room(self, base: int) -> int | None:
+        """How deep a draft may be behind ``base`` tokens; ``None`` for any depth.
+
+        Some models have no position beyond an edge, and some turn all their rotary frequencies
+        when any position passes one: there a draft may not look further than plain decoding.
+        """
+        if self._edge is None or (self._beyond and base > self._edge):
+            return None
+        return max(0, self._edge - base)
+
+    def begin(self) -> None:
+        """Start a new request with an empty cache."""
+        self.cache.truncate(0)
+
+    def forward(self, tokens: Sequence[int], tree: DraftTree | None = None) -> torch.Tensor:
+        """Run ``tokens`` and then the tree's nodes, all behind the cached prefix.
+
+        Args:
+            tokens: [T] consecutive committed tokens, at least one.
+            tree: drafted nodes below the last of ``tokens``; ``None`` or empty for none.
+
+        Returns:
+            [1 + N, V] logits: after the last of ``tokens``, and after each node.
+        """
+        past, t = self.cache.length, len(tokens)
+        n = 0 if tree is None else len(tree)
+        ids = list(tokens) if n == 0 else [*tokens, *tree.tokens.tolist()]  # type: ignore[union-attr]
+        positions = torch.arange(past, past + t + n, device=self.device)[None]
+        if past == 0 and n == 0 and t > PREFILL_DRAFT_LIMIT:
+            mask = None  # the kernel's own causal path: a dense mask would take memory ~ T * T
+        elif tree is None or n == 0 or tree.is_chain:
+            mask = self._select({k: m.causal(past, t + n) for k, m in self._masks.items()})
+        else:
+            depth = depths(tree.parents)
+            seen = ancestors(tree.parents)
+            positions[0, t:] = past + t - 1 + torch.from_numpy(depth).to(self.device)
+            mask = self._select(
+                {k: self._tree_mask(m, past, t, seen, depth) for k, m in self._masks.items()}
+            )
+        output = self.model(
+            input_ids=torch.tensor([ids], device=self.device),
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1 + n,
+        )
+        logits: torch.Tensor = output.logits[0]
+        return logits[-(1 + n) :]
+
+    def _tree_mask(
+        self, masks: MaskBuilder, past: int, t: int, seen: Any, depth: Any
+    ) -> torch.Tensor:
+        tail = masks.tree(past + t - 1, seen, depth)
+        if t == 1:
+            return tail
+        head = masks.causal(past, t - 1)
+        gap = tail.shape[3] - head.shape[3]
+        blocked = torch.finfo(tail.dtype).min
+        return torch.cat([torch.nn.functional.pad(head, (0, gap), value=blocked), tail], dim=2)
+
+    def _select(self, masks: dict[str, torch.Tensor]) -> Any:
+        if not self.supports_trees:
+            return None  # other kernels build their own causal mask, and take chains alone
+        if getattr(self.config, "layer_types", None) is not None and self._takes_mask_dict():
+            return masks
+        return next(iter(masks.values()))
+
+    def _takes_mask_dict(self) -> bool:
+        return len(self._masks) > 1
+
+    def keep(self, base: int, slots: Sequence[int]) -> None:
+        """Keep ``base`` cached tokens and the slots behind it that were accepted."""
+        self.cache.keep(base, slots)
+
+
+def _position_edge(config: Any) -> tuple[int | None, bool]:
+    """(last sequence length with the usual positions, whether drafts may go on beyond it)."""
+    rope = getattr(config, "rope_parameters", None)
+    most = getattr(config, "max_position_embeddings", None)
+    if rope is None:
+        return most, False  # a table of positions: nothing lies beyond it
+    groups = [rope, *(v for v in rope.values() if isinstance(v, dict))]
+    kinds = {group.get("rope_type") for group in groups}
+    starts = [group.get("original_max_position_embeddings") for group in groups]
+    start = next(
+        (s for s in starts if s), getattr(config, "original_max_position_embeddings", most)
+    )
+    if "dynamic" in kinds:
+        return start or most, False  # every further token turns the frequencies again
+    if "longrope" in kinds:
+        return start or most, True
+    return None, True
+
+
+def to_numpy(ids: Sequence[int]) -> np.ndarray[Any, np.dtype[np.int32]]:
+    """Token ids as an int32 array."""
+    return np.asarray(ids, dtype=np.int32)

@@ -1,0 +1,79 @@
+"""Verification: walk a draft tree along the tokens that plain decoding takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from tascade.core import DraftTree, Source
+from tascade.decode.sample import Chooser
+
+
+@dataclass(slots=True)
+class Walk:
+    """Outcome of one verification.
+
+    ``tokens``: committed ids, at least one; ``path``: accepted nodes, root to leaf; ``sources``:
+    who proposed each token; ``stopped``: whether the last token ends the request.
+    """
+
+    tokens: list[int]
+    path: list[int]
+    sources: list[int]
+    stopped: bool
+
+
+Prefix = Callable[[list[int]], torch.Tensor]
+"""Ids of the request so far and these tokens behind them, [1, T]."""
+
+
+def walk(
+    tree: DraftTree,
+    logits: torch.Tensor,
+    chooser: Chooser,
+    position: int,
+    prefix: Prefix,
+    is_last: Callable[[list[int]], bool],
+) -> Walk:
+    """Take, at each node, the token plain decoding takes; follow the child that holds it.
+
+    The first token that no child holds is still the target's own, so it is committed too: a walk
+    over ``a`` accepted nodes yields ``a + 1`` tokens, unless one of them ends the request.
+
+    Args:
+        tree: [N] nodes.
+        logits: [1 + N, V], after the last committed token and after each node.
+        chooser: how a token is chosen.
+        position: index in the output of the first token to choose.
+        prefix: gives the ids a logits processor wants to see.
+        is_last: whether these newly committed tokens end the request.
+    """
+    children = {
+        (parent, token): i
+        for i, (parent, token) in enumerate(
+            zip(tree.parents.tolist(), tree.tokens.tolist(), strict=True)
+        )
+    }
+    best = logits.argmax(-1).tolist() if chooser.is_argmax else None
+    empty = torch.empty(1, 0, dtype=torch.long, device=logits.device)
+    out = Walk([], [], [], False)
+    node = -1
+    while True:
+        if best is not None:
+            token = best[node + 1]
+        else:
+            before = prefix(out.tokens) if chooser.needs_prefix else empty
+            token = chooser.choose(logits[node + 1], before, position + len(out.tokens))
+        child = children.get((node, token))
+        out.tokens.append(token)
+        out.sources.append(int(Source.TARGET if child is None else tree.source[child]))
+        if child is not None:
+            out.path.append(child)
+        if is_last(out.tokens):
+            out.stopped = True
+            return out
+        if child is None:
+            return out
+        node = child
