@@ -1,0 +1,1 @@
+"""Measuring: methods in turns, metrics, peers, the report."""

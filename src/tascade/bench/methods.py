@@ -1,0 +1,120 @@
+"""Ways of decoding, as the bench runs them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from tascade.bench.trace import Recorder, VerifiedNodes
+from tascade.core import Generation, IntArray
+from tascade.decode.loop import Decoder
+from tascade.decode.sample import SamplingParams
+from tascade.draft.calibrate import Calibration
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One row of the benchmark: prompt ids [T] and the text that was wanted."""
+
+    prompt: Sequence[int] | IntArray
+    reference: str
+    id: str = ""
+
+
+class Method(Protocol):
+    """One way of decoding. The bench calls ``reset``, then ``run`` for each request in turn."""
+
+    @property
+    def name(self) -> str:
+        """Key of the method in the result."""
+        ...
+
+    @property
+    def guarantee(self) -> str:
+        """``lossless``, ``approximate`` or ``retrained``."""
+        ...
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The method's own settings, for the result."""
+        ...
+
+    def reset(self) -> None:
+        """Forget every request so far; keep what was learned from the task data."""
+        ...
+
+    def run(self, request: Request) -> Generation:
+        """Decode one request to its end."""
+        ...
+
+    def trace(self, requests: Sequence[Request]) -> VerifiedNodes | None:
+        """The nodes verified while decoding ``requests``, untimed; None where none can be seen."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A method that could not run here, and why."""
+
+    name: str
+    reason: str
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def nothing() -> None:
+    """The reset of a method that keeps no state from request to request."""
+
+
+@dataclass(slots=True)
+class DecoderMethod:
+    """A method that is our loop with some drafter and budget.
+
+    ``reset_state`` puts back what decoding changes in them: see :func:`restorer`.
+    """
+
+    name: str
+    decoder: Decoder
+    params: SamplingParams
+    guarantee: str = "lossless"
+    settings: dict[str, Any] = field(default_factory=dict)
+    reset_state: Callable[[], None] = nothing
+
+    def reset(self) -> None:
+        """Call ``reset_state``."""
+        self.reset_state()
+
+    def run(self, request: Request) -> Generation:
+        """Decode with the loop."""
+        return self.decoder.generate(request.prompt, self.params)
+
+    def trace(self, requests: Sequence[Request]) -> VerifiedNodes:
+        """Decode with a recorder between the loop and the drafter."""
+        inner = self.decoder.drafter
+        recorder = Recorder(inner, trees=self.decoder.target.supports_trees)
+        self.decoder.drafter = recorder
+        try:
+            for request in requests:
+                self.run(request)
+        finally:
+            self.decoder.drafter = inner
+        return recorder.nodes
+
+
+def restorer(decoder: Decoder, calibration: Calibration | None = None) -> Callable[[], None]:
+    """A function that puts the decoder's budget, and a calibration, back to what they are now.
+
+    Every repeat then starts from the same state: what the pack holds, nothing from a test row.
+    Within a repeat both adapt, as they do in use.
+    """
+    budget = copy.deepcopy(decoder.budget)
+    saved = None if calibration is None else calibration.copy()
+
+    def restore() -> None:
+        decoder.budget = copy.deepcopy(budget)
+        if calibration is not None and saved is not None:
+            for live, old in zip(calibration.arrays(), saved.arrays(), strict=True):
+                live[...] = old
+
+    return restore

@@ -1,0 +1,230 @@
+"""`tascade bench` and `tascade report`: a pack against plain decoding and the peers installed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from tascade.bench.equality import NearTies
+from tascade.bench.methods import DecoderMethod, Method, Request, Skipped, restorer
+from tascade.bench.peers import arctic_methods, hf_generate, hf_prompt_lookup
+from tascade.bench.report import write_report
+from tascade.bench.run import About, BenchSettings, run_bench
+from tascade.core import IntArray
+from tascade.data.load import load_examples, source_hash
+from tascade.decode.loop import AllNodes, Decoder
+from tascade.decode.sample import SamplingParams
+from tascade.draft.paper import PaperDrafter
+from tascade.encode import encode_prompt
+from tascade.errors import ConfigError, DataError
+from tascade.files import write_atomic
+from tascade.load import ModelRef
+from tascade.model import TaskModel
+from tascade.pack import Pack
+from tascade.pipeline import spread
+
+ALL = ("plain", "tasc-paper", "tasc-spec", "hf-generate", "hf-prompt-lookup", "arctic-suffix")
+_WARMUP_ROWS = 3
+Progress = Callable[[str, int, int | None], None]
+
+
+@dataclass(frozen=True, slots=True)
+class BenchOptions:
+    """What to measure: which methods (``all`` for every one), on how many rows, how often."""
+
+    methods: tuple[str, ...] = ("all",)
+    rows: int = 64
+    repeats: int = 5
+    max_new_tokens: int = 0
+    temperature: float = 0.0
+    seed: int = 0
+
+    def names(self) -> tuple[str, ...]:
+        """The methods asked for; ``plain`` always comes first.
+
+        Raises:
+            ConfigError: an unknown method.
+        """
+        if "all" in self.methods:
+            return ALL
+        for name in self.methods:
+            if name not in ALL:
+                raise ConfigError(
+                    "unknown method", got=name, wanted=", ".join(ALL), where="methods"
+                )
+        return ("plain", *(name for name in self.methods if name != "plain"))
+
+
+def bench_pack(
+    pack: str | Path,
+    data: Any,
+    *,
+    warmup: Any = None,
+    model: ModelRef | None = None,
+    dtype: str = "auto",
+    options: BenchOptions | None = None,
+    out: Path | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Measure a pack on held-out rows; the result is kept in the pack too.
+
+    Args:
+        pack: the pack's folder.
+        data: rows that neither index nor calibration has seen, prompts and completions.
+        warmup: rows for the untimed first pass; the first test rows' prompts are used if absent,
+            decoded once more than the others and otherwise like them.
+        model: another copy of the model the pack was made for.
+        dtype: float32, bfloat16, float16 or auto.
+        options: methods, rows, repeats.
+        out: where to write the JSON as well.
+        progress: called with (stage, done, total).
+
+    Raises:
+        DataError: the rows cannot be used, or have no prompts.
+    """
+    options = options or BenchOptions()
+    task_model = TaskModel.from_pretrained(pack, model, dtype=dtype)
+    chosen: dict[str, Any] = {"temperature": options.temperature, "seed": options.seed}
+    if options.max_new_tokens:
+        chosen["max_new_tokens"] = options.max_new_tokens
+    params = task_model.params(**chosen)
+    requests = spread(list(_requests(task_model, data)), options.rows)
+    if not requests:
+        raise DataError(
+            "no rows to measure on", got="0 rows", wanted="one or more", where=str(data)
+        )
+    warm = spread(list(islice(_requests(task_model, warmup or data), 64)), _WARMUP_ROWS)
+    result = run_bench(
+        list(methods(task_model, params, options.names())),
+        requests,
+        BenchSettings(params, repeats=options.repeats),
+        about=_about(task_model, pack, data),
+        warmup=warm,
+        near_ties=NearTies(task_model.target, params),
+        progress=progress,
+    )
+    text = json.dumps(result, indent=1).encode()
+    write_atomic(task_model.pack.bench, text)
+    if out is not None:
+        write_atomic(out, text)
+    return result
+
+
+def _about(task_model: TaskModel, pack: str | Path, data: Any) -> About:
+    source = source_hash(data)
+    return About(
+        model=Path(task_model.pack.info.model).name,
+        dtype=str(task_model.model.dtype).removeprefix("torch."),
+        data_path=_short(data),
+        data_sha256=str(source["sha256"]),
+        pack=Path(pack).name,
+        command=" ".join([Path(sys.argv[0]).name, *(_short(a) for a in sys.argv[1:])]),
+    )
+
+
+def _short(path: Any) -> str:
+    """A path without the folders above this one: results are shared, machines are not."""
+    text = str(path)
+    return "/".join(Path(text).parts[-2:]) if text.startswith("/") else text
+
+
+def _requests(task_model: TaskModel, data: Any) -> Iterator[Request]:
+    for example in load_examples(data, split="test"):
+        if example.prompt is None:
+            raise DataError(
+                "a row without a prompt cannot be measured",
+                got="an output alone",
+                wanted="prompt and completion",
+                where=example.where,
+            )
+        ids = encode_prompt(task_model.tokenizer, example.prompt)
+        yield Request(ids, example.completion, example.id or example.where)
+
+
+def methods(
+    task_model: TaskModel, params: SamplingParams, names: Sequence[str]
+) -> Iterator[Method | Skipped]:
+    """The methods of these names, all over the same target, all warm with the same outputs."""
+    target, tokenizer = task_model.target, task_model.tokenizer
+    for name in names:
+        if name == "plain":
+            yield DecoderMethod(name, task_model.plain, params)
+        elif name == "tasc-spec":
+            yield _spec(task_model, params)
+        elif name == "tasc-paper":
+            yield _paper(task_model, params)
+        elif name == "hf-generate":
+            yield hf_generate(task_model.model, params, tokenizer)
+        elif name == "hf-prompt-lookup":
+            yield hf_prompt_lookup(task_model.model, params, tokenizer)
+        elif name == "arctic-suffix":
+            yield from arctic_methods(target, _outputs(task_model), params, tokenizer)
+
+
+def _outputs(task_model: TaskModel) -> list[IntArray]:
+    return [tokens for _, tokens in task_model.corpus.documents()]
+
+
+def _spec(task_model: TaskModel, params: SamplingParams) -> DecoderMethod:
+    calibration = task_model.calibration.copy()
+    drafter = task_model.new_drafter(calibration)
+    decoder = Decoder(task_model.target, drafter, task_model.new_budget(), task_model.tokenizer)
+    return DecoderMethod(
+        "tasc-spec",
+        decoder,
+        params,
+        settings={
+            "similar": drafter.similar is not None,
+            "corpus_tokens": task_model.corpus.n_tokens,
+            "step_cost": task_model.cost.to_json(),
+        },
+        reset_state=restorer(decoder, calibration),
+    )
+
+
+def _paper(task_model: TaskModel, params: SamplingParams) -> DecoderMethod:
+    drafter = PaperDrafter(_outputs(task_model), end_tokens=task_model.ends)
+    decoder = Decoder(task_model.target, drafter, AllNodes(drafter.length), task_model.tokenizer)
+    settings = {
+        "n_max": drafter.n_max,
+        "length": drafter.length,
+        "p_min": drafter.p_min,
+        "weight": drafter.weight,
+    }
+    return DecoderMethod("tasc-paper", decoder, params, settings=settings)
+
+
+def report_pack(pack: str | Path, results: Sequence[Path] = (), out: Path | None = None) -> Path:
+    """Write a page from bench results, the pack's own last one by default. Returns its path.
+
+    Raises:
+        ConfigError: there is no result yet, or a file is not one.
+    """
+    opened = Pack.open(pack)
+    files = list(results) or [opened.bench]
+    loaded = []
+    for file in files:
+        try:
+            loaded.append(json.loads(file.read_bytes()))
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                "cannot read a bench result",
+                got=error,
+                wanted="JSON written by `tascade bench`",
+                where=str(file),
+                fix="run `tascade bench PACK --data TEST` first",
+            ) from error
+    page = out or opened.report
+    facts = {
+        "model": opened.info.model,
+        "created": opened.info.created,
+        "command": opened.info.command,
+        "tascade": opened.info.tascade,
+    }
+    write_report(page, loaded, title=f"tascade: {Path(pack).name}", pack=facts)
+    return page

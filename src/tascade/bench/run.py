@@ -1,0 +1,321 @@
+"""Running methods against each other: in turns, timed per request, into one result."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from statistics import median
+from typing import Any
+
+from tascade.bench import metrics
+from tascade.bench.equality import NearTies
+from tascade.bench.machine import machine_info
+from tascade.bench.methods import Method, Request, Skipped
+from tascade.bench.schema import SCHEMA_VERSION, validate
+from tascade.bench.trace import VerifiedNodes
+from tascade.core import Generation, Source
+from tascade.decode.sample import SamplingParams
+from tascade.errors import ConfigError
+
+BASELINE = "plain"
+OURS = "tasc-spec"
+"""Methods whose name starts so are set against every other one."""
+
+Progress = Callable[[str, int, int], None]
+"""Told after each request: (phase, requests done in it, requests in all)."""
+
+
+@dataclass(frozen=True, slots=True)
+class BenchSettings:
+    """What all methods share. ``chunk``: requests a method decodes before the next takes over."""
+
+    params: SamplingParams = field(default_factory=SamplingParams)
+    repeats: int = 5
+    chunk: int = 4
+
+    def __post_init__(self) -> None:
+        for name in ("repeats", "chunk"):
+            if getattr(self, name) < 1:
+                raise ConfigError(
+                    f"{name} is out of range", got=getattr(self, name), wanted="1 or more"
+                )
+
+    def to_json(self) -> dict[str, Any]:
+        """The ``settings`` object of the result."""
+        p = self.params
+        return {
+            "max_new_tokens": p.max_new_tokens,
+            "temperature": float(p.temperature),
+            "top_k": p.top_k,
+            "top_p": float(p.top_p),
+            "min_p": float(p.min_p),
+            "repetition_penalty": float(p.repetition_penalty),
+            "seed": p.seed,
+            "batch": 1,
+            "repeats": self.repeats,
+            "chunk": self.chunk,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """Where the model, the data and the numbers come from."""
+
+    model: str
+    dtype: str
+    data_path: str
+    data_sha256: str
+    pack: str | None = None
+    command: str = ""
+
+
+@dataclass(slots=True)
+class _Record:
+    """What one method did: everything by repeat, and within it by request."""
+
+    method: Method
+    seconds: list[float] = field(default_factory=list)
+    runs: list[list[Generation]] = field(default_factory=list)
+    nodes: VerifiedNodes | None = None
+
+    @property
+    def first(self) -> list[Generation]:
+        """The generations of the first repeat, in the order of the requests."""
+        return self.runs[0]
+
+    def tokens(self) -> list[int]:
+        """Tokens by repeat."""
+        return [sum(len(g.tokens) for g in run) for run in self.runs]
+
+    def seconds_per_token(self) -> list[float]:
+        """By repeat: fair where a near tie has made one output longer."""
+        return [s / max(1, n) for s, n in zip(self.seconds, self.tokens(), strict=True)]
+
+
+def run_bench(
+    methods: Sequence[Method | Skipped],
+    requests: Sequence[Request],
+    settings: BenchSettings,
+    *,
+    about: About,
+    warmup: Sequence[Request] = (),
+    near_ties: NearTies | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Decode all requests with all methods, and put the numbers together.
+
+    The methods take turns: within a repeat every chunk of requests goes through all of them, in an
+    order that rotates from chunk to chunk, so that a drifting machine hurts all alike. At the start
+    of each repeat every method is reset, so that no repeat profits from the one before; within a
+    repeat a method may learn from the requests it has seen, as it would in use. What became of each
+    drafted node is observed in a last pass that is not timed.
+
+    Args:
+        methods: ready to run, ``plain`` among them.
+        requests: the test rows.
+        settings: shared by all methods, and already in theirs: the bench passes nothing on.
+        about: for the result.
+        warmup: rows that are not test rows; decoded once by every method before the clock starts.
+        near_ties: judges the outputs that differ; without it none counts as a near tie.
+        progress: told after each request.
+
+    Returns:
+        The result, checked against the schema.
+
+    Raises:
+        ConfigError: no requests, no ``plain``, or two methods of one name.
+    """
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    _check(methods, requests)
+    machine = machine_info()
+    records = [_Record(m) for m in methods if not isinstance(m, Skipped)]
+    _warm_up(records, warmup)
+    _time(records, requests, settings, progress)
+    _trace(records, requests, progress)
+    result = {
+        "schema": SCHEMA_VERSION,
+        "created": created,
+        "command": about.command,
+        "machine": machine,
+        "model": about.model,
+        "dtype": about.dtype,
+        "pack": about.pack,
+        "data": {
+            "path": about.data_path,
+            "sha256": about.data_sha256,
+            "examples": len(requests),
+        },
+        "settings": settings.to_json(),
+        "methods": _entries(methods, records, requests, near_ties),
+    }
+    validate(result)
+    return result
+
+
+def _check(methods: Sequence[Method | Skipped], requests: Sequence[Request]) -> None:
+    names = [m.name for m in methods]
+    if not requests:
+        raise ConfigError("nothing to measure", got="0 requests", wanted="1 or more")
+    if len(set(names)) < len(names):
+        raise ConfigError("two methods of one name", got=names, wanted="a name for each")
+    if not any(m.name == BASELINE for m in methods if not isinstance(m, Skipped)):
+        raise ConfigError(
+            "the baseline is missing", got=names, wanted=f"a method named {BASELINE!r}"
+        )
+
+
+# --- the passes ---------------------------------------------------------------------------------
+
+
+def _warm_up(records: Sequence[_Record], warmup: Sequence[Request]) -> None:
+    for record in records:
+        for request in warmup:
+            record.method.run(request)
+
+
+def _time(
+    records: Sequence[_Record],
+    requests: Sequence[Request],
+    settings: BenchSettings,
+    progress: Progress | None,
+) -> None:
+    done, total = 0, settings.repeats * len(records) * len(requests)
+    chunks = [requests[i : i + settings.chunk] for i in range(0, len(requests), settings.chunk)]
+    for repeat in range(settings.repeats):
+        for record in records:
+            record.method.reset()
+            record.seconds.append(0.0)
+            record.runs.append([])
+        gc.collect()
+        for index, chunk in enumerate(chunks):
+            turn = (index + repeat) % len(records)
+            for record in (*records[turn:], *records[:turn]):
+                for request in chunk:
+                    start = time.perf_counter()
+                    generation = record.method.run(request)
+                    record.seconds[-1] += time.perf_counter() - start
+                    record.runs[-1].append(generation)
+                    done += 1
+                    if progress is not None:
+                        progress(f"repeat {repeat + 1} of {settings.repeats}", done, total)
+
+
+def _trace(
+    records: Sequence[_Record], requests: Sequence[Request], progress: Progress | None
+) -> None:
+    for done, record in enumerate(records, 1):
+        record.method.reset()
+        record.nodes = record.method.trace(requests)
+        record.method.reset()
+        if progress is not None:
+            progress("acceptance, not timed", done, len(records))
+
+
+# --- the numbers --------------------------------------------------------------------------------
+
+
+def _entries(
+    methods: Sequence[Method | Skipped],
+    records: Sequence[_Record],
+    requests: Sequence[Request],
+    near_ties: NearTies | None,
+) -> dict[str, Any]:
+    by_name = {record.method.name: record for record in records}
+    plain = by_name[BASELINE]
+    entries: dict[str, Any] = {}
+    for method in methods:
+        if isinstance(method, Skipped):
+            entries[method.name] = {"skipped": method.reason, "settings": method.settings}
+            continue
+        record = by_name[method.name]
+        entry = _measured(record, requests)
+        if record is not plain:
+            entry |= _equality(record, plain, requests, near_ties)
+            entry["speedup"] = metrics.speedup(
+                record.seconds_per_token(), plain.seconds_per_token()
+            )
+        if method.name.startswith(OURS):
+            entry["versus"] = _versus(record, records)
+        entries[method.name] = entry
+    return entries
+
+
+def _measured(record: _Record, requests: Sequence[Request]) -> dict[str, Any]:
+    first, tokens = record.first, record.tokens()
+    forwards = sum(g.forwards for g in first)
+    prefill = [sum(g.prefill_seconds for g in run) for run in record.runs]
+    decoding = [
+        (n - _prefilled(run)) / max(s - p, 1e-9)
+        for n, run, s, p in zip(tokens, record.runs, record.seconds, prefill, strict=True)
+    ]
+    entry: dict[str, Any] = {
+        "tokens": tokens[0],
+        "steps": forwards,
+        "seconds": record.seconds,
+        "prefill_seconds": prefill,
+        "tokens_per_second": median(n / s for n, s in zip(tokens, record.seconds, strict=True)),
+        "decode_tokens_per_second": median(decoding),
+        "tokens_per_step": sum(g.stepped_tokens for g in first) / max(1, forwards),
+        "guarantee": record.method.guarantee,
+        "quality": metrics.quality([g.text for g in first], [r.reference for r in requests]),
+        "settings": dict(record.method.settings),
+    }
+    steps = [step for g in first for step in g.steps]
+    drafted = sum(step.drafted for step in steps)
+    if drafted:
+        entry["drafted_per_step"] = drafted / max(1, forwards)
+        entry["draft_us"] = metrics.percentiles([1e6 * step.draft_seconds for step in steps])
+        entry["by_source"] = _by_source(first)
+    nodes = record.nodes
+    if nodes is not None and nodes.depths:
+        entry["acceptance_by_depth"] = metrics.acceptance_by_position(nodes.depths, nodes.accepted)
+        entry["calibration"] = metrics.calibration(nodes.survival, nodes.accepted)
+    return entry
+
+
+def _prefilled(run: Sequence[Generation]) -> int:
+    """Tokens that came out of the prefill forwards, whose time is not decoding time."""
+    total = 0
+    for g in run:
+        outside = len(g.tokens) - g.stepped_tokens  # of a prefill that carried no draft
+        total += outside or (g.steps[0].committed if g.steps else 1)
+    return total
+
+
+def _by_source(run: Sequence[Generation]) -> dict[str, int]:
+    counts = {source.name.lower(): 0 for source in Source}
+    for g in run:
+        for source in g.sources:
+            counts[Source(source).name.lower()] += 1
+    return counts
+
+
+def _equality(
+    record: _Record, plain: _Record, requests: Sequence[Request], near_ties: NearTies | None
+) -> dict[str, int]:
+    """Rows whose output equals plain's first one in every repeat; rows that do not; near ties.
+
+    A row is a near tie only if each of its differing outputs is one.
+    """
+    differing = ties = 0
+    for i, request in enumerate(requests):
+        wanted = plain.first[i].tokens
+        others = {tuple(run[i].tokens) for run in record.runs} - {tuple(wanted)}
+        if not others:
+            continue
+        differing += 1
+        if near_ties is not None:
+            ties += all(near_ties.is_near_tie(request.prompt, wanted, o) for o in others)
+    return {"identical": len(requests) - differing, "differing": differing, "near_ties": ties}
+
+
+def _versus(record: _Record, records: Sequence[_Record]) -> dict[str, dict[str, float]]:
+    """Tokens per second against each other method but the baseline, which ``speedup`` is about."""
+    return {
+        other.method.name: metrics.speedup(record.seconds_per_token(), other.seconds_per_token())
+        for other in records
+        if other is not record and other.method.name != BASELINE
+    }

@@ -1,0 +1,155 @@
+"""The format of a bench result: ``schema.json`` beside this file, and a check against it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from tascade.errors import TascadeError
+
+SCHEMA_VERSION = 1
+
+_FIX = (
+    "compare with tascade/bench/schema.json, or make the result again with `tascade bench --json`"
+)
+
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "object": dict,
+    "array": list,
+    "string": str,
+    "integer": int,
+    "number": (int, float),
+    "boolean": bool,
+    "null": type(None),
+}
+
+
+@cache
+def load_schema() -> dict[str, Any]:
+    """The JSON Schema (2020-12) of a bench result. Callers must not change it."""
+    text = resources.files("tascade.bench").joinpath("schema.json").read_text("utf-8")
+    schema: dict[str, Any] = json.loads(text)
+    return schema
+
+
+def validate(result: dict[str, Any]) -> None:
+    """Check that ``result`` is a bench result of this version.
+
+    With ``jsonschema`` installed the whole schema is held; without it, types and required
+    keys. What a schema cannot say (finite numbers, one time per repeat) is held either way.
+
+    Raises:
+        TascadeError: Names the first thing that is wrong, and where.
+    """
+    if not isinstance(result, dict):
+        raise _wrong("not a bench result", type(result).__name__, "a JSON object", ())
+    if result.get("schema") != SCHEMA_VERSION:
+        raise TascadeError(
+            "bench result of another format version",
+            got=result.get("schema", "no key 'schema'"),
+            wanted=f"schema {SCHEMA_VERSION}",
+            fix="make the result again with this version of tascade",
+        )
+    try:
+        import jsonschema
+    except ImportError:
+        _check_shape(result, load_schema(), ())
+    else:
+        validator = jsonschema.Draft202012Validator(load_schema())
+        error = jsonschema.exceptions.best_match(validator.iter_errors(result))
+        if error is not None:
+            wanted = json.dumps(error.schema) if len(str(error.schema)) < 120 else ""
+            raise _wrong(error.message[:300], None, wanted, tuple(error.absolute_path))
+    _check_consistent(result)
+
+
+def _wrong(message: str, got: object, wanted: str, path: tuple[str | int, ...]) -> TascadeError:
+    where = ".".join(map(str, path)) or "bench result"
+    return TascadeError(message, got=got, wanted=wanted, where=where, fix=_FIX)
+
+
+def _check_shape(value: object, schema: Mapping[str, Any], path: tuple[str | int, ...]) -> None:
+    """Walk ``schema`` and ``value`` together; hold types and required keys, nothing else."""
+    for part in _resolve(value, schema):
+        types = part.get("type", ())
+        names = (types,) if isinstance(types, str) else tuple(types)
+        if names and not any(isinstance(value, _TYPES[name]) for name in names):
+            raise _wrong("value of the wrong type", type(value).__name__, " or ".join(names), path)
+        if isinstance(value, dict):
+            missing = [key for key in part.get("required", ()) if key not in value]
+            if missing:
+                raise _wrong("required key is missing", sorted(value), ", ".join(missing), path)
+            rest = part.get("additionalProperties")
+            for key, child in value.items():
+                below = part.get("properties", {}).get(key, rest)
+                if isinstance(below, dict):
+                    _check_shape(child, below, (*path, key))
+        elif isinstance(value, list):
+            for index, item in enumerate(value):
+                _check_shape(item, part.get("items", {}), (*path, index))
+
+
+def _resolve(value: object, schema: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The schema itself, then those that it applies to the same value."""
+    yield schema
+    applied = [*schema.get("allOf", ())]
+    if "$ref" in schema:
+        applied.append(load_schema()["$defs"][schema["$ref"].rsplit("/", 1)[1]])
+    if "if" in schema:
+        needed = schema["if"].get("required", ())
+        holds = isinstance(value, dict) and all(key in value for key in needed)
+        applied.append(schema["then" if holds else "else"])
+    for part in applied:
+        yield from _resolve(value, part)
+
+
+def _check_consistent(result: Mapping[str, Any]) -> None:
+    """What a JSON Schema cannot say."""
+    for path, number in _numbers(result, ()):
+        if not math.isfinite(number):
+            raise _wrong("not a finite number", number, "a number JSON can hold", path)
+    try:
+        datetime.fromisoformat(result["created"])
+    except (TypeError, ValueError):
+        raise _wrong("not a time", result["created"], "ISO 8601", ("created",)) from None
+    repeats = len(result["methods"]["plain"]["seconds"])
+    for name, method in result["methods"].items():
+        at = ("methods", name)
+        for key in ("seconds", "prefill_seconds"):
+            if key in method and len(method[key]) != repeats:
+                raise _wrong(
+                    "methods must have equally many repeats",
+                    len(method[key]),
+                    f"{repeats}, as plain has",
+                    (*at, key),
+                )
+        if method.get("near_ties", 0) > method.get("differing", math.inf):
+            raise _wrong(
+                "more near ties than differing outputs",
+                method["near_ties"],
+                f"at most {method['differing']}: near ties are counted among the differing",
+                (*at, "near_ties"),
+            )
+        ratios = {"speedup": method["speedup"]} if "speedup" in method else {}
+        for key, ratio in {**ratios, **method.get("versus", {})}.items():
+            if not ratio["low"] <= ratio["median"] <= ratio["high"]:
+                raise _wrong("spread out of order", ratio, "low <= median <= high", (*at, key))
+
+
+def _numbers(
+    value: object, path: tuple[str | int, ...]
+) -> Iterator[tuple[tuple[str | int, ...], float]]:
+    """Every float below ``value``, with its path."""
+    if isinstance(value, float):
+        yield path, value
+    elif isinstance(value, dict):
+        for key, child in value.items():
+            yield from _numbers(child, (*path, key))
+    elif isinstance(value, list):
+        for index, child in enumerate(value):
+            yield from _numbers(child, (*path, index))
