@@ -1,0 +1,48 @@
+"""tascade makes a small language model fast at the one task it is used for.
+
+Public names are loaded on first use: importing tascade imports neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_NAMES = {
+    "adapt": "tascade.pipeline",
+    "inspect": "tascade.inspection",
+    "TaskModel": "tascade.model",
+    "Recipe": "tascade.config",
+    "DataConfig": "tascade.config",
+    "SpecConfig": "tascade.config",
+    "SamplingParams": "tascade.decode.sample",
+    "Drafter": "tascade.core",
+    "DraftTree": "tascade.core",
+    "Generation": "tascade.core",
+    "CorpusIndex": "tascade.draft.corpus",
+    "TascadeError": "tascade.errors",
+}
+
+__all__ = ["__version__", *sorted(_NAMES)]  # noqa: PLE0604
+
+if TYPE_CHECKING:
+    from tascade.config import DataConfig, Recipe, SpecConfig
+    from tascade.core import Drafter, DraftTree, Generation
+    from tascade.decode.sample import SamplingParams
+    from tascade.draft.corpus import CorpusIndex
+    from tascade.errors import TascadeError
+    from tascade.inspection import inspect
+    from tascade.model import TaskModel
+    from tascade.pipeline import adapt
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NAMES:
+        raise AttributeError(f"module 'tascade' has no attribute {name!r}")
+    return getattr(import_module(_NAMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,290 @@
+"""The command line: one thin function a verb; heavy imports inside the verb."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tascade.errors import TascadeError
+
+app = typer.Typer(
+    name="tascade",
+    help="Make a small language model fast at the one task it is used for, with the same output.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one machine-readable object on stdout.")]
+ModelOpt = Annotated[str, typer.Option("--model", "-m", help="A hub id or a model folder.")]
+PackArg = Annotated[Path, typer.Argument(help="A pack folder, written by `tascade adapt`.")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+Threads = Annotated[int, typer.Option(help="CPU threads; 0 leaves torch's choice.")]
+OnError = Annotated[str, typer.Option("--on-error", help="raise, or skip bad rows and list them.")]
+MaxTokens = Annotated[int, typer.Option("--max-new-tokens", help="Most tokens to generate.")]
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Options before the verb."""
+    if version:
+        import tascade
+
+        typer.echo(f"tascade {tascade.__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def inspect(
+    data: Annotated[str, typer.Argument(help="Training examples: file, folder or hub id.")],
+    model: ModelOpt,
+    held_out: Annotated[
+        str, typer.Option(help="Held-out examples; a share of DATA if absent.")
+    ] = "",
+    on_error: OnError = "raise",
+    json: Json = False,
+) -> None:
+    """Predict, before anything is built, what tascade would gain on this task."""
+    from tascade import console
+    from tascade.inspection import inspect as look
+
+    with console.progress_bar() as progress:
+        found = look(data, model, held_out=held_out or None, on_error=on_error, progress=progress)
+    if json:
+        console.print_json(found.to_dict())
+    else:
+        console.out.print(found.describe())
+
+
+@app.command()
+def adapt(
+    model: ModelOpt,
+    data: Annotated[str, typer.Option("--data", "-d", help="Training examples.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the new pack.")],
+    validation: Annotated[str, typer.Option(help="Examples to calibrate on.")] = "",
+    recipe: Annotated[Path | None, typer.Option(help="A recipe file (YAML).")] = None,
+    dtype: Dtype = "auto",
+    max_new_tokens: MaxTokens = 256,
+    on_error: OnError = "raise",
+    overwrite: Annotated[bool, typer.Option(help="Replace the pack if it exists.")] = False,
+    threads: Threads = 0,
+    json: Json = False,
+) -> None:
+    """Learn a task from examples, training-free: write a pack."""
+    import dataclasses
+
+    from tascade import console
+    from tascade.config import Recipe
+    from tascade.pipeline import adapt as build
+
+    _threads(threads)
+    base = Recipe.from_yaml(recipe) if recipe else Recipe()
+    base = dataclasses.replace(
+        base,
+        dtype=dtype if dtype != "auto" else base.dtype,
+        max_new_tokens=max_new_tokens,
+        data=dataclasses.replace(base.data, on_error=on_error),
+    )
+    with console.progress_bar() as progress:
+        made = build(
+            model,
+            data,
+            validation=validation or None,
+            out=out,
+            recipe=base,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    facts = {
+        "pack": str(out),
+        "model": made.pack.info.model,
+        "documents": made.corpus.n_documents,
+        "tokens": made.corpus.n_tokens,
+        "index_bytes": made.corpus.n_bytes,
+    }
+    if json:
+        console.print_json(facts)
+    else:
+        console.out.print(
+            f"[bold]{out}[/bold]: {facts['documents']} outputs, {facts['tokens']} tokens, "
+            f"index {made.corpus.n_bytes / 1e6:.1f} MB"
+        )
+
+
+@app.command()
+def generate(
+    pack: PackArg,
+    prompt: Annotated[list[str], typer.Argument(help="One or more prompts; - reads stdin.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="Another copy of the model.")] = "",
+    max_new_tokens: MaxTokens = 0,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Fixes every draw.")] = 0,
+    stop: Annotated[list[str] | None, typer.Option(help="End the text before this string.")] = None,
+    explain: Annotated[bool, typer.Option(help="Colour tokens by who drafted them.")] = False,
+    dtype: Dtype = "auto",
+    threads: Threads = 0,
+    json: Json = False,
+) -> None:
+    """Generate answers with a pack."""
+    from tascade import console
+    from tascade.model import TaskModel
+
+    _threads(threads)
+    options: dict[str, Any] = {"temperature": temperature, "seed": seed, "stop": tuple(stop or ())}
+    if max_new_tokens:
+        options["max_new_tokens"] = max_new_tokens
+    task_model = TaskModel.from_pretrained(pack, model or None, dtype=dtype)
+    for text in prompt:
+        result = task_model.run(sys.stdin.read() if text == "-" else text, **options)
+        if json:
+            console.print_json(
+                {
+                    "text": result.text,
+                    "tokens": len(result.tokens),
+                    "forwards": result.forwards,
+                    "tokens_per_step": round(result.tokens_per_step, 3),
+                    "finish_reason": result.finish_reason,
+                    "seconds": round(result.seconds, 4),
+                }
+            )
+        elif explain:
+            console.out.print(console.explain(task_model.tokenizer, result))
+            console.err.print(console.legend())
+            console.err.print(console.summary(result), style="dim")
+        else:
+            console.out.print(result.text, markup=False, soft_wrap=True)
+
+
+@app.command()
+def chat(
+    pack: PackArg,
+    model: Annotated[str, typer.Option("--model", "-m", help="Another copy of the model.")] = "",
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Fixes every draw.")] = 0,
+    dtype: Dtype = "auto",
+    threads: Threads = 0,
+) -> None:
+    """Type prompts, watch answers stream. Ctrl-D or an empty line ends it."""
+    from tascade import console
+    from tascade.model import TaskModel
+
+    _threads(threads)
+    task_model = TaskModel.from_pretrained(pack, model or None, dtype=dtype)
+    while True:
+        try:
+            text = console.out.input("[bold]> [/bold]")
+        except (EOFError, KeyboardInterrupt):
+            break
+        if not text.strip():
+            break
+        for piece in task_model.stream(text, temperature=temperature, seed=seed):
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+        sys.stdout.write("\n")
+
+
+@app.command()
+def bench(
+    pack: PackArg,
+    data: Annotated[str, typer.Option("--data", "-d", help="Held-out examples to measure on.")],
+    warmup: Annotated[str, typer.Option(help="Examples for the untimed warm-up pass.")] = "",
+    model: Annotated[str, typer.Option("--model", "-m", help="Another copy of the model.")] = "",
+    methods: Annotated[str, typer.Option(help="Comma-separated; `all` for every one.")] = "all",
+    rows: Annotated[int, typer.Option(help="How many rows, evenly spaced.")] = 64,
+    repeats: Annotated[int, typer.Option(help="Timed rounds, methods in turns.")] = 5,
+    max_new_tokens: MaxTokens = 0,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Fixes every draw.")] = 0,
+    dtype: Dtype = "auto",
+    threads: Threads = 0,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Also write the JSON here.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Speed, equality and quality against plain decoding and the peers installed."""
+    from tascade import console
+    from tascade.bench.pack import BenchOptions, bench_pack
+
+    _threads(threads)
+    options = BenchOptions(
+        methods=tuple(methods.split(",")),
+        rows=rows,
+        repeats=repeats,
+        seed=seed,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+    )
+    with console.progress_bar() as progress:
+        result = bench_pack(
+            pack,
+            data,
+            warmup=warmup or None,
+            model=model or None,
+            dtype=dtype,
+            options=options,
+            out=out,
+            progress=progress,
+        )
+    if json:
+        console.print_json(result)
+    else:
+        console.out.print(console.bench_table(result))
+
+
+@app.command()
+def report(
+    pack: PackArg,
+    results: Annotated[
+        list[Path] | None, typer.Argument(help="Bench JSON files; the pack's own if none.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Where to write the page.")
+    ] = None,
+) -> None:
+    """One self-contained HTML page: speed, drafts, calibration, equality, quality."""
+    from tascade import console
+    from tascade.bench.pack import report_pack
+
+    console.out.print(str(report_pack(pack, results or [], out)), markup=False)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the packs and the page.")] = (
+        Path("demo-output")
+    ),
+    rows: Annotated[int, typer.Option(help="Test rows a task.")] = 24,
+    repeats: Annotated[int, typer.Option(help="Timed rounds.")] = 3,
+    threads: Threads = 0,
+) -> None:
+    """The bundled task and model, end to end, offline, in about a minute."""
+    from tascade.demo import run
+
+    _threads(threads)
+    run(out, rows=rows, repeats=repeats)
+
+
+def _threads(count: int) -> None:
+    if count:
+        import torch
+
+        torch.set_num_threads(count)
+
+
+def main() -> None:
+    """Entry point: tascade's own errors are shown without a traceback, with exit code 2."""
+    try:
+        app()
+    except TascadeError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

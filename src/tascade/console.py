@@ -1,0 +1,141 @@
+"""What the command line shows: progress, coloured tokens, tables, errors."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tascade.core import Generation, Source
+from tascade.pipeline import Progress
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+STYLES = {
+    Source.TARGET: "bold",
+    Source.CORPUS: "green",
+    Source.CONTEXT: "cyan",
+    Source.BOTH: "magenta",
+    Source.OTHER: "yellow",
+}
+MEANING = {
+    Source.TARGET: "the model itself",
+    Source.CORPUS: "task corpus",
+    Source.CONTEXT: "this request, or similar examples",
+    Source.BOTH: "corpus and request agreed",
+}
+
+
+@contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """A progress callback: bars on a terminal, one plain line a stage elsewhere."""
+    if not err.is_terminal:
+        seen: set[str] = set()
+
+        def plain(stage: str, done: int, total: int | None) -> None:
+            if stage not in seen:
+                seen.add(stage)
+                err.print(f"{stage} ..." if total is None else f"{stage} ({total}) ...")
+
+        yield plain
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
+
+    columns = (TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn())
+    with Bars(*columns, TimeElapsedColumn(), console=err, transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def show(stage: str, done: int, total: int | None) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(tasks[stage], completed=done, total=total)
+
+        yield show
+
+
+def print_json(value: object) -> None:
+    """One machine-readable object on stdout."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+
+
+def explain(tokenizer: Any, result: Generation) -> Text:
+    """The output with each token coloured by who drafted it."""
+    text = Text()
+    shown = ""
+    for i, source in enumerate(result.sources):
+        whole = tokenizer.decode(result.tokens[: i + 1], skip_special_tokens=True)
+        if whole.endswith("�"):
+            continue
+        text.append(whole[len(shown) :], style=STYLES[Source(source)])
+        shown = whole
+    return text
+
+
+def legend() -> Text:
+    """What the colours of :func:`explain` mean."""
+    text = Text()
+    for source, meaning in MEANING.items():
+        text.append(f"■ {meaning}   ", style=STYLES[source])
+    return text
+
+
+def summary(result: Generation) -> str:
+    """One line about a generation."""
+    n = len(result.tokens)
+    rate = n / result.seconds if result.seconds > 0 else 0.0
+    return (
+        f"{n} tokens in {result.seconds:.2f} s ({rate:.0f} tokens/s), "
+        f"{result.tokens_per_step:.2f} tokens a step"
+    )
+
+
+def bench_table(result: dict[str, Any]) -> Table:
+    """The methods of a benchmark, side by side."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name, justify in (
+        ("method", "left"),
+        ("tokens/s", "right"),
+        ("speed-up", "right"),
+        ("tokens/step", "right"),
+        ("draft µs", "right"),
+        ("identical", "right"),
+        ("exact match", "right"),
+        ("guarantee", "left"),
+    ):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    for name, method in result["methods"].items():
+        if "skipped" in method:
+            table.add_row(name, f"skipped: {method['skipped']}", style="dim")
+        else:
+            table.add_row(*_bench_row(name, method))
+    return table
+
+
+def _bench_row(name: str, method: dict[str, Any]) -> Sequence[str]:
+    speedup = method.get("speedup")
+    draft = method.get("draft_us")
+    same = ""
+    if "identical" in method:
+        same = f"{method['identical']}/{method['identical'] + method.get('differing', 0)}"
+        if method.get("near_ties"):
+            same += f" ({method['near_ties']} near ties)"
+    return (
+        name,
+        f"{method['tokens_per_second']:.0f}",
+        f"{speedup['median']:.2f}x [{speedup['low']:.2f}-{speedup['high']:.2f}]"
+        if speedup
+        else "1",
+        f"{method['tokens_per_step']:.2f}" if method.get("tokens_per_step") else "",
+        f"{draft['p50']:.0f}" if draft else "",
+        same,
+        f"{method['quality']['exact_match']:.3f}" if method.get("quality") else "",
+        method.get("guarantee", ""),
+    )

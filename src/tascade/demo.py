@@ -1,0 +1,80 @@
+"""`tascade demo`: the bundled tasks and model, end to end, offline."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tascade import bundled, console
+from tascade.bench.pack import BenchOptions, bench_pack
+from tascade.bench.report import write_report
+from tascade.files import write_atomic
+from tascade.pipeline import adapt
+
+METHODS = ("plain", "tasc-paper", "tasc-spec", "hf-generate", "hf-prompt-lookup")
+
+
+def run(out: Path, *, rows: int = 24, repeats: int = 3) -> list[dict[str, Any]]:
+    """Adapt to each bundled task, bench it on held-out rows, write one HTML page.
+
+    Args:
+        out: folder for the packs, the JSON results and ``report.html``.
+        rows: test rows a task.
+        repeats: timed rounds, methods in turns.
+
+    Returns:
+        One benchmark result a task.
+    """
+    results = []
+    for task in bundled.tasks():
+        console.out.rule(f"[bold]{task}", align="left")
+        result = _task(task, out, rows, repeats)
+        results.append(result)
+    page = out / "report.html"
+    write_report(page, results, title="tascade demo: the bundled tasks and model")
+    console.out.print(f"\nreport: [bold]{page}[/bold]   packs: {out}/<task>")
+    console.out.print(
+        f'try:    tascade generate {out / bundled.tasks()[0]} --explain "<a prompt of the task>"'
+    )
+    return results
+
+
+def _task(task: str, out: Path, rows: int, repeats: int) -> dict[str, Any]:
+    pack = out / task
+    with console.progress_bar() as progress:
+        adapt(
+            bundled.model_path(),
+            bundled.data_path(task, "train"),
+            validation=bundled.data_path(task, "validation"),
+            out=pack,
+            overwrite=True,
+            progress=progress,
+        )
+        result = bench_pack(
+            pack,
+            bundled.data_path(task, "test"),
+            warmup=bundled.data_path(task, "validation"),
+            options=BenchOptions(methods=METHODS, rows=rows, repeats=repeats),
+            out=out / f"{task}.json",
+            progress=progress,
+        )
+    _show_example(pack, bundled.data_path(task, "test"))
+    console.out.print(console.bench_table(result))
+    write_atomic(out / f"{task}.json", json.dumps(result, indent=1).encode())
+    return result
+
+
+def _show_example(pack: Path, test: Path) -> None:
+    from tascade.data.load import load_examples
+    from tascade.model import TaskModel
+
+    example = next(iter(load_examples(test)))
+    if not isinstance(example.prompt, str):
+        return
+    task_model = TaskModel.from_pretrained(pack)
+    result = task_model.run(example.prompt)
+    console.out.print(example.prompt, style="dim", markup=False)
+    console.out.print(console.explain(task_model.tokenizer, result))
+    console.out.print(console.legend())
+    console.out.print(console.summary(result), style="dim")

@@ -1,0 +1,231 @@
+"""TaskModel: a model with what was learned about its task; generates the same words, sooner."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tascade.core import Generation, IntArray
+from tascade.decode.loop import Decoder
+from tascade.decode.sample import Processor, SamplingParams
+from tascade.decode.target import Target
+from tascade.draft.budget import Budget, CostTable
+from tascade.draft.calibrate import Calibration
+from tascade.draft.corpus import CorpusIndex
+from tascade.draft.mix import MixDrafter
+from tascade.draft.none import NoDrafter
+from tascade.draft.similar import SimilarIndex
+from tascade.encode import Prompt, encode_prompt, end_tokens, fingerprint
+from tascade.errors import ConfigError
+from tascade.load import ModelRef, load_model, machine_key
+from tascade.pack import Pack
+
+Prompts = Prompt | Sequence[str]
+
+
+class TaskModel:
+    """A model and a pack, ready to generate.
+
+    One request is decoded at a time; calls from several threads wait for each other.
+
+    Attributes:
+        model, tokenizer: the unmodified Transformers objects.
+        pack: the pack in use.
+        decoder: the speculative loop. ``plain`` is the same loop without drafts.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, pack: Pack, name: str = "") -> None:
+        self.model, self.tokenizer, self.pack = model, tokenizer, pack
+        pack.check_tokenizer(fingerprint(tokenizer), name or "the given model")
+        self.ends = end_tokens(model, tokenizer)
+        self.target = Target(model)
+        self.corpus = CorpusIndex.open(pack.corpus, fingerprint=pack.info.fingerprint)
+        self.calibration = (
+            Calibration.load(pack.calibration) if pack.calibration.exists() else Calibration()
+        )
+        self._cost: CostTable | None = _saved_cost(pack, machine_key(model))
+        self._decoder: Decoder | None = None
+        self._lock = threading.Lock()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pack: str | Path,
+        model: ModelRef | None = None,
+        *,
+        dtype: str = "auto",
+        device: str = "auto",
+    ) -> TaskModel:
+        """Open a pack, and the model it was made for (or ``model``, if its tokenizer fits).
+
+        Raises:
+            PackError: no pack there, or a damaged one.
+            FingerprintError: the pack was made for another tokenizer.
+            ConfigError: the model cannot be loaded.
+        """
+        opened = Pack.open(pack)
+        loaded, tokenizer, name = load_model(
+            model if model is not None else opened.info.model, dtype=dtype, device=device
+        )
+        return cls(loaded, tokenizer, opened, name)
+
+    @property
+    def decoder(self) -> Decoder:
+        """The speculative decoding loop; the first use measures this machine's step costs."""
+        if self._decoder is None:
+            self._decoder = Decoder(
+                self.target, self.new_drafter(self.calibration), self.new_budget(), self.tokenizer
+            )
+        return self._decoder
+
+    @property
+    def plain(self) -> Decoder:
+        """The same loop with the drafter that proposes nothing."""
+        return Decoder(self.target, NoDrafter(), None, self.tokenizer)
+
+    def new_drafter(self, calibration: Calibration | None = None) -> MixDrafter:
+        """A drafter over this pack, with a calibration of its own unless one is given."""
+        spec = self.pack.info.recipe.get("spec", {})
+        similar = None
+        if spec.get("similar", True) and self.pack.similar.exists():
+            similar = SimilarIndex.open(
+                self.pack.similar,
+                fetch=self.corpus.document,
+                fingerprint=self.pack.info.fingerprint,
+            )
+        return MixDrafter(
+            self.corpus,
+            similar=similar,
+            calibration=calibration or self.calibration.copy(),
+            end_tokens=self.ends,
+            use_context=bool(spec.get("context", True)),
+        )
+
+    def new_budget(self) -> Budget:
+        """A budget over this machine's step costs."""
+        table = self.cost
+        nodes = int(self.pack.info.recipe.get("spec", {}).get("max_nodes", 63))
+        return Budget(CostTable(table.sizes.tolist(), table.seconds.tolist()), max_nodes=nodes)
+
+    @property
+    def cost(self) -> CostTable:
+        """Seconds of a step by its number of tokens, on this machine."""
+        if self._cost is None:
+            self._cost = measure_cost(self.target)
+        return self._cost
+
+    def params(self, **options: Any) -> SamplingParams:
+        """Sampling options with this model's end tokens and the pack's token limit filled in."""
+        options.setdefault("max_new_tokens", self.pack.info.max_new_tokens)
+        options.setdefault("end_tokens", self.ends)
+        if isinstance(options.get("stop"), str):
+            options["stop"] = (options["stop"],)
+        options["stop"] = tuple(options.get("stop") or ())
+        try:
+            return SamplingParams(**options)
+        except TypeError as error:
+            raise ConfigError("unknown sampling option", got=error) from error
+
+    def encode(self, prompt: Prompt) -> IntArray:
+        """Token ids of a prompt, chat template applied: [T] int32."""
+        return encode_prompt(self.tokenizer, prompt)
+
+    def run(
+        self, prompt: Prompt, processors: Sequence[Processor] = (), **options: Any
+    ) -> Generation:
+        """Generate for one prompt; returns tokens, text, who drafted what, and timings."""
+        with self._lock:
+            return self.decoder.generate(self.encode(prompt), self.params(**options), processors)
+
+    def generate(
+        self, prompt: Prompts, processors: Sequence[Processor] = (), **options: Any
+    ) -> str | list[str]:
+        """Generate text for a prompt, chat messages, or a list of prompts.
+
+        Args:
+            prompt: a string; a list of ``{"role", "content"}`` messages; or a list of strings.
+            processors: extra Transformers logits processors.
+            options: fields of :class:`tascade.decode.sample.SamplingParams`, such as
+                ``max_new_tokens``, ``temperature``, ``seed``, ``stop``.
+
+        Returns:
+            One text, or a list of texts for a list of strings.
+        """
+        if isinstance(prompt, str) or (prompt and isinstance(prompt[0], dict)):
+            return self.run(prompt, processors, **options).text  # type: ignore[arg-type]
+        return [self.run(p, processors, **options).text for p in prompt]
+
+    def stream(
+        self, prompt: Prompt, processors: Sequence[Processor] = (), **options: Any
+    ) -> Iterator[str]:
+        """Generate for one prompt, yielding text as soon as it is sure not to change."""
+        params = self.params(**options)
+        shown = ""
+        with self._lock:
+            for _, result in self.decoder.stream(self.encode(prompt), params, processors):
+                text = result.text or _settled(self.tokenizer, result.tokens, params)
+                if len(text) > len(shown) and text.startswith(shown):
+                    yield text[len(shown) :]
+                    shown = text
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Save the pack (not the model's weights) to a new folder."""
+        self.pack.copy_to(Path(path))
+
+    def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
+        """Upload the pack to the hub; returns its address."""
+        from huggingface_hub import HfApi
+
+        api = HfApi(token=token)
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        return str(api.upload_folder(repo_id=repo_id, folder_path=str(self.pack.path)))
+
+
+def _settled(tokenizer: Any, tokens: Sequence[int], params: SamplingParams) -> str:
+    """Text that later tokens cannot change: no half character, no start of a stop string."""
+    ids = [t for t in tokens if t not in params.end_tokens]
+    text: str = tokenizer.decode(ids, skip_special_tokens=True)
+    while text.endswith("�"):
+        text = text[:-1]
+    longest = max((len(s) for s in params.stop), default=0)
+    for size in range(min(longest, len(text)), 0, -1):
+        if any(s.startswith(text[-size:]) for s in params.stop):
+            return text[:-size]
+    return text
+
+
+def measure_cost(target: Target, *, seconds: float = 1.5, past: int = 96) -> CostTable:
+    """Measure this model's step cost on this machine, with ``past`` tokens in the cache."""
+    import torch
+
+    from tascade.core import DraftTree
+
+    with torch.inference_mode():
+        target.begin()
+        target.forward([1] * past)
+
+        def step(n: int) -> float:
+            target.keep(past, ())
+            tree = DraftTree.chain([1] * (n - 1)) if n > 1 else None
+            start = time.perf_counter()
+            target.forward([1], tree).argmax(-1).tolist()
+            return time.perf_counter() - start
+
+        table = CostTable.measure(step, seconds=seconds)
+        target.begin()
+    return table
+
+
+def _saved_cost(pack: Pack, key: str) -> CostTable | None:
+    saved = pack.info.costs.get(key)
+    if not isinstance(saved, dict):
+        return None
+    try:
+        table = CostTable(saved["sizes"], saved["seconds"])
+    except (KeyError, TypeError, ValueError):
+        return None
+    sound = len(table.sizes) == len(table.seconds) > 1 and bool((table.seconds > 0).all())
+    return table if sound and 1 < table.limit <= 4096 else None

@@ -1,0 +1,287 @@
+"""The main path: task data in, a pack out.
+
+1. load the model, and the examples as token ids
+2. index the training outputs, and the prompts they answered
+3. measure what a step costs on this machine
+4. calibrate: decode validation prompts, learning how far each source can be trusted
+5. check: a few answers must equal plain decoding
+6. save, under the final name only when all is done
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from tascade.config import DataConfig, Recipe
+from tascade.core import IntArray
+from tascade.data.load import LoadReport, load_examples, source_hash
+from tascade.draft.corpus import CorpusIndex
+from tascade.draft.similar import SimilarIndex
+from tascade.encode import encode_example, end_tokens, fingerprint
+from tascade.errors import ConfigError, DataError, TascadeError
+from tascade.load import ModelRef, load_model, machine_key
+from tascade.model import TaskModel
+from tascade.pack import Pack, PackInfo, provenance
+
+Progress = Callable[[str, int, int | None], None]
+"""Called as ``progress(stage, done, total)``."""
+
+MAX_PROMPTS = 500_000
+T = TypeVar("T")
+_CHECKED_ROWS = 4
+_HELD_OUT_SHARE, _HELD_OUT_MOST = 20, 200
+
+
+@dataclass(slots=True)
+class Prepared:
+    """Examples as token ids: (prompt or ``None``, answer) pairs."""
+
+    train: list[tuple[IntArray | None, IntArray]] = field(default_factory=list)
+    validation: list[tuple[IntArray | None, IntArray]] = field(default_factory=list)
+    reports: list[LoadReport] = field(default_factory=list)
+    held_out: bool = False
+
+
+def adapt(
+    model: ModelRef,
+    data: Any,
+    *,
+    validation: Any = None,
+    out: str | Path | None = None,
+    recipe: Recipe | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> TaskModel:
+    """Learn a task from examples, training-free, and return a model that is fast at it.
+
+    Args:
+        model: a hub id, a folder, or a loaded ``(model, tokenizer)``.
+        data: training examples: a file, a folder, a hub id, or an iterable of rows.
+        validation: examples to calibrate on; a share of ``data`` is held out when absent.
+        out: folder of the pack; a temporary one when absent (see ``save_pretrained``).
+        recipe: everything else.
+        overwrite: replace a pack that exists.
+        progress: called with (stage, done, total).
+
+    Raises:
+        DataError: a row cannot be used, or there are none.
+        ConfigError: the model cannot be loaded, or ``out`` exists.
+        UnsupportedModelError: the model's state cannot be rewound.
+    """
+    recipe = recipe or Recipe()
+    tell = progress or silent
+    target = Path(out) if out is not None else None
+    if target is not None and target.exists() and not overwrite:
+        raise ConfigError(
+            "the pack's folder exists already",
+            got=str(target),
+            wanted="a new folder",
+            where="out",
+            fix="choose another name, or pass overwrite",
+        )
+    loaded, tokenizer, name = load_model(model, dtype=recipe.dtype, device=recipe.device)
+    prepared = prepare(tokenizer, end_tokens(loaded, tokenizer), data, validation, recipe, tell)
+    part = _work_folder(target)
+    try:
+        pack = build(part, (loaded, tokenizer, name), prepared, recipe, tell)
+        pack.save_info(dataclasses.replace(pack.info, data=_hashes(data, validation)))
+        task_model = TaskModel(loaded, tokenizer, pack, name)
+        calibrate(task_model, prepared.validation, recipe, tell)
+        check(task_model, prepared.validation, recipe)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    if target is None:
+        return task_model
+    task_model.corpus.close()
+    if target.exists():
+        shutil.rmtree(target)
+    part.rename(target)
+    return TaskModel(loaded, tokenizer, Pack.open(target), name)
+
+
+def prepare(
+    tokenizer: Any, ends: Sequence[int], data: Any, validation: Any, recipe: Recipe, tell: Progress
+) -> Prepared:
+    """Load and encode all examples; hold a share out for calibration if there is no other."""
+    out = Prepared()
+    out.train = list(_encoded(tokenizer, ends, data, recipe.data, "train", out.reports, tell))
+    if not out.train:
+        raise DataError(
+            "no examples",
+            got="0 rows",
+            wanted="at least one",
+            where=str(data),
+            fix="check the file",
+        )
+    if validation is not None:
+        rows = _encoded(tokenizer, ends, validation, recipe.data, "validation", out.reports, tell)
+        out.validation = list(islice(rows, 4 * max(recipe.spec.calibration_rows, 1)))
+    elif len(out.train) >= 2 * _HELD_OUT_SHARE:
+        out.held_out = True
+        step = max(_HELD_OUT_SHARE, len(out.train) // _HELD_OUT_MOST)
+        out.validation = out.train[::step]
+        out.train = [row for i, row in enumerate(out.train) if i % step]
+    return out
+
+
+def _encoded(
+    tokenizer: Any,
+    ends: Sequence[int],
+    data: Any,
+    config: DataConfig,
+    split: str,
+    reports: list[LoadReport],
+    tell: Progress,
+) -> Iterator[tuple[IntArray | None, IntArray]]:
+    report = LoadReport()
+    reports.append(report)
+    rows = load_examples(data, on_error=config.on_error, split=split, report=report)
+    limit = config.max_examples or None
+    for i, example in enumerate(islice(rows, limit)):
+        if i % 256 == 0:
+            tell(f"reading {split}", i, limit)
+        yield encode_example(tokenizer, example, ends)
+
+
+def _hashes(data: Any, validation: Any) -> list[dict[str, Any]]:
+    out = []
+    for role, source in (("train", data), ("validation", validation)):
+        if source is not None and (isinstance(source, str | Path | list | tuple)):
+            out.append({"role": role, **source_hash(source, on_error="skip")})
+    return out
+
+
+def build(
+    path: Path, loaded: tuple[Any, Any, str], prepared: Prepared, recipe: Recipe, tell: Progress
+) -> Pack:
+    """Write the indexes of a new pack."""
+    model, tokenizer, name = loaded
+    mark = fingerprint(tokenizer)
+    size = int(model.config.get_text_config().vocab_size)
+    info = PackInfo(
+        model=str(Path(name).resolve()) if Path(name).is_dir() else name,
+        fingerprint=mark,
+        vocab_size=size,
+        recipe=recipe.to_dict(),
+        stages=["tasc-spec"],
+        max_new_tokens=recipe.max_new_tokens,
+        **provenance(),
+    )
+    pack = Pack.create(path, info)
+    tell("indexing outputs", 0, len(prepared.train))
+    CorpusIndex.build(
+        pack.corpus,
+        [answer for _, answer in prepared.train],
+        vocab_size=size,
+        fingerprint=mark,
+        shards=recipe.spec.shards,
+        command=info.command,
+    ).close()
+    with_prompts = [(i, p) for i, (p, _) in enumerate(prepared.train) if p is not None]
+    if recipe.spec.similar and with_prompts:
+        tell("indexing prompts", 0, len(with_prompts))
+        SimilarIndex.build(pack.similar, with_prompts[:MAX_PROMPTS], fingerprint=mark)
+    return pack
+
+
+def calibrate(
+    task_model: TaskModel,
+    rows: Sequence[tuple[IntArray | None, IntArray]],
+    recipe: Recipe,
+    tell: Progress,
+) -> int:
+    """Decode validation prompts, learning on the way; saves what was learned and the step costs.
+
+    Returns how many rows were decoded: ``calibration_rows`` at most, spread over the file, and
+    within ``calibration_seconds``.
+    """
+    pack = task_model.pack
+    key = machine_key(task_model.model)
+    costs = {**pack.info.costs, key: task_model.cost.to_json()}
+    pack.save_info(dataclasses.replace(pack.info, costs=costs))
+    prompts = [prompt for prompt, _ in rows if prompt is not None]
+    chosen = spread(prompts, recipe.spec.calibration_rows)
+    params = task_model.params(max_new_tokens=recipe.max_new_tokens)
+    deadline = time.monotonic() + recipe.spec.calibration_seconds
+    done = 0
+    for prompt in chosen:
+        if time.monotonic() > deadline:
+            break
+        tell("calibrating", done, len(chosen))
+        task_model.decoder.generate(prompt, params)
+        done += 1
+    if not prompts:
+        done = replay_references(task_model, [answer for _, answer in rows])
+    tell("calibrating", done, max(done, 1))
+    task_model.calibration.save(pack.calibration)
+    return done
+
+
+def replay_references(task_model: TaskModel, answers: Sequence[IntArray]) -> int:
+    """Calibrate on reference outputs alone, where the data has no prompts to decode."""
+    drafter = task_model.decoder.drafter
+    for answer in answers:
+        drafter.start(np.empty(0, np.int32))
+        at = 0
+        while at < len(answer):
+            drafter.propose(16, 0.02)
+            drafter.commit(answer[at : at + 2], 0, ())
+            at += 2
+    return len(answers)
+
+
+def check(
+    task_model: TaskModel, rows: Sequence[tuple[IntArray | None, IntArray]], recipe: Recipe
+) -> None:
+    """Compare a few answers with plain decoding; refuse to save a pack that changes words.
+
+    Only float32 is compared: in half precision a near tie may fall either way.
+
+    Raises:
+        TascadeError: an answer differs.
+    """
+    import torch
+
+    if task_model.model.dtype != torch.float32:
+        return
+    params = task_model.params(max_new_tokens=min(64, recipe.max_new_tokens))
+    for prompt in spread([p for p, _ in rows if p is not None], _CHECKED_ROWS):
+        fast = task_model.decoder.generate(prompt, params).tokens
+        plain = task_model.plain.generate(prompt, params).tokens
+        if fast != plain:
+            raise TascadeError(
+                "speculative decoding changed an answer: please report this",
+                got=fast[:20],
+                wanted=f"{plain[:20]} (plain decoding)",
+                where=type(task_model.model).__name__,
+                fix="use the model without tascade until this is understood",
+            )
+
+
+def spread(rows: Sequence[T], count: int) -> list[T]:
+    """At most ``count`` rows, evenly spaced over the whole sequence."""
+    if len(rows) <= count:
+        return list(rows)
+    return [rows[i * len(rows) // count] for i in range(count)]
+
+
+def _work_folder(target: Path | None) -> Path:
+    if target is None:
+        return Path(tempfile.mkdtemp(prefix="tascade-"))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+
+
+def silent(stage: str, done: int, total: int | None) -> None:
+    """No progress shown."""
