@@ -15,7 +15,7 @@ from rich.text import Text
 from tascade.core import Generation, Source
 from tascade.pipeline import Progress
 
-out = Console(highlight=False)
+out = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
 err = Console(stderr=True, highlight=False)
 
 STYLES = {

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tascade.core import EMPTY_TREE, ROOT, DraftTree, IntArray, Source
-from tascade.decode.target import LONG_PREFILL
+from tascade.decode.loop import PREFILL_DRAFT_LIMIT
 from tascade.draft.budget import Budget, CostTable
 from tascade.draft.corpus import CorpusIndex
 from tascade.draft.mix import MixDrafter
@@ -67,7 +67,7 @@ class Forecast:
     tokens_per_step: committed tokens a target forward, as the decoder counts them
     drafted_per_step: nodes verified a forward
     speedup: against plain decoding, reading the prompt counted as one step of each: a long prompt
-        makes it less
+        makes it less. A plain step is taken to cost what the cheapest step in the table does.
     cost: the step cost it rests on, ``measured`` or the curve that was assumed
     sources: share of output tokens by who drafted them; ``target`` is the model itself
     calibrated_on, replayed: held-out rows that taught the drafter, and the others, replayed after
@@ -251,12 +251,12 @@ def _replay(
 ) -> None:
     """What ``Decoder.stream`` does with a model that says this output."""
     prompt, output = row
-    one = float(budget.cost.upto(1)[0])
+    one = float(budget.cost.upto(budget.cost.limit).min())  # plain is never put dearer than a draft
     drafter.start(np.ascontiguousarray(prompt, np.int32))
     at = 0
     while at < len(output):
         first = at == 0
-        drafting = not first or len(prompt) <= LONG_PREFILL
+        drafting = not first or len(prompt) <= PREFILL_DRAFT_LIMIT
         left = len(output) - at - 1  # an output that ends by itself leaves room after its end
         limit, floor = budget.plan() if drafting else (0, 0.0)
         asked = limit > 0 and (ended or left > 0)

@@ -92,6 +92,7 @@ def inspect(
         vocab_size=int(loaded.config.get_text_config().vocab_size),
         end_tokens=ends,
         max_nodes=recipe.spec.max_nodes,
+        train_prompts=[prompt for prompt, _ in prepared.train],
     )
     skipped = sum(report.skipped for report in prepared.reports)
     return Inspection(name, str(data), skipped, found, cost)

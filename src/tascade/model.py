@@ -46,6 +46,7 @@ class TaskModel:
         self.calibration = (
             Calibration.load(pack.calibration) if pack.calibration.exists() else Calibration()
         )
+        self.similar = self._open_similar()
         self._cost: CostTable | None = _saved_cost(pack, machine_key(model))
         self._decoder: Decoder | None = None
         self._lock = threading.Lock()
@@ -89,19 +90,20 @@ class TaskModel:
     def new_drafter(self, calibration: Calibration | None = None) -> MixDrafter:
         """A drafter over this pack, with a calibration of its own unless one is given."""
         spec = self.pack.info.recipe.get("spec", {})
-        similar = None
-        if spec.get("similar", True) and self.pack.similar.exists():
-            similar = SimilarIndex.open(
-                self.pack.similar,
-                fetch=self.corpus.document,
-                fingerprint=self.pack.info.fingerprint,
-            )
         return MixDrafter(
             self.corpus,
-            similar=similar,
+            similar=self.similar,
             calibration=calibration or self.calibration.copy(),
             end_tokens=self.ends,
             use_context=bool(spec.get("context", True)),
+        )
+
+    def _open_similar(self) -> SimilarIndex | None:
+        wanted = self.pack.info.recipe.get("spec", {}).get("similar", True)
+        if not wanted or not self.pack.similar.exists():
+            return None
+        return SimilarIndex.open(
+            self.pack.similar, fetch=self.corpus.document, fingerprint=self.pack.info.fingerprint
         )
 
     def new_budget(self) -> Budget:

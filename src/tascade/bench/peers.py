@@ -146,7 +146,8 @@ class ArcticDrafter:
 
 
 def _contiguous(ids: Sequence[int] | IntArray) -> IntArray:
-    return np.ascontiguousarray(ids, dtype=np.int32)
+    # A copy: the extension takes writable arrays alone, and an index hands out read-only ones.
+    return np.array(ids, dtype=np.int32, order="C")
 
 
 def arctic_methods(

@@ -34,6 +34,10 @@ class NodeBudget(Protocol):
         """Take the outcome of a step."""
         ...
 
+    def judge(self, accepted: int) -> None:
+        """Compare the last choice with how many of its nodes were accepted."""
+        ...
+
 
 @dataclass(slots=True)
 class AllNodes:
@@ -51,6 +55,9 @@ class AllNodes:
 
     def observe(self, nodes: int, seconds: float, committed: int, draft_seconds: float) -> None:
         """Nothing to learn."""
+
+    def judge(self, accepted: int) -> None:
+        """Nothing to judge."""
 
 
 @dataclass(slots=True)
@@ -116,7 +123,8 @@ class Decoder:
             ConfigError: an empty prompt, or stop strings without a tokenizer.
         """
         last: Generation | None = None
-        for tokens, last in self.stream(prompt, params, processors, extra_stop):
+        for tokens, result in self.stream(prompt, params, processors, extra_stop):
+            last = result
             if on_tokens is not None:
                 on_tokens(tokens)
         assert last is not None
@@ -210,6 +218,7 @@ class Decoder:
         )
         seconds = time.perf_counter() - start
         self.commit(request, base, tree, outcome)
+        self.budget.judge(len(outcome.path))
         first = len(tokens) > 1 or base == len(request.prompt)
         if not first:
             self.budget.observe(len(tree), seconds, len(outcome.tokens), draft_seconds)

@@ -187,7 +187,8 @@ def _position_edge(config: Any) -> tuple[int | None, bool]:
         (s for s in starts if s), getattr(config, "original_max_position_embeddings", most)
     )
     if "dynamic" in kinds:
-        return start or most, False  # every further token turns the frequencies again
+        # Every further token turns the frequencies again, and only a shorter input turns them back.
+        return (start or most or 1) - 1, False
     if "longrope" in kinds:
         return start or most, True
     return None, True

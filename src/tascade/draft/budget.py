@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from tascade.core import FloatArray
 
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)
 """Tokens in a step at which the cost is measured; between them it is interpolated."""
+_BENEFIT = 0.25
 
 
 class CostTable:
@@ -99,7 +100,9 @@ class Budget:
     _skip: int = 0
     _drift: float = 1.0
     _draft_seconds: float = 0.0
-    _gain: float = field(default=1.0)
+    _trust: float = 1.0
+    _promised: float = 0.0
+    _cut: float = 0.05
 
     def plan(self) -> tuple[int, float]:
         """(most nodes, least survival) worth proposing now; (0, 0.0) to skip the look-up."""
@@ -107,28 +110,32 @@ class Budget:
             self._skip -= 1
             return 0, 0.0
         limit = min(self.max_nodes, self.cost.limit - 1)
-        curve = self.cost.upto(limit + 1)
-        slope = (float(curve[-1]) - float(curve[0])) / max(1, limit) / float(curve[0])
-        return limit, min(0.3, max(0.02, 0.7 * slope))
+        return limit, min(0.25, max(0.01, 0.6 * self._cut))
 
     def choose(self, survival: FloatArray) -> int:
         """How many of the nodes to verify. ``survival``: [N], best first."""
         n = min(len(survival), self.cost.limit - 1)
+        self._promised = 0.0
         if n == 0:
             self._rest()
             return 0
         curve = self.cost.upto(n + 1)
-        rate = (1.0 + np.cumsum(survival[:n])) / (curve[1:] + self._draft_seconds)
+        promised = np.cumsum(survival[:n])
+        rate = (1.0 + self._credit() * promised) / (curve[1:] + self._draft_seconds)
         best = int(np.argmax(rate))
-        if float(rate[best]) * float(curve[0]) < self.margin * self._caution():
+        if float(rate[best]) * float(curve[0]) < self.margin:
             self._rest()
             return 0
         self._pause = 0
+        self._promised = float(promised[best])
+        # Where the cut fell tells what is worth proposing next time; if nothing was cut, try more.
+        cut = float(survival[best + 1]) if best + 1 < n else 0.7 * float(survival[best])
+        self._cut += 0.15 * (cut - self._cut)
         return best + 1
 
-    def _caution(self) -> float:
-        # Where verified drafts have brought less than they cost, ask for more than they promise.
-        return 1.0 if self._gain >= 1.0 else min(2.0, 1.0 / max(self._gain, 0.5))
+    def _credit(self) -> float:
+        # Ordinary luck is no reason for doubt; promises broken again and again are.
+        return 1.0 if self._trust > 0.65 else self._trust
 
     def _rest(self) -> None:
         self._pause = min(self.max_pause, 2 * self._pause + 1)
@@ -145,8 +152,13 @@ class Budget:
         if 0.2 < ratio < 5.0:
             self._drift += 0.1 * (ratio - self._drift)
         self.cost.observe(nodes + 1, seconds, self._drift)
-        if nodes:
-            gain = committed * float(self.cost.upto(1)[0]) / (expected + draft_seconds)
-            self._gain += 0.08 * (gain - self._gain)
+
+    def judge(self, accepted: int) -> None:
+        """Compare what the last choice promised with how many of its nodes were accepted."""
+        if self._promised > 0:
+            kept = (accepted + _BENEFIT) / (self._promised + _BENEFIT)
+            self._trust += 0.2 * (min(kept, 2.0) - self._trust)
+            self._trust = min(self._trust, 1.2)
         else:
-            self._gain += 0.005 * (1.0 - self._gain)
+            self._trust += 0.01 * (1.0 - self._trust)
+        self._promised = 0.0

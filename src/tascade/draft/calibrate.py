@@ -15,6 +15,7 @@ from tascade.draft.mixing import (
     SOURCES,
     WEIGHT_SETS,
     fresh_state,
+    log_odds,
 )
 from tascade.errors import PackError
 from tascade.files import write_atomic
@@ -38,16 +39,18 @@ class Calibration:
 
     def __init__(self) -> None:
         self.cells, self.weights, self.final = fresh_state()
+        self._odds = log_odds(self.cells)
 
-    def arrays(self) -> tuple[Any, Any, Any]:
-        """What the kernels read and update in place."""
-        return (self.cells, self.weights, self.final)
+    def arrays(self) -> tuple[Any, Any, Any, Any]:
+        """What the kernels read and update in place: cells, weights, final, log-odds of cells."""
+        return (self.cells, self.weights, self.final, self._odds)
 
     def copy(self) -> Calibration:
         """An independent copy: a request may learn without changing the saved state."""
         other = Calibration()
         for name in _SHAPES:
             getattr(other, name)[...] = getattr(self, name)
+        other._odds[...] = self._odds
         return other
 
     def save(self, path: Path) -> None:
@@ -81,6 +84,7 @@ class Calibration:
         out = cls()
         for name, shape in _SHAPES.items():
             getattr(out, name)[...] = _checked(state.get(name), name, shape, path)
+        out._odds[...] = log_odds(out.cells)
         return out
 
 

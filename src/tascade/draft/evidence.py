@@ -29,7 +29,8 @@ SOURCES = 3
 CORPUS, SIMILAR, CONTEXT = 0, 1, 2
 """The task's outputs; the outputs of the examples most like this prompt; this request itself."""
 
-_ENOUGH = 32
+_ENOUGH = 24
+_STRONG = 0.1
 _RECENT_WEIGHTS = (1.0, 0.5, 0.15)
 
 
@@ -219,12 +220,15 @@ def chain_votes(chain: Any, rc: Any, n: int, scratch: Any) -> tuple[int, int]:
 
 
 @kernel
-def gather(sources: Any, rc: Any, n: int, rx: Any, nx: int, scratch: Any, out: Any) -> int:
+def gather(
+    sources: Any, rc: Any, n: int, rx: Any, nx: int, least: float, scratch: Any, out: Any
+) -> int:
     """All sources' candidates for one node.
 
     ``rc[:n]`` is the reversed output (separators at its start), ``rx[:nx]`` the reversed request,
     prompt included. Writes to ``out``: tokens [MAX_CANDIDATES], shares [MAX_CANDIDATES, 3]
-    (0 where a source does not offer the token) and match lengths [3]; returns how many.
+    (0 where a source does not offer the token) and match lengths [3]; returns how many. Tokens with
+    a share of ``least`` or less everywhere are left out.
     """
     shards, recent, similar, context = sources
     out_tokens, out_shares, out_match = out
@@ -238,28 +242,23 @@ def gather(sources: Any, rc: Any, n: int, rx: Any, nx: int, scratch: Any, out: A
         else:
             found, best = chain_votes(context, rx, nx, scratch)
         out_match[source] = best
-        kept = 0
-        while kept < MAX_CANDIDATES // 2 + 1:
-            top = -1
+        # The strong ones first, so that weak ones never take their place.
+        for bar in (max(least, _STRONG), least):
             for j in range(found):
-                if shares[j] > 0.02 and (top < 0 or shares[j] > shares[top]):
-                    top = j
-            if top < 0:
-                break
-            i = _slot(out_tokens, used, pool[top])
-            if i < 0 and used < MAX_CANDIDATES:
-                i = used
-                out_tokens[i] = pool[top]
-                for q in range(SOURCES):
-                    out_shares[i, q] = 0.0
-                used += 1
-            if i >= 0:
-                out_shares[i, source] = shares[top]
-            shares[top] = -1.0
-            kept += 1
+                if shares[j] > bar:
+                    i = _slot(out_tokens, used, pool[j])
+                    if i < 0 and used < MAX_CANDIDATES:
+                        i = used
+                        out_tokens[i] = pool[j]
+                        for q in range(SOURCES):
+                            out_shares[i, q] = 0.0
+                        used += 1
+                    if i >= 0:
+                        out_shares[i, source] = shares[j]
         # A token another source offers may sit lower here: its share still is evidence.
         for i in range(used):
-            for j in range(found):
-                if shares[j] > 0 and pool[j] == out_tokens[i]:
+            if out_shares[i, source] == 0.0:
+                j = _slot(pool, found, out_tokens[i])
+                if j >= 0:
                     out_shares[i, source] = shares[j]
     return used

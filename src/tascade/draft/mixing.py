@@ -63,13 +63,13 @@ def match_bucket(match: int) -> int:
 
 
 @kernel
-def probability(shares: Any, match: Any, cells: Any, weights: Any, final: Any) -> float:
+def probability(shares: Any, match: Any, odds: Any, weights: Any, final: Any) -> float:
     """Calibrated probability of one candidate.
 
-    ``shares``: [3], ``match``: [3]; ``cells``: [3, 16, 13, 2] (hits, trials); ``weights``:
+    ``shares``: [3], ``match``: [3]; ``odds``: [3, 16, 13] log-odds of the cells; ``weights``:
     [8, 4]; ``final``: [25, 2].
     """
-    mixed = _mix(shares, match, cells, weights)
+    mixed = _mix(shares, match, odds, weights)
     return _finish(mixed, final)
 
 
@@ -83,18 +83,12 @@ def _present(match: Any) -> int:
 
 
 @kernel
-def _cell_rate(cells: Any, s: int, match: int, share: float) -> float:
-    cell = cells[s, match_bucket(match), share_bucket(share)]
-    return cell[0] / cell[1]
-
-
-@kernel
-def _mix(shares: Any, match: Any, cells: Any, weights: Any) -> float:
+def _mix(shares: Any, match: Any, odds: Any, weights: Any) -> float:
     mask = _present(match)
     x = weights[mask, SOURCES]
     for s in range(SOURCES):
         if match[s] > 0:
-            x += weights[mask, s] * _stretch(_cell_rate(cells, s, match[s], shares[s]))
+            x += weights[mask, s] * odds[s, match_bucket(match[s]), share_bucket(shares[s])]
     return min(max(x, -_CLIP), _CLIP)
 
 
@@ -109,24 +103,27 @@ def _finish(mixed: float, final: Any) -> float:
 
 
 @kernel
-def learn(shares: Any, match: Any, hit: float, cells: Any, weights: Any, final: Any) -> None:
-    """Take one outcome (``hit`` 1.0 or 0.0) into all three stages, in place."""
+def learn(shares: Any, match: Any, hit: float, stages: Any) -> None:
+    """Take one outcome (``hit`` 1.0 or 0.0) into all three stages, in place.
+
+    ``stages``: cells [3, 16, 13, 2] (hits, trials), weights, final, and odds, which follow cells.
+    """
+    cells, weights, final, odds = stages
     mask = _present(match)
-    mixed = _mix(shares, match, cells, weights)
+    mixed = _mix(shares, match, odds, weights)
     error = hit - _squash(mixed)
-    for s in range(SOURCES):
-        if match[s] > 0:
-            x = _stretch(_cell_rate(cells, s, match[s], shares[s]))
-            weights[mask, s] += _LEARNING_RATE * error * x
-    weights[mask, SOURCES] += _LEARNING_RATE * error
     at = (mixed + _CLIP) * (FINAL_BUCKETS - 1) / (2.0 * _CLIP)
     i = min(int(at), FINAL_BUCKETS - 2)
     f = at - i
     _count(final[i], hit, 1.0 - f)
     _count(final[i + 1], hit, f)
+    weights[mask, SOURCES] += _LEARNING_RATE * error
     for s in range(SOURCES):
         if match[s] > 0:
-            _count(cells[s, match_bucket(match[s]), share_bucket(shares[s])], hit, 1.0)
+            m, b = match_bucket(match[s]), share_bucket(shares[s])
+            weights[mask, s] += _LEARNING_RATE * error * odds[s, m, b]
+            _count(cells[s, m, b], hit, 1.0)
+            odds[s, m, b] = _stretch(cells[s, m, b, 0] / cells[s, m, b, 1])
 
 
 @kernel
@@ -137,6 +134,12 @@ def _count(cell: Any, hit: float, weight: float) -> None:
         cell[1] *= decay
     cell[0] += weight * hit
     cell[1] += weight
+
+
+def log_odds(cells: Any) -> Any:
+    """The log-odds of every cell's rate, [3, 16, 13], held to what the mixer can take."""
+    rate = np.clip(cells[..., 0] / cells[..., 1], 0.0025, 0.9975)
+    return np.log(rate / (1.0 - rate))
 
 
 def fresh_state() -> tuple[Any, Any, Any]:

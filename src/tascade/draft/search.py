@@ -122,7 +122,7 @@ def _expand(
 ) -> int:
     """Query every source below ``node`` and push its candidates. Returns the heap's new size."""
     tail_c, tail_x = tails
-    cells, weights, final = mixer
+    _, weights, final, odds = mixer
     tokens, parents = out[0], out[1]
     heap, path, rc, rx, p, scratch = work
     memo_tokens, memo_shares, memo_match, memo_used = memo
@@ -130,12 +130,13 @@ def _expand(
     n = _context(path, depth, tail_c, len(tail_c), rc)
     nx = _context(path, depth, tail_x, len(tail_x), rx)
     row = node + 1
+    least = min(0.4, max(0.02, 0.4 * floor / survival))
     found = (memo_tokens[row], memo_shares[row], memo_match[row])
-    used = gather(sources, rc, n, rx, nx, scratch, found)
+    used = gather(sources, rc, n, rx, nx, least, scratch, found)
     memo_used[row] = used
     total = 0.0
     for i in range(used):
-        p[i] = probability(memo_shares[row, i], memo_match[row], cells, weights, final)
+        p[i] = probability(memo_shares[row, i], memo_match[row], odds, weights, final)
         total += p[i]
     scale = 1.0 / total if total > 1.0 else 1.0
     for i in range(used):
@@ -183,7 +184,7 @@ def grow(
         ends = False
         for barrier in barriers:
             ends = ends or tokens[n] == barrier
-        if not ends and n + 1 < limit:
+        if not ends and n + 1 < limit and survival[n] * 0.98 > floor:
             size = _expand(n, survival[n], size, floor, sources, tails, mixer, out, memo, work)
         n += 1
     return n
@@ -193,7 +194,6 @@ def grow(
 def settle(committed: Any, n_nodes: int, out: Any, mixer: Any, memo: Any) -> None:
     """Learn from the tokens that came: walk the proposal along them, scoring every candidate."""
     tokens, parents = out[0], out[1]
-    cells, weights, final = mixer
     memo_tokens, memo_shares, memo_match, memo_used = memo
     node = -1
     for actual in committed:
@@ -202,7 +202,7 @@ def settle(committed: Any, n_nodes: int, out: Any, mixer: Any, memo: Any) -> Non
             return
         for i in range(memo_used[row]):
             hit = 1.0 if memo_tokens[row, i] == actual else 0.0
-            learn(memo_shares[row, i], memo_match[row], hit, cells, weights, final)
+            learn(memo_shares[row, i], memo_match[row], hit, mixer)
         following = -1
         for j in range(node + 1, n_nodes):
             if parents[j] == node and tokens[j] == actual:

@@ -1,0 +1,395 @@
+"""The bench result's format, and the page made of it."""
+
+import copy
+import json
+import math
+import re
+import sys
+from html.parser import HTMLParser
+
+import pytest
+
+from tascade.bench.charts import Bar, bar_chart
+from tascade.bench.report import SOURCES, render, write_report
+from tascade.bench.schema import SCHEMA_VERSION, load_schema, validate
+from tascade.core import Source
+from tascade.errors import TascadeError
+
+VOID = {"meta", "br", "hr", "img", "input", "link", "col"}
+
+MACHINE = {
+    "cpu": "fixture",
+    "cores": 2,
+    "threads": 2,
+    "memory_gb": 8.0,
+    "os": "Linux",
+    "python": "3.11",
+    "torch": "2.6",
+    "transformers": "5.10",
+    "tascade": "0.1.0",
+    "load_average": [0.1, 0.2, 0.3],
+}
+
+
+def minimal() -> dict:
+    """The least that is a result. The numbers are a fixture, not a measurement."""
+    return {
+        "schema": 1,
+        "created": "2026-01-01T00:00:00+00:00",
+        "command": "tascade bench PACK --data test.jsonl --json",
+        "machine": dict(MACHINE),
+        "model": "tiny",
+        "dtype": "float32",
+        "pack": None,
+        "data": {"path": "data/test.jsonl", "sha256": "0" * 64, "examples": 4},
+        "settings": {"max_new_tokens": 8, "temperature": 0.0, "batch": 1, "repeats": 2},
+        "methods": {
+            "plain": {
+                "tokens": 20,
+                "steps": 16,
+                "seconds": [4.0, 5.0],
+                "tokens_per_second": 4.4,
+                "quality": {"exact_match": 0.5},
+            },
+            "tasc-spec": {
+                "tokens": 20,
+                "seconds": [2.0, 2.0],
+                "tokens_per_second": 10.0,
+                "speedup": {"median": 2.25, "low": 2.0, "high": 2.5},
+                "guarantee": "lossless",
+            },
+        },
+    }
+
+
+def full() -> dict:
+    result = minimal()
+    result["pack"] = "packs/fixture"
+    result["methods"]["tasc-spec"].update(
+        steps=6,
+        tokens_per_step=2.67,
+        prefill_seconds=[0.1, 0.1],
+        decode_tokens_per_second=11.0,
+        drafted_per_step=3.5,
+        draft_us={"p50": 41.0, "p99": 97.0},
+        by_source={"target": 6, "corpus": 8, "context": 4, "both": 2, "other": 0},
+        acceptance_by_depth=[0.8, 0.5, 0.25],
+        calibration={"ece": 0.05, "bins": [{"predicted": 0.5, "realised": 0.55, "count": 12}]},
+        identical=3,
+        differing=1,
+        near_ties=1,
+        quality={"exact_match": 0.5, "json_field_f1": 0.75},
+        versus={"hf-prompt-lookup": {"median": 1.5, "low": 1.4, "high": 1.6}},
+        settings={"max_nodes": 16},
+    )
+    result["methods"]["hf-prompt-lookup"] = {
+        "tokens": 20,
+        "seconds": [3.0, 3.0],
+        "tokens_per_second": 6.7,
+        "speedup": {"median": 1.5, "low": 1.3, "high": 1.7},
+        "guarantee": "lossless",
+    }
+    result["methods"]["arctic-suffix"] = {"skipped": "arctic_inference is not installed"}
+    return result
+
+
+def change(result: dict, path: str, value: object) -> dict:
+    """A copy with one value replaced; ``...`` removes it."""
+    result = copy.deepcopy(result)
+    *parents, last = path.split("/")
+    node = result
+    for key in parents:
+        node = node[key]
+    if value is ...:
+        del node[last]
+    else:
+        node[last] = value
+    return result
+
+
+class Page(HTMLParser):
+    """Collects text, tags and attributes; fails on unbalanced tags."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.text += data
+
+    def count(self, tag: str) -> int:
+        return sum(name == tag for name, _ in self.tags)
+
+
+# --- the format ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["jsonschema", "without jsonschema"])
+def either_way(request, monkeypatch):
+    """Checks with the library, and with the structural check that stands in for it."""
+    if request.param == "jsonschema":
+        pytest.importorskip("jsonschema")
+    else:
+        monkeypatch.setitem(sys.modules, "jsonschema", None)
+
+
+def test_the_schema_is_one():
+    jsonschema = pytest.importorskip("jsonschema")
+    jsonschema.Draft202012Validator.check_schema(load_schema())
+    assert load_schema()["properties"]["schema"]["const"] == SCHEMA_VERSION
+    sources = load_schema()["$defs"]["measured"]["properties"]["by_source"]["properties"]
+    assert tuple(sources) == SOURCES == tuple(s.name.lower() for s in Source)
+
+
+@pytest.mark.usefixtures("either_way")
+@pytest.mark.parametrize("result", [minimal(), full()])
+def test_results_pass_and_survive_json(result):
+    validate(result)
+    validate(json.loads(json.dumps(result)))
+    validate(change(result, "machine/accelerator", "some GPU"))
+    validate(change(result, "machine/load_average", None))
+    validate(change(result, "settings/seed", 0))
+
+
+@pytest.mark.usefixtures("either_way")
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        *((key, ...) for key in minimal()),
+        *((f"machine/{key}", ...) for key in MACHINE),
+        ("schema", 2),
+        ("schema", "1"),
+        ("created", "yesterday"),
+        ("model", 7),
+        ("data/sha256", ...),
+        ("data/examples", "4"),
+        ("settings/repeats", ...),
+        ("methods", []),
+        ("methods/plain", ...),
+        ("methods/plain", {"skipped": "no time"}),
+        ("methods/plain/quality", ...),
+        ("methods/plain/steps", ...),
+        ("methods/plain/seconds", 4.0),
+        ("methods/plain/tokens_per_second", math.nan),
+        ("methods/plain/tokens_per_second", math.inf),
+        ("methods/tasc-spec", 3),
+        ("methods/tasc-spec", {}),
+        ("methods/tasc-spec/guarantee", ...),
+        ("methods/tasc-spec/speedup", ...),
+        ("methods/tasc-spec/speedup/low", ...),
+        ("methods/tasc-spec/speedup/low", 2.4),
+        ("methods/tasc-spec/speedup", 2.25),
+        ("methods/tasc-spec/seconds", [2.0]),
+        ("methods/tasc-spec/prefill_seconds", [0.1]),
+        ("methods/tasc-spec/near_ties", 2),
+        ("methods/tasc-spec/by_source/both", ...),
+        ("methods/tasc-spec/draft_us/p99", ...),
+        ("methods/tasc-spec/calibration/bins", [{"predicted": 0.5}]),
+        ("methods/tasc-spec/acceptance_by_depth", ["all"]),
+        ("methods/tasc-spec/versus/hf-prompt-lookup/high", 1.0),
+    ],
+)
+def test_broken_results_are_refused(path, value):
+    with pytest.raises(TascadeError, match="fix:"):
+        validate(change(full(), path, value))
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("extra", 1),
+        ("data/sha256", "abc"),
+        ("data/examples", 0),
+        ("machine/accelerator", {}),
+        ("methods/tasc-spec/guarantee", "probably"),
+        ("methods/tasc-spec/tokens", -1),
+        ("methods/tasc-spec/seconds", [0.0, 1.0]),
+        ("methods/tasc-spec/acceptance_by_depth", [1.5]),
+        ("methods/tasc-spec/tokens_per_sec", 1.0),
+        ("methods/arctic-suffix/skipped", ""),
+        ("methods/arctic-suffix/tokens", 3),
+    ],
+)
+def test_the_whole_schema_is_held_where_jsonschema_is_installed(path, value):
+    pytest.importorskip("jsonschema")
+    where = re.escape(path.rsplit("/", 1)[0].replace("/", ".")) if "/" in path else "bench result"
+    with pytest.raises(TascadeError, match=where):
+        validate(change(full(), path, value))
+
+
+@pytest.mark.parametrize("result", [None, [], "text", {}])
+def test_what_is_no_result_at_all_is_refused(result):
+    with pytest.raises(TascadeError):
+        validate(result)
+
+
+# --- the page -----------------------------------------------------------------------------------
+
+
+def test_a_full_page_shows_every_number_with_its_guarantee():
+    page = Page(render([full()], title="Fixture", pack={"documents": 12, "stages": ["spec"]}))
+    for wanted in (
+        "2.25×",
+        "2.00–2.50×",
+        "minimum and maximum of 2 repeats",
+        "3 of 4 outputs identical to plain decoding; 1 differ, 1 of them from a near tie",
+        "1.50× (1.40–1.60×) the speed of hf-prompt-lookup, the fastest peer (lossless)",
+        "not run: arctic_inference is not installed",
+        "ECE 0.050",
+        "40.0%",  # of the tokens came from the corpus
+        "0" * 64,
+        "tascade bench PACK --data test.jsonl --json",
+        "packs/fixture",
+        "max nodes",
+        "documents",
+    ):
+        assert wanted in page.text, wanted
+    assert page.count("svg") == 4
+    assert page.text.count("lossless") >= 6
+
+
+def test_a_minimal_page_leaves_out_what_it_has_no_data_for():
+    page = Page(render([minimal()], title="Fixture"))
+    assert page.count("svg") == 1
+    for absent in ("None", "Undefined", "nan", "Calibration of drafts", "Pack", "Summary"):
+        assert absent not in page.text
+
+
+def test_plain_alone_makes_a_page():
+    page = Page(render([change(minimal(), "methods/tasc-spec", ...)] * 2, title="Fixture"))
+    assert "plain only" in page.text
+
+
+@pytest.mark.parametrize("results", [[], [minimal()], [full()], [minimal(), full()]])
+def test_the_page_stands_alone(results):
+    html = render(results, title="Fixture")
+    page = Page(html)
+    assert html.startswith("<!doctype html>")
+    assert not re.search(r"https?:|url\(|@import|//", html)
+    assert page.count("script") == page.count("link") == page.count("img") == 0
+    loaders = {"src", "href", "srcset", "data", "action"}
+    links = [value for _, attrs in page.tags for key, value in attrs.items() if key in loaders]
+    assert all(link.startswith("#") for link in links)
+
+
+@pytest.mark.parametrize("results", [[minimal()], [full()], [minimal(), full()]])
+def test_the_page_is_accessible(results):
+    page = Page(render(results, title="Fixture"))
+    ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    assert all("scope" in attrs for tag, attrs in page.tags if tag == "th")
+    assert page.count("table") == page.count("caption")
+    assert page.count("svg") == page.count("desc")
+    named = {i for _, attrs in page.tags if (i := attrs.get("aria-labelledby"))}
+    assert named <= set(ids)
+    assert {"lang": "en"} in [attrs for tag, attrs in page.tags if tag == "html"]
+
+
+def test_what_users_wrote_is_text():
+    evil = '"><script>alert(1)</script>&'
+    result = full()
+    for path in ("model", "command", "data/path", "machine/cpu", "pack", "dtype"):
+        result = change(result, path, evil)
+    result["methods"][f"tasc-{evil}"] = result["methods"].pop("tasc-spec")
+    result["methods"]["arctic-suffix"]["skipped"] = evil
+    result["settings"][evil] = evil
+    page = Page(render([result, result], title=evil, pack={evil: {evil: evil}}))
+    assert page.count("script") == 0
+    assert "<script>alert(1)</script>" in page.text
+
+
+def test_several_results_become_sections_below_a_summary():
+    other = change(minimal(), "data/path", "data/sql/heldout.jsonl")
+    page = Page(render([full(), other], title="Two tasks"))
+    anchors = [attrs["id"] for tag, attrs in page.tags if attrs.get("class") == "run"]
+    links = [attrs["href"] for tag, attrs in page.tags if tag == "a"]
+    assert anchors == ["run-1", "run-2"]
+    assert links == ["#run-1", "#run-2"]
+    assert page.text.count("sql/heldout.jsonl") >= 3
+    assert "Summary" in page.text
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [(0.8, 0.9, "slower"), (0.8, 1.1, "no clear difference"), (1.1, 1.2, None)],
+)
+def test_the_headline_claims_no_more_than_the_spread_allows(low, high, verdict):
+    ratio = {"median": (low + high) / 2, "low": low, "high": high}
+    text = Page(render([change(minimal(), "methods/tasc-spec/speedup", ratio)], title="F")).text
+    assert ("as fast as plain decoding" in text) == (verdict is None)
+    for word in ("slower", "no clear difference"):
+        assert (word in text) == (word == verdict)
+
+
+def test_the_headline_prefers_lossless():
+    result = minimal()
+    fast = {"speedup": {"median": 9.0, "low": 9.0, "high": 9.0}, "guarantee": "approximate"}
+    result["methods"]["tasc-faster"] = {**result["methods"]["tasc-spec"], **fast}
+    assert "with tasc-spec" in Page(render([result], title="Fixture")).text
+
+
+def test_a_lossless_method_that_differs_is_pointed_out():
+    warning = "A lossless method must not do that"
+    assert warning not in render([full()], title="Fixture")
+    assert warning in render([change(full(), "methods/tasc-spec/near_ties", 0)], title="Fixture")
+
+
+def test_unequal_token_counts_are_pointed_out():
+    assert "wrote" not in Page(render([full()], title="Fixture")).text
+    page = Page(render([change(full(), "methods/tasc-spec/tokens", 12)], title="Fixture"))
+    assert "tasc-spec wrote 12" in page.text
+
+
+def test_a_broken_result_makes_no_page():
+    with pytest.raises(TascadeError):
+        render([minimal(), change(minimal(), "methods", ...)], title="Fixture")
+
+
+def test_bars_keep_to_their_drawing():
+    bars = [Bar("a name that is much too long for its place", 0.0, 0.0, 0.0, "0", "x", "ours")]
+    page = Page(bar_chart(bars, "Nothing", "tokens/s"))
+    assert "…" in page.text
+    for bars in ([], [Bar("a", 3.0, 2.0, 1e6, "3", "x", "ours")]):
+        svg = bar_chart(bars, "Speed", "tokens/s")
+        assert all(float(x) <= 720 for x in re.findall(r'\b(?:x|x1|x2|width)="([^"]+)"', svg))
+
+
+# --- the file -----------------------------------------------------------------------------------
+
+
+def test_write_report_replaces_the_file_as_a_whole(tmp_path):
+    path = tmp_path / "new" / "report.html"
+    write_report(path, [minimal()], title="First \udcff")
+    write_report(str(path), [full()], title="Second")
+    assert path.read_text("utf-8") == render([full()], title="Second")
+    assert [p.name for p in path.parent.iterdir()] == ["report.html"]
+
+
+def test_a_failed_write_leaves_the_old_report(tmp_path, monkeypatch):
+    path = tmp_path / "report.html"
+    write_report(path, [minimal()], title="Old")
+    before = path.read_bytes()
+
+    def full_disk(_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("tascade.bench.report.os.fsync", full_disk)
+    with pytest.raises(OSError, match="disk full"):
+        write_report(path, [full()], title="New")
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
