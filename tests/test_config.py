@@ -31,7 +31,7 @@ def test_a_recipe_survives_yaml(tmp_path: Path) -> None:
 def test_a_wrong_recipe_is_refused_with_the_reason(tmp_path: Path, text: str, said: str) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(text)
-    with pytest.raises(ConfigError, match=".") as caught:
+    with pytest.raises(ConfigError, match=r".") as caught:
         Recipe.from_yaml(path)
     assert said in str(caught.value)
 

@@ -25,7 +25,21 @@ _NAMES = {
     "TascadeError": "tascade.errors",
 }
 
-__all__ = ["__version__", *sorted(_NAMES)]  # noqa: PLE0604
+__all__ = [
+    "CorpusIndex",
+    "DataConfig",
+    "DraftTree",
+    "Drafter",
+    "Generation",
+    "Recipe",
+    "SamplingParams",
+    "SpecConfig",
+    "TaskModel",
+    "TascadeError",
+    "__version__",
+    "adapt",
+    "inspect",
+]
 
 if TYPE_CHECKING:
     from tascade.config import DataConfig, Recipe, SpecConfig

@@ -1,6 +1,6 @@
 """The nouns every layer shares. Standard library and numpy only.
 
-Shape legend, used in every docstring: ``B`` batch, ``T`` tokens, ``N`` tree nodes, ``V`` vocabulary.
+Shape legend of every docstring: ``B`` batch, ``T`` tokens, ``N`` tree nodes, ``V`` vocabulary.
 """
 
 from __future__ import annotations
@@ -115,8 +115,10 @@ class Drafter(Protocol):
         ...
 
     def propose(self, limit: int, floor: float = 0.0) -> DraftTree:
-        """At most ``limit`` nodes below the last committed token, none whose survival is below
-        ``floor`` (a drafter without an estimate may ignore it). Mutates no visible state.
+        """At most ``limit`` nodes below the last committed token. Mutates no visible state.
+
+        A node is worth proposing while its survival is at least ``floor`` times one plus the
+        survival of all nodes before it; a drafter without an estimate may ignore that.
         """
         ...
 

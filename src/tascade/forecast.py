@@ -266,6 +266,7 @@ def _replay(
         drafter.commit(tokens, len(tree), path)
         seconds = float(budget.cost.upto(1 + len(tree))[-1])
         spent = draft_cost if asked else 0.0
+        budget.judge(len(path))
         if not first:
             budget.observe(len(tree), seconds, len(tokens), spent)
         _count(tally, tree, path, len(tokens), first)

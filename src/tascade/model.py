@@ -6,11 +6,11 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tascade.core import Generation, IntArray
 from tascade.decode.loop import Decoder
-from tascade.decode.sample import Processor, SamplingParams
+from tascade.decode.sample import Processor, SamplingParams, argmax_rows
 from tascade.decode.target import Target
 from tascade.draft.budget import Budget, CostTable
 from tascade.draft.calibrate import Calibration
@@ -157,8 +157,8 @@ class TaskModel:
             One text, or a list of texts for a list of strings.
         """
         if isinstance(prompt, str) or (prompt and isinstance(prompt[0], dict)):
-            return self.run(prompt, processors, **options).text  # type: ignore[arg-type]
-        return [self.run(p, processors, **options).text for p in prompt]
+            return self.run(cast(Prompt, prompt), processors, **options).text
+        return [self.run(cast(str, p), processors, **options).text for p in prompt]
 
     def stream(
         self, prompt: Prompt, processors: Sequence[Processor] = (), **options: Any
@@ -199,7 +199,7 @@ def _settled(tokenizer: Any, tokens: Sequence[int], params: SamplingParams) -> s
     return text
 
 
-def measure_cost(target: Target, *, seconds: float = 1.5, past: int = 96) -> CostTable:
+def measure_cost(target: Target, *, seconds: float = 2.0, past: int = 96) -> CostTable:
     """Measure this model's step cost on this machine, with ``past`` tokens in the cache."""
     import torch
 
@@ -213,7 +213,7 @@ def measure_cost(target: Target, *, seconds: float = 1.5, past: int = 96) -> Cos
             target.keep(past, ())
             tree = DraftTree.chain([1] * (n - 1)) if n > 1 else None
             start = time.perf_counter()
-            target.forward([1], tree).argmax(-1).tolist()
+            argmax_rows(target.forward([1], tree))
             return time.perf_counter() - start
 
         table = CostTable.measure(step, seconds=seconds)

@@ -172,7 +172,7 @@ def _info(raw: dict[str, Any], file: Path) -> PackInfo:
     return info
 
 
-def provenance() -> dict[str, str]:
+def provenance() -> dict[str, Any]:
     """Command line, time and version, for ``pack.json``."""
     import tascade
 

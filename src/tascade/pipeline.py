@@ -215,12 +215,11 @@ def calibrate(
     params = task_model.params(max_new_tokens=recipe.max_new_tokens)
     deadline = time.monotonic() + recipe.spec.calibration_seconds
     done = 0
-    for prompt in chosen:
-        if time.monotonic() > deadline:
-            break
+    for done, prompt in enumerate(chosen, 1):
         tell("calibrating", done, len(chosen))
         task_model.decoder.generate(prompt, params)
-        done += 1
+        if time.monotonic() > deadline:
+            break
     if not prompts:
         done = replay_references(task_model, [answer for _, answer in rows])
     tell("calibrating", done, max(done, 1))

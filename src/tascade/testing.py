@@ -189,7 +189,9 @@ class RandomTreeDrafter(_RecordingDrafter):
     def _draft(self, limit: int) -> DraftTree:
         rng = np.random.default_rng((self.seed, len(self.prompt), len(self.seen)))
         n = int(rng.integers(0, min(self.nodes, limit) + 1))
-        return _tree(rng.integers(0, self.vocab, n), [int(rng.integers(-1, i)) for i in range(n)])
+        return _tree(
+            rng.integers(0, self.vocab, n).tolist(), [int(rng.integers(-1, i)) for i in range(n)]
+        )
 
 
 class OracleDrafter(_RecordingDrafter):
@@ -247,7 +249,7 @@ class OracleDrafter(_RecordingDrafter):
         return drawn if drawn != token else token ^ 1
 
 
-def _tree(tokens: Sequence[int] | IntArray, parents: Sequence[int]) -> DraftTree:
+def _tree(tokens: Sequence[int], parents: Sequence[int]) -> DraftTree:
     n = len(tokens)
     return DraftTree(
         np.asarray(tokens, np.int32),

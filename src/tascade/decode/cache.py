@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
@@ -85,6 +86,8 @@ class RewindableCache(Cache):  # type: ignore[misc]
 
     def __init__(self) -> None:
         super().__init__(layer_class_to_replicate=RewindableLayer)
+        self._stacks: list[torch.Tensor] = []
+        self._stacked: list[torch.Tensor] = []
 
     @property
     def length(self) -> int:
@@ -105,9 +108,29 @@ class RewindableCache(Cache):  # type: ignore[misc]
         n = len(slots)
         moved = next((i for i in range(n) if slots[i] != i), n)
         if moved < n:
-            index = torch.tensor(slots[moved:], device=self.layers[0].keys.device) + base
-            to = slice(base + moved, base + n)
-            for layer in self.layers:
-                layer.keys[:, :, to] = layer.keys.index_select(2, index)
-                layer.values[:, :, to] = layer.values.index_select(2, index)
+            self._stack()
+            index = torch.tensor(slots[moved:], device=self._stacks[0].device) + base
+            for stack in self._stacks:
+                stack[:, :, :, base + moved : base + n] = stack.index_select(3, index)
         self.truncate(base + n)
+
+    def _stack(self) -> None:
+        """Lay all buffers of one shape into one tensor, so that rows move in one operation."""
+        buffers = [buffer for layer in self.layers for buffer in (layer.keys, layer.values)]
+        if len(buffers) == len(self._stacked) and all(
+            a is b for a, b in zip(buffers, self._stacked, strict=True)
+        ):
+            return
+        groups: dict[tuple[Any, ...], list[tuple[RewindableLayer, str]]] = {}
+        for layer in self.layers:
+            for name in ("keys", "values"):
+                buffer = getattr(layer, name)
+                key = (buffer.shape, buffer.dtype, buffer.device)
+                groups.setdefault(key, []).append((layer, name))
+        self._stacks = []
+        for members in groups.values():
+            stack = torch.stack([getattr(layer, name) for layer, name in members])
+            for i, (layer, name) in enumerate(members):
+                setattr(layer, name, stack[i])
+            self._stacks.append(stack)
+        self._stacked = [b for layer in self.layers for b in (layer.keys, layer.values)]

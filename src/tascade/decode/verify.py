@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from tascade.core import DraftTree, Source
-from tascade.decode.sample import Chooser
+from tascade.decode.sample import Chooser, argmax_rows
 
 
 @dataclass(slots=True)
@@ -56,7 +56,7 @@ def walk(
             zip(tree.parents.tolist(), tree.tokens.tolist(), strict=True)
         )
     }
-    best = logits.argmax(-1).tolist() if chooser.is_argmax else None
+    best = argmax_rows(logits) if chooser.is_argmax else None
     empty = torch.empty(1, 0, dtype=torch.long, device=logits.device)
     out = Walk([], [], [], False)
     node = -1

@@ -21,7 +21,7 @@ class CostTable:
     one over four.
     """
 
-    def __init__(self, sizes: Sequence[int], seconds: Sequence[float]) -> None:
+    def __init__(self, sizes: Sequence[float], seconds: Sequence[float]) -> None:
         self.sizes = np.asarray(sizes, np.float64)
         self.seconds = np.asarray(seconds, np.float64)
         self._curve = self._interpolate()
@@ -37,8 +37,10 @@ class CostTable:
     ) -> CostTable:
         """Time ``step(n)`` (returns seconds) for each size, in turns, for about ``seconds``.
 
-        Each size gets at least two rounds, the first of them not counted; medians are kept. Large
-        sizes are left out once a step costs more than eight single-token steps.
+        Each size gets at least two rounds, the first of them not counted. A round takes each size
+        twice and keeps the second, which finds the caches as a run of like steps does; the lower
+        quartile over rounds is kept, since a busy machine only ever adds. Large sizes are left out
+        once a step costs more than eight single-token steps.
         """
         kept = list(sizes)
         first = [step(n) for n in kept[:1]]
@@ -47,9 +49,9 @@ class CostTable:
             if first[-1] > 8 * first[0] and first[-1] > 8 * step(kept[0]):
                 kept = kept[: len(first)]
                 break
-        rounds = int(np.clip(seconds / max(sum(first), 1e-9), 1, 15))
-        times = [[step(n) for n in kept] for _ in range(rounds)]
-        return cls(kept, np.median(np.asarray(times), axis=0).tolist())
+        rounds = int(np.clip(seconds / max(2 * sum(first), 1e-9), 1, 25))
+        times = [[(step(n), step(n))[1] for n in kept] for _ in range(rounds)]
+        return cls(kept, np.quantile(np.asarray(times), 0.25, axis=0).tolist())
 
     @property
     def limit(self) -> int:
@@ -102,15 +104,20 @@ class Budget:
     _draft_seconds: float = 0.0
     _trust: float = 1.0
     _promised: float = 0.0
-    _cut: float = 0.05
 
     def plan(self) -> tuple[int, float]:
-        """(most nodes, least survival) worth proposing now; (0, 0.0) to skip the look-up."""
+        """(most nodes, floor) for the drafter's proposal; (0, 0.0) to skip the look-up."""
         if self._skip > 0:
             self._skip -= 1
             return 0, 0.0
         limit = min(self.max_nodes, self.cost.limit - 1)
-        return limit, min(0.25, max(0.01, 0.6 * self._cut))
+        return limit, 0.7 * self._slope(limit)
+
+    def _slope(self, limit: int) -> float:
+        # What a node more costs, in steps: the rate can only rise while a node's survival is above
+        # this share of all that is promised so far.
+        curve = self.cost.upto(limit + 1)
+        return max(0.0, float(curve[-1] - curve[0]) / max(1, limit) / float(curve[0]))
 
     def choose(self, survival: FloatArray) -> int:
         """How many of the nodes to verify. ``survival``: [N], best first."""
@@ -128,14 +135,11 @@ class Budget:
             return 0
         self._pause = 0
         self._promised = float(promised[best])
-        # Where the cut fell tells what is worth proposing next time; if nothing was cut, try more.
-        cut = float(survival[best + 1]) if best + 1 < n else 0.7 * float(survival[best])
-        self._cut += 0.15 * (cut - self._cut)
         return best + 1
 
     def _credit(self) -> float:
         # Ordinary luck is no reason for doubt; promises broken again and again are.
-        return 1.0 if self._trust > 0.65 else self._trust
+        return 1.0 if self._trust > 0.5 else self._trust
 
     def _rest(self) -> None:
         self._pause = min(self.max_pause, 2 * self._pause + 1)
@@ -157,7 +161,7 @@ class Budget:
         """Compare what the last choice promised with how many of its nodes were accepted."""
         if self._promised > 0:
             kept = (accepted + _BENEFIT) / (self._promised + _BENEFIT)
-            self._trust += 0.2 * (min(kept, 2.0) - self._trust)
+            self._trust += 0.12 * (min(kept, 2.0) - self._trust)
             self._trust = min(self._trust, 1.2)
         else:
             self._trust += 0.01 * (1.0 - self._trust)

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from tascade.draft.evidence import SOURCES
 from tascade.draft.mixing import (
     FINAL_BUCKETS,
     MATCH_BUCKETS,
     SHARE_BUCKETS,
-    SOURCES,
     WEIGHT_SETS,
     fresh_state,
     log_odds,
@@ -26,24 +26,26 @@ _SHAPES = {
     "cells": (SOURCES, MATCH_BUCKETS, SHARE_BUCKETS, 2),
     "weights": (WEIGHT_SETS, SOURCES + 1),
     "final": (FINAL_BUCKETS, 2),
+    "path": (FINAL_BUCKETS, 2),
 }
 
 
 class Calibration:
-    """The mixer's three learned stages (see :mod:`tascade.draft.mixing`).
+    """The mixer's four learned stages (see :mod:`tascade.draft.mixing`).
 
     cells:   [3, 16, 13, 2] hits and trials by source, match length and vote share
     weights: [8, 4] of the logistic mixer, one row for each combination of sources present
     final:   [25, 2] hits and trials by mixed log-odds
+    path:    [25, 2] hits and trials by the log-odds of a whole path
     """
 
     def __init__(self) -> None:
-        self.cells, self.weights, self.final = fresh_state()
+        self.cells, self.weights, self.final, self.path = fresh_state()
         self._odds = log_odds(self.cells)
 
-    def arrays(self) -> tuple[Any, Any, Any, Any]:
-        """What the kernels read and update in place: cells, weights, final, log-odds of cells."""
-        return (self.cells, self.weights, self.final, self._odds)
+    def arrays(self) -> tuple[Any, ...]:
+        """What the kernels read and update in place: all stages, then the log-odds of cells."""
+        return (self.cells, self.weights, self.final, self.path, self._odds)
 
     def copy(self) -> Calibration:
         """An independent copy: a request may learn without changing the saved state."""

@@ -58,7 +58,7 @@ _U32 = np.zeros(1, np.uint32)
 
 
 @kernel
-def position(order: Any, i: int, n: int) -> int:
+def position(order: Any, i: Any, n: int) -> Any:
     """``order[i]`` held inside a token array of length ``n``: a damaged file must not crash us."""
     return min(max(np.int64(order[i]), 1), n - 1)
 
@@ -92,7 +92,7 @@ def _before(tokens: Any, p: int, rc: Any, n: int) -> bool:
 
 
 @kernel
-def locate(tokens: Any, order: Any, head: Any, rc: Any, n: int) -> tuple[int, int, int, int]:
+def locate(tokens: Any, order: Any, head: Any, rc: Any, n: int) -> Any:
     """Where ``rc[:n]`` sorts in a shard.
 
     Returns (index, bucket start, bucket end, match length of the best neighbour); a match length

@@ -70,9 +70,19 @@ class MixDrafter:
         self._recent = HashChain(16, bits=16)
         self._examples, self._request = HashChain(4096), HashChain(4096)
         self._tree, self._memo, self._work = new_tree(), new_memo(), new_work()
+        self._passed = np.zeros(MAX_NODES, np.int8)
         self._nodes = -1
         self.refresh()
-        self.start(np.empty(0, np.int32))
+        self._compile()
+
+    def _compile(self) -> None:
+        # Here, so that the first request does not wait for it, nor the budget take it for the
+        # price of a draft.
+        nothing = np.empty(0, np.int32)
+        self.start(nothing)
+        self.propose(1)
+        self.commit(nothing, 0, ())
+        self.start(nothing)
 
     def refresh(self) -> None:
         """Take up what was added to the corpus index since it was opened."""
@@ -89,15 +99,15 @@ class MixDrafter:
         if self._use_context:
             self._request.extend(np.ascontiguousarray(prompt, np.int32))
         if self.similar is not None and len(prompt):
-            for output in self.similar.lookup(prompt):
-                self._examples.extend(_START)
-                self._examples.extend(output)
+            pieces = [part for output in self.similar.lookup(prompt) for part in (_START, output)]
+            if pieces:
+                self._examples.extend(np.concatenate(pieces))
         self._output_tail = _START
         self._request_tail = np.ascontiguousarray(prompt[::-1][:DEPTH], np.int32)
         self._nodes = -1
 
-    def propose(self, limit: int, floor: float = 0.02) -> DraftTree:
-        """The best-first tree of at most ``limit`` nodes with survival of ``floor`` or more."""
+    def propose(self, limit: int, floor: float = 0.0) -> DraftTree:
+        """The best-first tree of at most ``limit`` nodes that may pay (see ``Drafter.propose``)."""
         if limit <= 0:
             self._nodes = -1
             return EMPTY_TREE
@@ -118,12 +128,13 @@ class MixDrafter:
             self._work,
         )
         self._nodes = n
-        return DraftTree(*(array[:n].copy() for array in self._tree))
+        return DraftTree(*(array[:n].copy() for array in self._tree[:4]))
 
     def commit(self, tokens: IntArray, verified: int, path: Sequence[int]) -> None:
         """Learn from the outcome and move on by ``tokens``."""
         if self.adapt and self._nodes >= 0:
-            settle(tokens, self._nodes, self._tree, self.calibration.arrays(), self._memo)
+            state = self.calibration.arrays()
+            settle(tokens, self._nodes, self._tree, state, self._memo, self._passed)
         self._nodes = -1
         if self._use_context:
             self._request.extend(tokens)

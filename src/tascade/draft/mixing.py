@@ -1,8 +1,10 @@
 """Numba kernels that mix the sources' evidence into one probability, and learn to.
 
-Three stages, all learned online: a table maps (source, match length, vote share) to the rate at
+Four stages, all learned online: a table maps (source, match length, vote share) to the rate at
 which such a vote came true; a logistic mixer weighs the sources' log-odds, with one weight set for
-each combination of sources present; a last table maps the mixed log-odds to the realised rate.
+each combination of sources present; a table maps the mixed log-odds to the realised rate; and,
+since steps along a path are not independent, a last table maps the product of their probabilities
+to the rate at which such paths came true.
 """
 
 from __future__ import annotations
@@ -20,17 +22,18 @@ WEIGHT_SETS = 1 << SOURCES
 FINAL_BUCKETS = 25
 _CLIP = 6.0
 _CELL_LIMIT = 600.0
+_PATH_LIMIT = 2000.0
 _LEARNING_RATE = 0.015
 
 
 @kernel
-def _stretch(p: float) -> float:
+def _stretch(p: float) -> Any:
     p = min(max(p, 0.0025), 0.9975)
     return np.log(p / (1.0 - p))
 
 
 @kernel
-def _squash(x: float) -> float:
+def _squash(x: float) -> Any:
     return 1.0 / (1.0 + np.exp(-min(max(x, -_CLIP), _CLIP)))
 
 
@@ -63,7 +66,7 @@ def match_bucket(match: int) -> int:
 
 
 @kernel
-def probability(shares: Any, match: Any, odds: Any, weights: Any, final: Any) -> float:
+def probability(shares: Any, match: Any, odds: Any, weights: Any, final: Any) -> Any:
     """Calibrated probability of one candidate.
 
     ``shares``: [3], ``match``: [3]; ``odds``: [3, 16, 13] log-odds of the cells; ``weights``:
@@ -83,7 +86,7 @@ def _present(match: Any) -> int:
 
 
 @kernel
-def _mix(shares: Any, match: Any, odds: Any, weights: Any) -> float:
+def _mix(shares: Any, match: Any, odds: Any, weights: Any) -> Any:
     mask = _present(match)
     x = weights[mask, SOURCES]
     for s in range(SOURCES):
@@ -93,7 +96,7 @@ def _mix(shares: Any, match: Any, odds: Any, weights: Any) -> float:
 
 
 @kernel
-def _finish(mixed: float, final: Any) -> float:
+def _finish(mixed: float, final: Any) -> Any:
     at = (mixed + _CLIP) * (FINAL_BUCKETS - 1) / (2.0 * _CLIP)
     i = min(int(at), FINAL_BUCKETS - 2)
     f = at - i
@@ -106,30 +109,48 @@ def _finish(mixed: float, final: Any) -> float:
 def learn(shares: Any, match: Any, hit: float, stages: Any) -> None:
     """Take one outcome (``hit`` 1.0 or 0.0) into all three stages, in place.
 
-    ``stages``: cells [3, 16, 13, 2] (hits, trials), weights, final, and odds, which follow cells.
+    ``stages``: cells [3, 16, 13, 2] (hits, trials), weights, final, path, and odds, which follow
+    cells.
     """
-    cells, weights, final, odds = stages
+    cells, weights, final, _, odds = stages
     mask = _present(match)
     mixed = _mix(shares, match, odds, weights)
     error = hit - _squash(mixed)
     at = (mixed + _CLIP) * (FINAL_BUCKETS - 1) / (2.0 * _CLIP)
     i = min(int(at), FINAL_BUCKETS - 2)
     f = at - i
-    _count(final[i], hit, 1.0 - f)
-    _count(final[i + 1], hit, f)
+    _count(final[i], hit, 1.0 - f, _CELL_LIMIT)
+    _count(final[i + 1], hit, f, _CELL_LIMIT)
     weights[mask, SOURCES] += _LEARNING_RATE * error
     for s in range(SOURCES):
         if match[s] > 0:
             m, b = match_bucket(match[s]), share_bucket(shares[s])
             weights[mask, s] += _LEARNING_RATE * error * odds[s, m, b]
-            _count(cells[s, m, b], hit, 1.0)
+            _count(cells[s, m, b], hit, 1.0, _CELL_LIMIT)
             odds[s, m, b] = _stretch(cells[s, m, b, 0] / cells[s, m, b, 1])
 
 
 @kernel
-def _count(cell: Any, hit: float, weight: float) -> None:
-    if cell[1] >= _CELL_LIMIT:
-        decay = 1.0 - weight / _CELL_LIMIT
+def survive(raw: float, path: Any) -> Any:
+    """Survival of a node whose path's probabilities multiply to ``raw``."""
+    return _finish(min(max(_stretch(raw), -_CLIP), _CLIP), path)
+
+
+@kernel
+def learn_path(raw: float, hit: float, path: Any) -> None:
+    """Take into the last stage whether the target's path passed a node."""
+    mixed = min(max(_stretch(raw), -_CLIP), _CLIP)
+    at = (mixed + _CLIP) * (FINAL_BUCKETS - 1) / (2.0 * _CLIP)
+    i = min(int(at), FINAL_BUCKETS - 2)
+    f = at - i
+    _count(path[i], hit, 1.0 - f, _PATH_LIMIT)
+    _count(path[i + 1], hit, f, _PATH_LIMIT)
+
+
+@kernel
+def _count(cell: Any, hit: float, weight: float, limit: float) -> None:
+    if cell[1] >= limit:
+        decay = 1.0 - weight / limit
         cell[0] *= decay
         cell[1] *= decay
     cell[0] += weight * hit
@@ -142,10 +163,10 @@ def log_odds(cells: Any) -> Any:
     return np.log(rate / (1.0 - rate))
 
 
-def fresh_state() -> tuple[Any, Any, Any]:
+def fresh_state() -> tuple[Any, Any, Any, Any]:
     """Untrained stages: a vote's rate starts near its share, more so the longer the match.
 
-    Returns (cells [3, 16, 13, 2], weights [8, 4], final [25, 2]), all float64.
+    Returns (cells [3, 16, 13, 2], weights [8, 4], final [25, 2], path [25, 2]), all float64.
     """
     cells = np.empty((SOURCES, MATCH_BUCKETS, SHARE_BUCKETS, 2))
     for m in range(MATCH_BUCKETS):
@@ -164,4 +185,4 @@ def fresh_state() -> tuple[Any, Any, Any]:
     final = np.empty((FINAL_BUCKETS, 2))
     final[:, 1] = 16.0
     final[:, 0] = 16.0 / (1.0 + np.exp(-grid))
-    return cells, weights, final
+    return cells, weights, final, 2.0 * final

@@ -9,10 +9,11 @@ import numpy as np
 from tascade.draft.evidence import CORPUS, MAX_CANDIDATES, SOURCES, gather, new_scratch
 from tascade.draft.jit import kernel
 from tascade.draft.lookup import DEPTH
-from tascade.draft.mixing import learn, probability
+from tascade.draft.mixing import learn, learn_path, probability, survive
 
 MAX_NODES = 128
 _HEAP = 1024
+_LEAST = 0.02
 
 
 def new_work() -> tuple[Any, ...]:
@@ -28,12 +29,13 @@ def new_work() -> tuple[Any, ...]:
 
 
 def new_tree() -> tuple[Any, ...]:
-    """Buffers of a tree: tokens, parents, survival, source, each [MAX_NODES]."""
+    """Buffers of a tree: tokens, parents, survival, source, raw path product, each [MAX_NODES]."""
     return (
         np.zeros(MAX_NODES, np.int32),
         np.zeros(MAX_NODES, np.int32),
         np.zeros(MAX_NODES, np.float32),
         np.zeros(MAX_NODES, np.int8),
+        np.zeros(MAX_NODES, np.float64),
     )
 
 
@@ -122,7 +124,7 @@ def _expand(
 ) -> int:
     """Query every source below ``node`` and push its candidates. Returns the heap's new size."""
     tail_c, tail_x = tails
-    _, weights, final, odds = mixer
+    _, weights, final, _, odds = mixer
     tokens, parents = out[0], out[1]
     heap, path, rc, rx, p, scratch = work
     memo_tokens, memo_shares, memo_match, memo_used = memo
@@ -141,7 +143,7 @@ def _expand(
     scale = 1.0 / total if total > 1.0 else 1.0
     for i in range(used):
         key = survival * p[i] * scale
-        if key >= floor:
+        if key >= 0.4 * floor:
             from_corpus = memo_shares[row, i, CORPUS] > 0
             from_request = False
             for s in range(1, SOURCES):
@@ -163,51 +165,69 @@ def grow(
     memo: Any,
     work: Any,
 ) -> int:
-    """Grow a tree of at most ``limit`` nodes, none below ``floor`` survival.
+    """Grow a tree of at most ``limit`` nodes, best first.
+
+    Stops at a node whose survival is below ``floor`` times what the nodes before it promise, the
+    target's own token included: it cannot pay (see :class:`tascade.draft.budget.Budget`).
 
     ``tails`` are the reversed committed tokens, [n] with separators (corpus view) and [m] without
     (request view). ``barriers`` are the end tokens, below which nothing is drafted.
-    Writes ``out`` = (tokens, parents, survival, source); returns the number of nodes.
+    Writes ``out`` (see :func:`new_tree`); returns the number of nodes.
     """
-    tokens, parents, survival, kinds = out
+    tokens, parents, survival, kinds, raw = out
     memo_used = memo[3]
     heap = work[0]
-    size = _expand(-1, 1.0, 0, floor, sources, tails, mixer, out, memo, work)
-    n = 0
+    size = _expand(-1, 1.0, 0, _LEAST, sources, tails, mixer, out, memo, work)
+    n, least, promised = 0, 1.0, 1.0
     while size > 0 and n < limit:
-        survival[n] = heap[0, 0]
+        # Mapped probabilities must not rise where raw ones fall: a prefix has to stay a tree.
+        least = min(least, survive(heap[0, 0], mixer[3]))
+        bar = max(_LEAST, floor * promised)
+        if least < bar:
+            break
+        raw[n], survival[n] = heap[0, 0], least
         parents[n] = int(heap[0, 1])
         tokens[n] = int(heap[0, 2])
         kinds[n] = int(heap[0, 3])
+        promised += least
         size = _pop(heap, size)
         memo_used[n + 1] = 0
         ends = False
         for barrier in barriers:
             ends = ends or tokens[n] == barrier
-        if not ends and n + 1 < limit and survival[n] * 0.98 > floor:
-            size = _expand(n, survival[n], size, floor, sources, tails, mixer, out, memo, work)
+        if not ends and n + 1 < limit and least * 0.98 > bar:
+            size = _expand(n, raw[n], size, bar, sources, tails, mixer, out, memo, work)
         n += 1
     return n
 
 
 @kernel
-def settle(committed: Any, n_nodes: int, out: Any, mixer: Any, memo: Any) -> None:
-    """Learn from the tokens that came: walk the proposal along them, scoring every candidate."""
+def settle(committed: Any, n_nodes: int, out: Any, mixer: Any, memo: Any, passed: Any) -> None:
+    """Learn from the tokens that came: walk the proposal along them, scoring every candidate.
+
+    ``passed`` is working memory, [MAX_NODES] int8: 1 where the path went, 2 where it is not known.
+    """
     tokens, parents = out[0], out[1]
     memo_tokens, memo_shares, memo_match, memo_used = memo
-    node = -1
+    passed[:n_nodes] = 0
+    node, known = -1, True
     for actual in committed:
-        row = node + 1
-        if memo_used[row] == 0:
-            return
-        for i in range(memo_used[row]):
-            hit = 1.0 if memo_tokens[row, i] == actual else 0.0
-            learn(memo_shares[row, i], memo_match[row], hit, mixer)
+        known = False
+        for i in range(memo_used[node + 1]):
+            hit = 1.0 if memo_tokens[node + 1, i] == actual else 0.0
+            learn(memo_shares[node + 1, i], memo_match[node + 1], hit, mixer)
         following = -1
         for j in range(node + 1, n_nodes):
             if parents[j] == node and tokens[j] == actual:
                 following = j
                 break
         if following < 0:
-            return
+            known = True
+            break
         node = following
+        passed[node] = 1
+    for j in range(n_nodes):
+        if not known and (parents[j] == node or (parents[j] >= 0 and passed[parents[j]] == 2)):
+            passed[j] = 2  # below where the request ended
+        if passed[j] != 2:
+            learn_path(out[4][j], float(passed[j]), mixer[3])

@@ -1,0 +1,56 @@
+"""The README's table: the pilot model on four real tasks, every method in turns.
+
+    python benchmarks/main_path.py [--tasks ...] [--dtypes ...] [--rows 64] [--repeats 5]
+
+Index and calibration come from train and validation rows; what is measured are test rows. Needs
+the shared data and model (``--shared``); writes ``benchmarks/results/<task>-<dtype>.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+TASKS = ("text_to_sql_advising", "multilabel_nlupp", "dst_sgd", "data_to_text_rnnlg")
+HERE = Path(__file__).parent
+
+
+def run(*words: object) -> None:
+    print("+", *words, flush=True)
+    subprocess.run([sys.executable, "-m", "tascade.cli", *map(str, words)], check=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shared", type=Path, default=HERE.parent.parent / "shared")
+    parser.add_argument("--work", type=Path, default=HERE.parent / "demo-output" / "main-path")
+    parser.add_argument("--tasks", nargs="+", default=TASKS)
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--methods", default="all")
+    parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--results", type=Path, default=HERE / "results")
+    options = parser.parse_args()
+    options.results.mkdir(parents=True, exist_ok=True)
+    for task in options.tasks:
+        data = options.shared / "data" / task
+        for dtype in options.dtypes:
+            pack = options.work / f"{task}-{dtype}"
+            run(
+                "adapt", "--model", options.shared / "models" / "pilot", "--data",
+                data / "train.jsonl", "--validation", data / "validation.jsonl", "--out", pack,
+                "--dtype", dtype, "--threads", options.threads, "--overwrite",
+            )  # fmt: skip
+            run(
+                "bench", pack, "--data", data / "test.jsonl", "--warmup",
+                data / "validation.jsonl", "--dtype", dtype, "--threads", options.threads,
+                "--rows", options.rows, "--repeats", options.repeats, "--methods",
+                options.methods, "--out", options.results / f"{task}-{dtype}.json",
+            )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
