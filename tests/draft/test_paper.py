@@ -29,9 +29,15 @@ def test_is_a_drafter():
     assert isinstance(PaperDrafter([]), Drafter)
 
 
+def test_as_published_an_output_begins_behind_the_prompt():
+    drafter = PaperDrafter([[1, 2, 3, END]] * 5 + [[7, 2, 4, END]] * 9, end_tokens=[END])
+    drafter.start(ids(50, 1))
+    assert tokens_of(drafter)[0] == 2  # what followed the prompt's last token in the outputs
+
+
 def test_longest_context_wins_and_the_chain_ends_at_an_end_token():
     outputs = [[1, 2, 3, END]] * 5 + [[7, 2, 4, END]] * 9
-    drafter = PaperDrafter(outputs, end_tokens=[END])
+    drafter = PaperDrafter(outputs, end_tokens=[END], marker=True)
     drafter.start(ids(50))
     drafter.commit(ids(1), 0, ())
     assert tokens_of(drafter) == [2, 3, END]  # after 2 alone, 4 is more frequent

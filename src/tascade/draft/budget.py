@@ -11,7 +11,8 @@ from tascade.core import FloatArray
 
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)
 """Tokens in a step at which the cost is measured; between them it is interpolated."""
-_BENEFIT = 0.25
+_BENEFIT = 0.05
+_PROBE_NODES = 8
 
 
 class CostTable:
@@ -37,10 +38,9 @@ class CostTable:
     ) -> CostTable:
         """Time ``step(n)`` (returns seconds) for each size, in turns, for about ``seconds``.
 
-        Each size gets at least two rounds, the first of them not counted. A round takes each size
-        twice and keeps the second, which finds the caches as a run of like steps does; the lower
-        quartile over rounds is kept, since a busy machine only ever adds. Large sizes are left out
-        once a step costs more than eight single-token steps.
+        A round takes each size four times and keeps the last two, which find the caches as a run of
+        like steps does; the lower quartile over rounds is kept, since a busy machine only adds.
+        Large sizes are left out once a step costs more than eight single-token steps.
         """
         kept = list(sizes)
         first = [step(n) for n in kept[:1]]
@@ -49,9 +49,9 @@ class CostTable:
             if first[-1] > 8 * first[0] and first[-1] > 8 * step(kept[0]):
                 kept = kept[: len(first)]
                 break
-        rounds = int(np.clip(seconds / max(2 * sum(first), 1e-9), 1, 25))
-        times = [[(step(n), step(n))[1] for n in kept] for _ in range(rounds)]
-        return cls(kept, np.quantile(np.asarray(times), 0.25, axis=0).tolist())
+        rounds = int(np.clip(seconds / max(4 * sum(first), 1e-9), 1, 15))
+        times = np.asarray([[[step(n) for _ in range(4)] for n in kept] for _ in range(rounds)])
+        return cls(kept, np.quantile(times[:, :, 2:], 0.25, axis=(0, 2)).tolist())
 
     @property
     def limit(self) -> int:
@@ -90,19 +90,20 @@ class Budget:
     A proposal is a sequence of nodes ordered best first. Verifying its first ``n`` yields
     ``1 + sum(survival[:n])`` tokens at ``cost(1 + n)`` seconds; the budget takes the ``n`` with the
     best rate, 0 included. While nothing pays, proposals themselves are asked for ever more
-    rarely, down to one in ``max_pause`` steps, and are checked against what the target says
-    without being verified.
+    rarely, down to one in ``max_pause`` steps, and kept small.
     """
 
     cost: CostTable
     max_nodes: int = 63
-    max_pause: int = 16
-    margin: float = 1.02
+    max_pause: int = 32
+    margin: float = 1.06
     _pause: int = 0
     _skip: int = 0
     _drift: float = 1.0
     _draft_seconds: float = 0.0
-    _trust: float = 1.0
+    _idle: int = 0
+    _given: float = 0.5
+    _kept: float = 0.5
     _promised: float = 0.0
 
     def plan(self) -> tuple[int, float]:
@@ -111,6 +112,8 @@ class Budget:
             self._skip -= 1
             return 0, 0.0
         limit = min(self.max_nodes, self.cost.limit - 1)
+        if self._credit() < 0.3:
+            limit = min(limit, _PROBE_NODES)
         return limit, 0.7 * self._slope(limit)
 
     def _slope(self, limit: int) -> float:
@@ -138,8 +141,10 @@ class Budget:
         return best + 1
 
     def _credit(self) -> float:
-        # Ordinary luck is no reason for doubt; promises broken again and again are.
-        return 1.0 if self._trust > 0.5 else self._trust
+        # Ordinary luck is no reason for doubt; promises broken again and again are, and more so
+        # the more often: where a few nodes cost next to nothing, a small promise is easily made.
+        trust = (self._kept + _BENEFIT) / (self._given + _BENEFIT)
+        return 1.0 if trust > 0.6 else max(0.1, trust * trust)
 
     def _rest(self) -> None:
         self._pause = min(self.max_pause, 2 * self._pause + 1)
@@ -147,6 +152,10 @@ class Budget:
 
     def observe(self, nodes: int, seconds: float, committed: int, draft_seconds: float) -> None:
         """Take the outcome of a step: nodes verified, time of the forward, tokens it yielded."""
+        if nodes == 0:
+            self._idle += 1
+            if self._idle % 8:  # plain steps are many and alike
+                return
         expected = float(self.cost.upto(nodes + 1)[-1]) if nodes < self.cost.limit else 0.0
         if draft_seconds > 0:
             self._draft_seconds += 0.05 * (min(draft_seconds, expected) - self._draft_seconds)
@@ -160,9 +169,6 @@ class Budget:
     def judge(self, accepted: int) -> None:
         """Compare what the last choice promised with how many of its nodes were accepted."""
         if self._promised > 0:
-            kept = (accepted + _BENEFIT) / (self._promised + _BENEFIT)
-            self._trust += 0.12 * (min(kept, 2.0) - self._trust)
-            self._trust = min(self._trust, 1.2)
-        else:
-            self._trust += 0.01 * (1.0 - self._trust)
+            self._given += 0.15 * (self._promised - self._given)
+            self._kept += 0.15 * (accepted - self._kept)
         self._promised = 0.0

@@ -96,6 +96,7 @@ class MixDrafter:
         """Begin a request: index its prompt, fetch similar examples."""
         self._examples.reset()
         self._request.reset()
+        self._pending: list[IntArray] = []
         if self._use_context:
             self._request.extend(np.ascontiguousarray(prompt, np.int32))
         if self.similar is not None and len(prompt):
@@ -111,6 +112,8 @@ class MixDrafter:
         if limit <= 0:
             self._nodes = -1
             return EMPTY_TREE
+        if self._pending:
+            self._catch_up()
         n = grow(
             min(limit, MAX_NODES),
             floor,
@@ -136,9 +139,15 @@ class MixDrafter:
             state = self.calibration.arrays()
             settle(tokens, self._nodes, self._tree, state, self._memo, self._passed)
         self._nodes = -1
+        self._pending.append(tokens)
+
+    def _catch_up(self) -> None:
+        # Put off until a draft is asked for: where none is, a commit should cost nothing.
+        tokens = np.concatenate(self._pending)
+        self._pending.clear()
         if self._use_context:
             self._request.extend(tokens)
-        recent = np.ascontiguousarray(tokens[::-1], np.int32)
+        recent = np.ascontiguousarray(tokens[::-1][:DEPTH], np.int32)
         self._output_tail = np.concatenate((recent, self._output_tail))[:DEPTH]
         self._request_tail = np.concatenate((recent, self._request_tail))[:DEPTH]
 

@@ -26,10 +26,8 @@ class PaperDrafter:
     """The published drafter: no calibration, no tree, no choice of length.
 
     What the paper does not say is chosen in its favour. ``n_max`` and ``length`` did best on the
-    validation rows of four tasks. An output is taken to begin with a marker that the tables know,
-    so that its first token is drafted from the outputs' first tokens. Nothing is drafted behind an
-    end token. The request's own tables are not pruned: a prompt is short, and few of its n-grams
-    occur five times.
+    validation rows of four tasks. Nothing is drafted behind an end token. The request's own tables
+    are not pruned: a prompt is short, and few of its n-grams occur five times.
 
     Args:
         outputs: token ids of the task's outputs, end tokens included.
@@ -38,6 +36,8 @@ class PaperDrafter:
         p_min: n-grams of the outputs that occur less often are dropped (the paper's 5).
         weight: of the outputs' distribution; the request's has the rest (the paper's 0.75).
         end_tokens: ids behind which nothing is drafted.
+        marker: not in the paper: let the tables know where an output begins, so that its first
+            tokens are drafted from the outputs' first tokens, and not from the prompt's last ones.
     """
 
     name = "tasc-paper"
@@ -51,6 +51,7 @@ class PaperDrafter:
         p_min: int = 5,
         weight: float = 0.75,
         end_tokens: Sequence[int] = (),
+        marker: bool = False,
     ) -> None:
         checks = (
             ("n_max", n_max, n_max >= 1, "1 or more"),
@@ -64,14 +65,16 @@ class PaperDrafter:
         self.n_max, self.length, self.p_min, self.weight = n_max, length, p_min, weight
         self._ends = frozenset(end_tokens)
         self._tables = _tables(outputs, n_max, p_min)
+        self._marker = marker
         self.start(np.empty(0, np.int32))
 
     def start(self, prompt: IntArray) -> None:
         """Begin a request: count the n-grams of its prompt."""
         self._context: dict[_Grams, dict[int, int]] = {}
         self._seen: list[int] = []
-        self._output_tail: _Grams = (_BEGIN,)
         self._extend(prompt.tolist())
+        begin = (_BEGIN,) if self._marker else tuple(self._seen[-self.n_max :])
+        self._output_tail: _Grams = begin
 
     def propose(self, limit: int, floor: float = 0.0) -> DraftTree:
         """A chain of the fixed length. ``floor`` is ignored: the paper's draft has no estimate."""
