@@ -13,6 +13,7 @@ SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)
 """Tokens in a step at which the cost is measured; between them it is interpolated."""
 _BENEFIT = 0.05
 _PROBE_NODES = 8
+_DOUBT = 0.3
 
 
 class CostTable:
@@ -101,6 +102,7 @@ class Budget:
     _skip: int = 0
     _drift: float = 1.0
     _draft_seconds: float = 0.0
+    _probing: bool = False
     _idle: int = 0
     _given: float = 0.5
     _kept: float = 0.5
@@ -112,7 +114,7 @@ class Budget:
             self._skip -= 1
             return 0, 0.0
         limit = min(self.max_nodes, self.cost.limit - 1)
-        if self._credit() < 0.3:
+        if self._credit() < _DOUBT:
             limit = min(limit, _PROBE_NODES)
         return limit, 0.7 * self._slope(limit)
 
@@ -136,8 +138,12 @@ class Budget:
         if float(rate[best]) * float(curve[0]) < self.margin:
             self._rest()
             return 0
-        self._pause = 0
         self._promised = float(promised[best])
+        self._probing = self._credit() < _DOUBT
+        if self._probing:  # one try, then wait: only a draft that comes true brings the next
+            self._pause = self._skip = self.max_pause
+        else:
+            self._pause = 0
         return best + 1
 
     def _credit(self) -> float:
@@ -171,4 +177,6 @@ class Budget:
         if self._promised > 0:
             self._given += 0.15 * (self._promised - self._given)
             self._kept += 0.15 * (accepted - self._kept)
+            if self._probing and accepted >= 2:
+                self._pause = self._skip = 0
         self._promised = 0.0
