@@ -1,6 +1,5 @@
-"""What every test shares: one thread, reproducible hypothesis runs, the path of ../shared."""
+"""What every test shares: one thread, reproducible hypothesis runs, packs, the path of ../shared."""
 
-import hashlib
 import os
 from pathlib import Path
 
@@ -11,12 +10,6 @@ from hypothesis import HealthCheck, settings
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 _REPO = Path(__file__).resolve().parents[1]
 
-# Numba's cache notices a change of the file a kernel stands in, not of the files whose kernels it
-# calls: after such a change it runs the old machine code, which writes past the new arrays' ends.
-_sources = [p.read_bytes() for p in sorted((_REPO / "src/tascade").rglob("*.py"))]
-_kernels = b"".join(text for text in _sources if b"njit" in text)
-_stamp = hashlib.sha256(_kernels).hexdigest()[:12]
-os.environ.setdefault("NUMBA_CACHE_DIR", str(_REPO / ".pytest_cache" / "numba" / _stamp))
 torch.set_num_threads(1)
 
 settings.register_profile(
@@ -34,3 +27,24 @@ def shared() -> Path:
     if not _SHARED.is_dir():
         pytest.skip(f"{_SHARED} is not there")
     return _SHARED
+
+
+@pytest.fixture(scope="session")
+def ticket_pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A float32 pack of the bundled model and the first rows of a bundled task."""
+    import dataclasses
+
+    import tascade
+    from tascade import bundled
+
+    recipe = tascade.Recipe(dtype="float32", max_new_tokens=64)
+    recipe = dataclasses.replace(recipe, spec=tascade.SpecConfig(calibration_rows=12))
+    out = tmp_path_factory.mktemp("packs") / "tickets"
+    tascade.adapt(
+        bundled.model_path(),
+        bundled.data_path("tickets", "train"),
+        validation=bundled.data_path("tickets", "validation"),
+        out=out,
+        recipe=recipe,
+    )
+    return out

@@ -47,12 +47,14 @@ def inspect(
         str, typer.Option(help="Held-out examples; a share of DATA if absent.")
     ] = "",
     on_error: OnError = "raise",
+    threads: Threads = 0,
     json: Json = False,
 ) -> None:
     """Predict, before anything is built, what tascade would gain on this task."""
     from tascade import console
     from tascade.inspection import inspect as look
 
+    _threads(threads)
     with console.progress_bar() as progress:
         found = look(data, model, held_out=held_out or None, on_error=on_error, progress=progress)
     if json:
@@ -63,57 +65,86 @@ def inspect(
 
 @app.command()
 def adapt(
-    model: ModelOpt,
-    data: Annotated[str, typer.Option("--data", "-d", help="Training examples.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the new pack.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="A hub id or a model folder.")] = "",
+    data: Annotated[str, typer.Option("--data", "-d", help="Training examples.")] = "",
     validation: Annotated[str, typer.Option(help="Examples to calibrate on.")] = "",
-    recipe: Annotated[Path | None, typer.Option(help="A recipe file (YAML).")] = None,
-    dtype: Dtype = "auto",
-    max_new_tokens: MaxTokens = 256,
-    on_error: OnError = "raise",
+    recipe: Annotated[
+        Path | None, typer.Option(help="A recipe (YAML); flags given here win over it.")
+    ] = None,
+    dtype: Dtype = "",
+    max_new_tokens: Annotated[int, typer.Option(help="The pack's token limit [256].")] = 0,
+    on_error: Annotated[str, typer.Option("--on-error", help="raise [default], or skip.")] = "",
     overwrite: Annotated[bool, typer.Option(help="Replace the pack if it exists.")] = False,
     threads: Threads = 0,
     json: Json = False,
 ) -> None:
     """Learn a task from examples, training-free: write a pack."""
-    import dataclasses
-
     from tascade import console
-    from tascade.config import Recipe
     from tascade.pipeline import adapt as build
 
     _threads(threads)
-    base = Recipe.from_yaml(recipe) if recipe else Recipe()
-    base = dataclasses.replace(
-        base,
-        dtype=dtype if dtype != "auto" else base.dtype,
-        max_new_tokens=max_new_tokens,
-        data=dataclasses.replace(base.data, on_error=on_error),
-    )
+    wanted = _recipe(recipe, model, data, validation, dtype, max_new_tokens, on_error)
     with console.progress_bar() as progress:
         made = build(
-            model,
-            data,
-            validation=validation or None,
+            wanted.model,
+            wanted.data.train,
+            validation=wanted.data.validation or None,
             out=out,
-            recipe=base,
+            recipe=wanted,
             overwrite=overwrite,
             progress=progress,
         )
     facts = {
         "pack": str(out),
         "model": made.pack.info.model,
+        "data": made.pack.info.data,
         "documents": made.corpus.n_documents,
         "tokens": made.corpus.n_tokens,
         "index_bytes": made.corpus.n_bytes,
     }
     if json:
         console.print_json(facts)
-    else:
-        console.out.print(
-            f"[bold]{out}[/bold]: {facts['documents']} outputs, {facts['tokens']} tokens, "
-            f"index {made.corpus.n_bytes / 1e6:.1f} MB"
-        )
+        return
+    console.print_skipped(made.pack.info.data)
+    console.out.print(
+        f"[bold]{out}[/bold]: {facts['documents']} outputs, {facts['tokens']} tokens, "
+        f"index {made.corpus.n_bytes / 1e6:.1f} MB"
+    )
+
+
+def _recipe(
+    path: Path | None,
+    model: str,
+    data: str,
+    validation: str,
+    dtype: str,
+    max_new_tokens: int,
+    on_error: str,
+) -> Any:
+    """The recipe file with the flags that were given laid over it."""
+    from dataclasses import replace
+
+    from tascade.config import Recipe
+    from tascade.errors import ConfigError
+
+    base = Recipe.from_yaml(path) if path else Recipe()
+    merged = replace(
+        base,
+        model=model or base.model,
+        dtype=dtype or base.dtype,
+        max_new_tokens=max_new_tokens or base.max_new_tokens,
+        data=replace(
+            base.data,
+            train=data or base.data.train,
+            validation=validation or base.data.validation,
+            on_error=on_error or base.data.on_error,
+        ),
+    )
+    for name, value in (("--model", merged.model), ("--data", merged.data.train)):
+        if not value:
+            raise ConfigError(f"{name} is missing", wanted="a flag, or the key in a recipe")
+    return merged
 
 
 @app.command()

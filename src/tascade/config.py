@@ -49,13 +49,19 @@ class SpecConfig:
 
     def __post_init__(self) -> None:
         _at_least("shards", self.shards, 1)
+        if self.shards > 8:
+            raise ConfigError("too many shards", got=self.shards, wanted="1 to 8", where="shards")
         _at_least("calibration_rows", self.calibration_rows, 0)
         _at_least("max_nodes", self.max_nodes, 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A model, its task data, and what to build from them."""
+    """A model, its task data, and what to build from them.
+
+    The command line reads ``model`` and ``data`` where its own flags are absent; in Python they
+    are arguments of :func:`tascade.adapt`, and what stands here is kept with the pack.
+    """
 
     model: str = ""
     dtype: str = "auto"

@@ -61,6 +61,15 @@ def progress_bar() -> Iterator[Progress]:
         yield show
 
 
+def print_skipped(sources: Sequence[dict[str, Any]]) -> None:
+    """How many rows were left out, and which, for each source that lost any."""
+    for source in sources:
+        if source.get("skipped"):
+            err.print(f"{source['role']}: {source['skipped']} rows skipped", style="yellow")
+            for where, reason in source.get("skipped_rows", []):
+                err.print(f"  {where}: {reason}", markup=False, soft_wrap=True)
+
+
 def print_json(value: object) -> None:
     """One machine-readable object on stdout."""
     sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")

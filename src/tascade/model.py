@@ -49,7 +49,7 @@ class TaskModel:
         self.similar = self._open_similar()
         self._cost: CostTable | None = _saved_cost(pack, machine_key(model))
         self._decoder: Decoder | None = None
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     @classmethod
     def from_pretrained(

@@ -178,7 +178,7 @@ def provenance() -> dict[str, Any]:
 
     name = Path(sys.argv[0]).name
     return {
-        "command": " ".join([name, *sys.argv[1:]]),
+        "command": " ".join(["tascade" if name == "cli.py" else name, *sys.argv[1:]]),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "tascade": tascade.__version__,
     }

@@ -39,6 +39,7 @@ Progress = Callable[[str, int, int | None], None]
 MAX_PROMPTS = 500_000
 T = TypeVar("T")
 _CHECKED_ROWS = 4
+_LISTED_ROWS = 100
 _HELD_OUT_SHARE, _HELD_OUT_MOST = 20, 200
 
 
@@ -94,7 +95,8 @@ def adapt(
     part = _work_folder(target)
     try:
         pack = build(part, (loaded, tokenizer, name), prepared, recipe, tell)
-        pack.save_info(dataclasses.replace(pack.info, data=_hashes(data, validation)))
+        sources = _sources(data, validation, prepared.reports)
+        pack.save_info(dataclasses.replace(pack.info, data=sources))
         task_model = TaskModel(loaded, tokenizer, pack, name)
         calibrate(task_model, prepared.validation, recipe, tell)
         check(task_model, prepared.validation, recipe)
@@ -154,11 +156,17 @@ def _encoded(
         yield encode_example(tokenizer, example, ends)
 
 
-def _hashes(data: Any, validation: Any) -> list[dict[str, Any]]:
+def _sources(data: Any, validation: Any, reports: Sequence[LoadReport]) -> list[dict[str, Any]]:
+    """What each source was, and what was left out of it."""
     out = []
-    for role, source in (("train", data), ("validation", validation)):
-        if source is not None and (isinstance(source, str | Path | list | tuple)):
-            out.append({"role": role, **source_hash(source, on_error="skip")})
+    given = [("train", data), ("validation", validation)]
+    for (role, source), report in zip(given, reports, strict=False):
+        entry: dict[str, Any] = {"role": role, "rows": report.rows_kept, "skipped": report.skipped}
+        if isinstance(source, str | Path | list | tuple):
+            entry |= source_hash(source, split=role, on_error="skip")
+        if report.skipped:
+            entry["skipped_rows"] = [list(row) for row in report.skipped_rows[:_LISTED_ROWS]]
+        out.append(entry)
     return out
 
 

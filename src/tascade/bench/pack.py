@@ -116,14 +116,14 @@ def bench_pack(
 
 
 def _about(task_model: TaskModel, pack: str | Path, data: Any) -> About:
-    source = source_hash(data)
+    source = source_hash(data, split="test")
     return About(
         model=Path(task_model.pack.info.model).name,
         dtype=str(task_model.model.dtype).removeprefix("torch."),
         data_path=_short(data),
         data_sha256=str(source["sha256"]),
         pack=Path(pack).name,
-        command=" ".join([Path(sys.argv[0]).name, *(_short(a) for a in sys.argv[1:])]),
+        command=" ".join(["tascade", *(_short(a) for a in sys.argv[1:])]),
     )
 
 

@@ -13,7 +13,7 @@ SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)
 """Tokens in a step at which the cost is measured; between them it is interpolated."""
 _BENEFIT = 0.05
 _PROBE_NODES = 8
-_DOUBT = 0.3
+_DOUBT = 0.25
 
 
 class CostTable:
@@ -150,7 +150,7 @@ class Budget:
         # Ordinary luck is no reason for doubt; promises broken again and again are, and more so
         # the more often: where a few nodes cost next to nothing, a small promise is easily made.
         trust = (self._kept + _BENEFIT) / (self._given + _BENEFIT)
-        return 1.0 if trust > 0.6 else max(0.1, trust * trust)
+        return 1.0 if trust > 0.5 else max(0.1, 4.0 * trust * trust)
 
     def _rest(self) -> None:
         self._pause = min(self.max_pause, 2 * self._pause + 1)
@@ -175,8 +175,8 @@ class Budget:
     def judge(self, accepted: int) -> None:
         """Compare what the last choice promised with how many of its nodes were accepted."""
         if self._promised > 0:
-            self._given += 0.15 * (self._promised - self._given)
-            self._kept += 0.15 * (accepted - self._kept)
+            self._given += 0.1 * (self._promised - self._given)
+            self._kept += 0.1 * (accepted - self._kept)
             if self._probing and accepted >= 2:
                 self._pause = self._skip = 0
         self._promised = 0.0

@@ -1,0 +1,164 @@
+"""Adapting, saving, opening and using a pack, on the bundled model and task."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tascade
+from tascade import bundled
+from tascade.core import Source
+from tascade.data.load import load_examples
+from tascade.errors import ConfigError, DataError, FingerprintError, PackError
+from tascade.inspection import inspect
+from tascade.model import TaskModel
+from tascade.testing import byte_tokenizer, tiny_model, toy_examples
+
+
+@pytest.fixture(scope="module")
+def task_model(ticket_pack: Path) -> TaskModel:
+    return TaskModel.from_pretrained(ticket_pack, dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[str]:
+    rows = list(load_examples(bundled.data_path("tickets", "test")))
+    return [str(row.prompt) for row in rows[::20]]
+
+
+def test_answers_are_the_plain_models_and_take_fewer_steps(
+    task_model: TaskModel, prompts: list[str]
+) -> None:
+    forwards = tokens = 0
+    for prompt in prompts:
+        fast = task_model.run(prompt)
+        plain = task_model.plain.generate(task_model.encode(prompt), task_model.params())
+        assert fast.tokens == plain.tokens
+        assert fast.text == plain.text
+        forwards, tokens = forwards + fast.forwards, tokens + fast.stepped_tokens
+    assert tokens / forwards > 3
+
+
+def test_sampled_answers_are_the_plain_models_too(
+    task_model: TaskModel, prompts: list[str]
+) -> None:
+    options = {"temperature": 0.8, "top_p": 0.95, "seed": 11}
+    for prompt in prompts[:4]:
+        fast = task_model.run(prompt, **options)
+        params = task_model.params(**options)
+        assert fast.tokens == task_model.plain.generate(task_model.encode(prompt), params).tokens
+
+
+def test_most_tokens_come_from_the_task(task_model: TaskModel, prompts: list[str]) -> None:
+    sources = [s for prompt in prompts for s in task_model.run(prompt).sources]
+    assert np.mean([s != Source.TARGET for s in sources]) > 0.6
+
+
+def test_lists_streams_and_messages(task_model: TaskModel, prompts: list[str]) -> None:
+    texts = task_model.generate(prompts[:2])
+    assert texts == [task_model.generate(p) for p in prompts[:2]]
+    assert "".join(task_model.stream(prompts[0])) == texts[0]
+    assert task_model.generate([{"role": "user", "content": prompts[0]}]) == texts[0]
+
+
+def test_a_stop_string_ends_the_text_and_the_stream_before_it(
+    task_model: TaskModel, prompts: list[str]
+) -> None:
+    whole = str(task_model.generate(prompts[0]))
+    stop = whole[10:14]
+    expected = whole[: whole.index(stop)]
+    assert task_model.generate(prompts[0], stop=stop) == expected
+    assert "".join(task_model.stream(prompts[0], stop=stop)) == expected
+
+
+def test_unknown_options_are_refused(task_model: TaskModel) -> None:
+    with pytest.raises(ConfigError, match="temprature"):
+        task_model.generate("x", temprature=1)
+    with pytest.raises(ConfigError, match="empty"):
+        task_model.decoder.generate([], task_model.params())
+
+
+def test_a_pack_moves_and_says_what_it_was_made_from(
+    task_model: TaskModel, prompts: list[str], tmp_path: Path
+) -> None:
+    task_model.save_pretrained(tmp_path / "copy")
+    again = TaskModel.from_pretrained(tmp_path / "copy", dtype="float32")
+    assert again.generate(prompts[0]) == task_model.generate(prompts[0])
+    sources = {entry["role"]: entry for entry in again.pack.info.data}
+    assert sources["train"]["rows"] == 2000
+    assert len(sources["train"]["sha256"]) == 64
+    assert again.pack.info.tascade == tascade.__version__
+
+
+def test_another_tokenizer_is_refused(ticket_pack: Path) -> None:
+    other = tiny_model("llama", vocab_size=260), byte_tokenizer()
+    with pytest.raises(FingerprintError, match="made for another tokenizer"):
+        TaskModel.from_pretrained(ticket_pack, other)
+
+
+@pytest.mark.parametrize("name", ["calibration.json", "corpus/manifest.json", "pack.json"])
+def test_a_damaged_pack_is_refused(ticket_pack: Path, tmp_path: Path, name: str) -> None:
+    copy = tascade.pack.Pack.open(ticket_pack).copy_to(tmp_path / "copy")
+    file = copy.path / name
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(PackError):
+        TaskModel.from_pretrained(copy.path, dtype="float32")
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
+def test_in_memory_rows_and_models_without_files(family: str) -> None:
+    model = tiny_model(family, vocab_size=260), byte_tokenizer()
+    recipe = tascade.Recipe(max_new_tokens=24)
+    made = tascade.adapt(model, toy_examples(60), recipe=recipe)
+    prompt = "Ticket 7: the printer"
+    plain = made.plain.generate(made.encode(prompt), made.params())
+    assert made.run(prompt).tokens == plain.tokens
+
+
+def test_outputs_alone_are_enough() -> None:
+    model = tiny_model("llama", vocab_size=260), byte_tokenizer()
+    made = tascade.adapt(model, [e.completion for e in toy_examples(60)])
+    assert made.similar is None
+    assert made.corpus.n_documents > 50
+    assert made.generate("anything", max_new_tokens=8) is not None
+
+
+def test_bad_rows_stop_the_work_or_are_listed(tmp_path: Path) -> None:
+    model = tiny_model("llama", vocab_size=260), byte_tokenizer()
+    data = tmp_path / "rows.jsonl"
+    good = [json.dumps({"prompt": e.prompt, "completion": e.completion}) for e in toy_examples(50)]
+    data.write_text("\n".join([*good[:20], '{"prompt": "x"}', *good[20:]]) + "\n")
+    with pytest.raises(DataError, match="rows.jsonl:21"):
+        tascade.adapt(model, data, out=tmp_path / "pack")
+    assert not (tmp_path / "pack").exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["rows.jsonl"]
+    recipe = tascade.Recipe(max_new_tokens=8, data=tascade.DataConfig(on_error="skip"))
+    made = tascade.adapt(model, data, recipe=recipe)
+    assert made.pack.info.data[0]["skipped"] == 1
+    assert "rows.jsonl:21" in made.pack.info.data[0]["skipped_rows"][0][0]
+
+
+def test_no_rows_and_an_existing_pack_are_refused(ticket_pack: Path, tmp_path: Path) -> None:
+    model = tiny_model("llama", vocab_size=260), byte_tokenizer()
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(DataError, match="no examples"):
+        tascade.adapt(model, tmp_path / "empty.jsonl")
+    with pytest.raises(ConfigError, match="exists"):
+        tascade.adapt(model, toy_examples(40), out=ticket_pack)
+
+
+def test_inspect_predicts_before_anything_is_built(task_model: TaskModel) -> None:
+    found = inspect(
+        bundled.data_path("tickets", "train"),
+        (task_model.model, task_model.tokenizer),
+        held_out=bundled.data_path("tickets", "validation"),
+    )
+    assert found.to_dict()["verdict"] == "profits"
+    assert "tokens" in found.describe()
+    noise = np.random.default_rng(0).integers(97, 122, (60, 40))
+    rows = [bytes(row.tolist()).decode() for row in noise]
+    poor = inspect(rows, (tiny_model("llama", vocab_size=260), byte_tokenizer()))
+    assert poor.to_dict()["verdict"] == "will not profit"
