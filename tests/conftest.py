@@ -1,4 +1,4 @@
-"""What every test shares: one thread, reproducible hypothesis runs, packs, the path of ../shared."""
+"""What every test shares: one thread, reproducible hypothesis runs, a pack, ../shared."""
 
 import os
 from pathlib import Path

@@ -131,7 +131,7 @@ def test_bad_rows_stop_the_work_or_are_listed(tmp_path: Path) -> None:
     data = tmp_path / "rows.jsonl"
     good = [json.dumps({"prompt": e.prompt, "completion": e.completion}) for e in toy_examples(50)]
     data.write_text("\n".join([*good[:20], '{"prompt": "x"}', *good[20:]]) + "\n")
-    with pytest.raises(DataError, match="rows.jsonl:21"):
+    with pytest.raises(DataError, match=r"rows\.jsonl:21"):
         tascade.adapt(model, data, out=tmp_path / "pack")
     assert not (tmp_path / "pack").exists()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["rows.jsonl"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -166,8 +167,8 @@ def test_a_quick_chain_occurs_in_the_corpus(
     drafter.start(ids())
     first = drafter.propose(16).tokens.tolist()
     assert not first or any(document[:1] == first[:1] for document in documents)
-    for a, b in zip(first, first[1:], strict=False):
-        assert any((a, b) in zip(d, d[1:], strict=False) for d in documents)
+    for a, b in pairwise(first):
+        assert any((a, b) in pairwise(d) for d in documents)
 
 
 def test_a_calibration_survives_saving_and_refuses_junk(tmp_path: Path) -> None:
