@@ -8,6 +8,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import tascade
+
 
 def machine_info() -> dict[str, Any]:
     """The ``machine`` object of a bench result. Loads torch only to ask for its threads."""
@@ -24,7 +26,7 @@ def machine_info() -> dict[str, Any]:
         "transformers": version("transformers"),
         "numpy": version("numpy"),
         "numba": version("numba"),
-        "tascade": version("tascade") or "not installed",
+        "tascade": tascade.__version__,
         "load_average": _load(),
     }
     if torch.cuda.is_available():
