@@ -290,8 +290,8 @@ def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the packs and the page.")] = (
         Path("demo-output")
     ),
-    rows: Annotated[int, typer.Option(help="Test rows a task.")] = 24,
-    repeats: Annotated[int, typer.Option(help="Timed rounds.")] = 3,
+    rows: Annotated[int, typer.Option(help="Test rows a task.")] = 12,
+    repeats: Annotated[int, typer.Option(help="Timed rounds.")] = 2,
     threads: Threads = 0,
 ) -> None:
     """The bundled task and model, end to end, offline, in about a minute."""

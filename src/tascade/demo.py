@@ -15,7 +15,7 @@ from tascade.pipeline import adapt
 METHODS = ("plain", "tasc-paper", "tasc-spec", "hf-generate", "hf-prompt-lookup")
 
 
-def run(out: Path, *, rows: int = 24, repeats: int = 3) -> list[dict[str, Any]]:
+def run(out: Path, *, rows: int = 12, repeats: int = 2) -> list[dict[str, Any]]:
     """Adapt to each bundled task, bench it on held-out rows, write one HTML page.
 
     Args:
