@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from tascade import bundled, console
 from tascade.bench.pack import BenchOptions, bench_pack
 from tascade.bench.report import write_report
-from tascade.files import write_atomic
 from tascade.pipeline import adapt
 
 METHODS = ("plain", "tasc-paper", "tasc-spec", "hf-generate", "hf-prompt-lookup")
@@ -61,7 +59,6 @@ def _task(task: str, out: Path, rows: int, repeats: int) -> dict[str, Any]:
         )
     _show_example(pack, bundled.data_path(task, "test"))
     console.out.print(console.bench_table(result))
-    write_atomic(out / f"{task}.json", json.dumps(result, indent=1).encode())
     return result
 
 

@@ -192,7 +192,7 @@ def tamper(path, **changes):
             del body[name]
         else:
             body[name] = value
-    body["checksum"] = corpus_store._checksum(body)
+    body["checksum"] = corpus_store.checksum(body)
     file.write_text(json.dumps(body))
 
 

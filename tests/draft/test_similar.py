@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from tascade.draft import similar_kernels
 from tascade.draft.corpus import CorpusIndex
-from tascade.draft.similar import COPIES, MANIFEST, SimilarIndex, _checksum
+from tascade.draft.corpus_store import checksum
+from tascade.draft.similar import COPIES, MANIFEST, SimilarIndex
 from tascade.draft.similar_kernels import MAX_SHARE, SimilarArrays, features_of
 from tascade.errors import ConfigError, DataError, FingerprintError, PackError
 
@@ -259,7 +260,7 @@ def test_refuses_manifests_it_never_writes(copy, change):
     with pytest.raises(PackError):
         SimilarIndex.open(copy, fetch=None)
     del body["checksum"]
-    body["checksum"] = _checksum(body)
+    body["checksum"] = checksum(body)
     (copy / MANIFEST).write_text(json.dumps(body))
     with pytest.raises(PackError):
         SimilarIndex.open(copy, fetch=None)

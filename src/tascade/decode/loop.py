@@ -23,7 +23,7 @@ class NodeBudget(Protocol):
     """How many nodes to propose, and to verify. See :class:`tascade.draft.budget.Budget`."""
 
     def plan(self) -> tuple[int, float]:
-        """(most nodes, least survival) worth proposing now."""
+        """(most nodes, floor) for the drafter's proposal; 0 nodes to skip it."""
         ...
 
     def choose(self, survival: FloatArray) -> int:

@@ -6,7 +6,6 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from tascade.core import DraftTree
@@ -162,12 +161,7 @@ class Target:
     def _select(self, masks: dict[str, torch.Tensor]) -> Any:
         if not self.supports_trees:
             return None  # other kernels build their own causal mask, and take chains alone
-        if getattr(self.config, "layer_types", None) is not None and self._takes_mask_dict():
-            return masks
-        return next(iter(masks.values()))
-
-    def _takes_mask_dict(self) -> bool:
-        return len(self._masks) > 1
+        return masks if len(masks) > 1 else next(iter(masks.values()))
 
     def keep(self, base: int, slots: Sequence[int]) -> None:
         """Keep ``base`` cached tokens and the slots behind it that were accepted."""
@@ -192,8 +186,3 @@ def _position_edge(config: Any) -> tuple[int | None, bool]:
     if "longrope" in kinds:
         return start or most, True
     return None, True
-
-
-def to_numpy(ids: Sequence[int]) -> np.ndarray[Any, np.dtype[np.int32]]:
-    """Token ids as an int32 array."""
-    return np.asarray(ids, dtype=np.int32)

@@ -96,7 +96,8 @@ class Manifest:
         return replace(self, delta=f"delta-{number + 1}.log", **changes)
 
 
-def _checksum(body: dict[str, Any]) -> str:
+def checksum(body: dict[str, Any]) -> str:
+    """sha256 of a manifest's fields, however they are ordered and spaced."""
     text = json.dumps(body, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -104,7 +105,7 @@ def _checksum(body: dict[str, Any]) -> str:
 def encode_manifest(manifest: Manifest) -> bytes:
     """The bytes of ``manifest.json``."""
     body = {"format": FORMAT, "version": VERSION, **asdict(manifest)}
-    body["checksum"] = _checksum(json.loads(json.dumps(body)))
+    body["checksum"] = checksum(json.loads(json.dumps(body)))
     return (json.dumps(body, indent=1, sort_keys=True) + "\n").encode()
 
 
@@ -154,7 +155,7 @@ def parse_manifest(raw: bytes, root: Path) -> Manifest:
             where=str(path),
             fix="upgrade tascade, or rebuild the index with this version",
         )
-    if body.pop("checksum", None) != _checksum(body):
+    if body.pop("checksum", None) != checksum(body):
         raise damaged(path, "contents that do not match their checksum", "an unaltered manifest")
     try:
         return _manifest_from(body)
@@ -270,10 +271,10 @@ def open_shard(
     """
     folder = root / SHARDS / entry.name
     n_tokens = entry.tokens + entry.documents + 1
-    tokens = _map(folder / "tokens.npy", np.dtype("<i4"), (n_tokens,))
-    order = _map(folder / "order.npy", np.dtype("<u4"), (entry.tokens,))
-    head = _map(folder / "head.npy", np.dtype("<u4"), (vocab_size + 2,))
-    documents = _map(folder / "documents.npy", np.dtype("<i8"), (entry.documents, 2))
+    tokens = map_array(folder / "tokens.npy", np.dtype("<i4"), (n_tokens,))
+    order = map_array(folder / "order.npy", np.dtype("<u4"), (entry.tokens,))
+    head = map_array(folder / "head.npy", np.dtype("<u4"), (vocab_size + 2,))
+    documents = map_array(folder / "documents.npy", np.dtype("<i8"), (entry.documents, 2))
     if tokens[0] != SEPARATOR or tokens[-1] != SEPARATOR:
         raise damaged(folder / "tokens.npy", "no separator at an end", "one at each end")
     if head[0] != 0 or head[-1] != len(order) or bool((head[1:] < head[:-1]).any()):
@@ -290,7 +291,7 @@ def open_shard(
     return shard, documents
 
 
-def _map(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
+def map_array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
     """Map one ``.npy`` file after comparing its header and length with what is wanted."""
     wanted = f"a .npy file of {dtype} {list(shape)}"
     try:

@@ -16,7 +16,6 @@ features it shares with the request, divided by its ``norm``. On disk::
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import secrets
@@ -31,8 +30,7 @@ from typing import Any
 import numpy as np
 
 from tascade.core import FloatArray, IntArray
-from tascade.draft.corpus_store import _map as map_array
-from tascade.draft.corpus_store import sha256_of, sync_file
+from tascade.draft.corpus_store import checksum, map_array, sha256_of, sync_file
 from tascade.draft.similar_kernels import (
     MAX_VISITS,
     LongArray,
@@ -275,7 +273,7 @@ def _install(arrays: SimilarArrays, target: Path, fingerprint: str, overwrite: b
         counts = (len(arrays.documents), len(arrays.features), len(arrays.postings))
         body = {"format": FORMAT, "version": VERSION, "fingerprint": fingerprint}
         body |= {"sha256": digests, **dict(zip(_COUNTS, counts, strict=True))}
-        body["checksum"] = _checksum(body)
+        body["checksum"] = checksum(body)
         write_atomic(temporary / MANIFEST, (json.dumps(body, indent=1) + "\n").encode())
         _refuse_occupied(target, overwrite)
         if target.exists():
@@ -315,11 +313,6 @@ def _refuse_occupied(target: Path, overwrite: bool) -> None:
         )
 
 
-def _checksum(body: dict[str, Any]) -> str:
-    text = json.dumps(body, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def _damaged(path: Path, got: object, wanted: str) -> PackError:
     return PackError(
         "the index of similar examples is damaged",
@@ -356,7 +349,7 @@ def _read_manifest(root: Path) -> dict[str, Any]:
             where=str(path),
             fix="upgrade tascade, or rebuild the index with this version",
         )
-    if body.pop("checksum", None) != _checksum(body):
+    if body.pop("checksum", None) != checksum(body):
         raise _damaged(path, "contents that do not match their checksum", "an unaltered manifest")
     counts = [body.get(name) for name in _COUNTS]
     sound = all(type(n) is int and 0 <= n < 2**48 for n in counts) and isinstance(
