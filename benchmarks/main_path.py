@@ -2,8 +2,11 @@
 
     python benchmarks/main_path.py [--tasks ...] [--dtypes ...] [--rows 64] [--repeats 5]
 
-Index and calibration come from train and validation rows; what is measured are test rows. Needs
-the shared data and model (``--shared``); writes ``benchmarks/results/<task>-<dtype>.json``.
+Index and calibration come from train and validation rows; what is measured are test rows. One
+pack a task, made in the first of the dtypes from the model's own answers to the training prompts
+(``--references``: from the reference answers); every method that learns from outputs gets the
+same ones. Needs the shared data and model (``--shared``); writes
+``benchmarks/results/<task>-<dtype>.json``.
 """
 
 from __future__ import annotations
@@ -27,7 +30,9 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=HERE.parent.parent / "shared")
     parser.add_argument("--work", type=Path, default=HERE.parent / "demo-output" / "main-path")
     parser.add_argument("--tasks", nargs="+", default=TASKS)
-    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"])
+    parser.add_argument("--references", action="store_true", help="index reference answers")
+    parser.add_argument("--keep", action="store_true", help="use packs made before")
     parser.add_argument("--methods", default="all")
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=5)
@@ -37,13 +42,15 @@ def main() -> None:
     options.results.mkdir(parents=True, exist_ok=True)
     for task in options.tasks:
         data = options.shared / "data" / task
-        for dtype in options.dtypes:
-            pack = options.work / f"{task}-{dtype}"
+        pack = options.work / task
+        if not (options.keep and pack.exists()):
             run(
                 "adapt", "--model", options.shared / "models" / "pilot", "--data",
                 data / "train.jsonl", "--validation", data / "validation.jsonl", "--out", pack,
-                "--dtype", dtype, "--threads", options.threads, "--overwrite",
+                "--dtype", options.dtypes[0], "--threads", options.threads, "--overwrite",
+                *([] if options.references else ["--recipe", HERE / "main_path.yaml"]),
             )  # fmt: skip
+        for dtype in options.dtypes:
             run(
                 "bench", pack, "--data", data / "test.jsonl", "--warmup",
                 data / "validation.jsonl", "--dtype", dtype, "--threads", options.threads,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 import tascade
 from tascade import bundled
+from tascade.config import SpecConfig
 from tascade.core import Source
 from tascade.data.load import load_examples
 from tascade.errors import ConfigError, DataError, FingerprintError, PackError
@@ -40,6 +42,37 @@ def test_answers_are_the_plain_models_and_take_fewer_steps(
         assert fast.text == plain.text
         forwards, tokens = forwards + fast.forwards, tokens + fast.stepped_tokens
     assert tokens / forwards > 3
+
+
+def test_own_answers_replace_the_references_as_far_as_time_allows(tmp_path: Path) -> None:
+    rows = list(load_examples(bundled.data_path("sql", "train")))[:40]
+    asked = [{"prompt": r.prompt, "completion": "never said by this model"} for r in rows]
+    recipe = tascade.Recipe(
+        dtype="float32",
+        max_new_tokens=24,
+        spec=SpecConfig(own_answers=True, calibration_rows=2),
+    )
+    some = asked[:2]
+    made = tascade.adapt(
+        bundled.model_path(), asked, validation=some, out=tmp_path / "own", recipe=recipe
+    )
+    assert made.pack.info.own_answers == len(rows)
+    kept = {tuple(tokens.tolist()) for _, tokens in made.corpus.documents()}
+    plain = [made.plain.generate(made.encode(r.prompt), made.params()).tokens for r in rows[::8]]
+    assert {tuple(tokens) for tokens in plain} <= kept
+    none = replace(recipe, spec=replace(recipe.spec, own_seconds=0.0))
+    late = tascade.adapt(
+        bundled.model_path(), asked, validation=some, out=tmp_path / "late", recipe=none
+    )
+    assert late.pack.info.own_answers == 0
+    texts = [late.tokenizer.decode(tokens.tolist()) for _, tokens in late.corpus.documents()]
+    assert all(text.startswith("never said by this model") for text in texts)
+
+
+def test_own_answers_need_prompts() -> None:
+    recipe = tascade.Recipe(spec=SpecConfig(own_answers=True))
+    with pytest.raises(DataError, match="no prompts to answer"):
+        tascade.adapt(bundled.model_path(), [{"completion": "abc"}] * 4, recipe=recipe)
 
 
 def test_sampled_answers_are_the_plain_models_too(

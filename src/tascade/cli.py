@@ -75,16 +75,23 @@ def adapt(
     dtype: Dtype = "",
     max_new_tokens: Annotated[int, typer.Option(help="The pack's token limit [256].")] = 0,
     on_error: Annotated[str, typer.Option("--on-error", help="raise [default], or skip.")] = "",
+    own: Annotated[
+        bool, typer.Option("--self", help="Index the model's own answers, not the references.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace the pack if it exists.")] = False,
     threads: Threads = 0,
     json: Json = False,
 ) -> None:
     """Learn a task from examples, training-free: write a pack."""
+    from dataclasses import replace
+
     from tascade import console
     from tascade.pipeline import adapt as build
 
     _threads(threads)
     wanted = _recipe(recipe, model, data, validation, dtype, max_new_tokens, on_error)
+    if own:
+        wanted = replace(wanted, spec=replace(wanted.spec, own_answers=True))
     with console.progress_bar() as progress:
         made = build(
             wanted.model,
@@ -102,6 +109,7 @@ def adapt(
         "documents": made.corpus.n_documents,
         "tokens": made.corpus.n_tokens,
         "index_bytes": made.corpus.n_bytes,
+        "own_answers": made.pack.info.own_answers,
     }
     if json:
         console.print_json(facts)

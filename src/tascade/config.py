@@ -38,6 +38,8 @@ class SpecConfig:
 
     ``calibration_rows`` validation prompts are decoded to learn how far each source can be
     trusted; ``max_nodes`` caps a draft; ``similar`` and ``context`` switch sources on or off.
+    ``own_answers`` indexes the model's own greedy answers to the training prompts instead of the
+    reference ones, as many as ``own_seconds`` allow: slower to build, far better drafts.
     """
 
     shards: int = 1
@@ -46,6 +48,8 @@ class SpecConfig:
     max_nodes: int = 63
     similar: bool = True
     context: bool = True
+    own_answers: bool = False
+    own_seconds: float = 900.0
 
     def __post_init__(self) -> None:
         _at_least("shards", self.shards, 1)

@@ -23,7 +23,8 @@ class PackInfo:
 
     ``model`` is a hub id or a folder; ``fingerprint`` identifies the tokenizer (see
     :func:`tascade.encode.fingerprint`); ``data`` lists each source's name, sha256 and bytes;
-    ``costs`` maps a machine to the measured seconds of a step by its number of tokens.
+    ``costs`` maps a machine to the measured seconds of a step by its number of tokens;
+    ``own_answers`` counts the outputs that are the model's own.
     """
 
     model: str
@@ -34,6 +35,7 @@ class PackInfo:
     stages: list[str] = field(default_factory=list)
     costs: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     max_new_tokens: int = 256
+    own_answers: int = 0
     command: str = ""
     created: str = ""
     tascade: str = ""

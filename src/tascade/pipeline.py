@@ -3,9 +3,10 @@
 1. load the model, and the examples as token ids
 2. index the training outputs, and the prompts they answered
 3. measure what a step costs on this machine
-4. calibrate: decode validation prompts, learning how far each source can be trusted
-5. check: a few answers must equal plain decoding
-6. save, under the final name only when all is done
+4. if asked: answer the training prompts, and index those answers in place of the references
+5. calibrate: decode validation prompts, learning how far each source can be trusted
+6. check: a few answers must equal plain decoding
+7. save, under the final name only when all is done
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from tascade.encode import encode_example, end_tokens, fingerprint
 from tascade.errors import ConfigError, DataError, TascadeError
 from tascade.load import ModelRef, load_model, machine_key
 from tascade.model import TaskModel
+from tascade.own import Row, own_answers
 from tascade.pack import Pack, PackInfo, provenance
 
 Progress = Callable[[str, int, int | None], None]
@@ -47,8 +49,8 @@ _HELD_OUT_SHARE, _HELD_OUT_MOST = 20, 200
 class Prepared:
     """Examples as token ids: (prompt or ``None``, answer) pairs."""
 
-    train: list[tuple[IntArray | None, IntArray]] = field(default_factory=list)
-    validation: list[tuple[IntArray | None, IntArray]] = field(default_factory=list)
+    train: list[Row] = field(default_factory=list)
+    validation: list[Row] = field(default_factory=list)
     reports: list[LoadReport] = field(default_factory=list)
     held_out: bool = False
 
@@ -98,6 +100,8 @@ def adapt(
         sources = _sources(data, validation, prepared.reports)
         pack.save_info(dataclasses.replace(pack.info, data=sources))
         task_model = TaskModel(loaded, tokenizer, pack, name)
+        if recipe.spec.own_answers:
+            task_model = learn_own(task_model, prepared, recipe, tell)
         calibrate(task_model, prepared.validation, recipe, tell)
         check(task_model, prepared.validation, recipe)
     except BaseException:
@@ -134,6 +138,14 @@ def prepare(
         step = max(_HELD_OUT_SHARE, len(out.train) // _HELD_OUT_MOST)
         out.validation = out.train[::step]
         out.train = [row for i, row in enumerate(out.train) if i % step]
+    if recipe.spec.own_answers and all(prompt is None for prompt, _ in out.train):
+        raise DataError(
+            "no prompts to answer",
+            got="outputs alone",
+            wanted="rows with a prompt",
+            where="spec.own_answers",
+            fix="add prompts to the examples, or leave --self out",
+        )
     return out
 
 
@@ -145,7 +157,7 @@ def _encoded(
     split: str,
     reports: list[LoadReport],
     tell: Progress,
-) -> Iterator[tuple[IntArray | None, IntArray]]:
+) -> Iterator[Row]:
     report = LoadReport()
     reports.append(report)
     rows = load_examples(data, on_error=config.on_error, split=split, report=report)
@@ -187,25 +199,55 @@ def build(
         **provenance(),
     )
     pack = Pack.create(path, info)
-    tell("indexing outputs", 0, len(prepared.train))
+    index(pack, prepared.train, recipe, tell)
+    return pack
+
+
+def index(pack: Pack, rows: Sequence[Row], recipe: Recipe, tell: Progress) -> None:
+    """Write a pack's indexes of outputs and prompts, in place of those it has."""
+    mark, size = pack.info.fingerprint, pack.info.vocab_size
+    for folder in (pack.corpus, pack.similar):
+        shutil.rmtree(folder, ignore_errors=True)
+    tell("indexing outputs", 0, len(rows))
     CorpusIndex.build(
         pack.corpus,
-        [answer for _, answer in prepared.train],
+        [answer for _, answer in rows],
         vocab_size=size,
         fingerprint=mark,
         shards=recipe.spec.shards,
-        command=info.command,
+        command=pack.info.command,
     ).close()
-    with_prompts = [(i, p) for i, (p, _) in enumerate(prepared.train) if p is not None]
+    with_prompts = [(i, p) for i, (p, _) in enumerate(rows) if p is not None]
     if recipe.spec.similar and with_prompts:
         tell("indexing prompts", 0, len(with_prompts))
         SimilarIndex.build(pack.similar, with_prompts[:MAX_PROMPTS], fingerprint=mark)
-    return pack
+
+
+def learn_own(
+    task_model: TaskModel, prepared: Prepared, recipe: Recipe, tell: Progress
+) -> TaskModel:
+    """Index the model's own answers to the training prompts instead of the references.
+
+    The references' index drafts for this pass, so that it runs at the task's speed already.
+    """
+    rows, own = own_answers(
+        task_model.decoder,
+        prepared.train,
+        task_model.params(max_new_tokens=recipe.max_new_tokens),
+        seconds=recipe.spec.own_seconds,
+        tell=tell,
+    )
+    pack, cost = task_model.pack, task_model.cost.to_json()
+    task_model.corpus.close()
+    index(pack, rows, recipe, tell)
+    costs = {**pack.info.costs, machine_key(task_model.model): cost}
+    pack.save_info(dataclasses.replace(pack.info, costs=costs, own_answers=own))
+    return TaskModel(task_model.model, task_model.tokenizer, pack, pack.info.model)
 
 
 def calibrate(
     task_model: TaskModel,
-    rows: Sequence[tuple[IntArray | None, IntArray]],
+    rows: Sequence[Row],
     recipe: Recipe,
     tell: Progress,
 ) -> int:
@@ -248,9 +290,7 @@ def replay_references(task_model: TaskModel, answers: Sequence[IntArray]) -> int
     return len(answers)
 
 
-def check(
-    task_model: TaskModel, rows: Sequence[tuple[IntArray | None, IntArray]], recipe: Recipe
-) -> None:
+def check(task_model: TaskModel, rows: Sequence[Row], recipe: Recipe) -> None:
     """Compare a few answers with plain decoding; refuse to save a pack that changes words.
 
     Only float32 is compared: in half precision a near tie may fall either way.

@@ -76,6 +76,26 @@ def test_greedy_equals_the_models_own_generate(family, length):
     assert plain(family, length, GREEDY) == tuple(own[0, length:].tolist())
 
 
+@pytest.mark.parametrize("branching", [0.0, 1.0])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_filled_prefill_changes_nothing(family, branching):
+    filled = Target(tiny_model(family, 0))
+    filled.grain = 16
+    wanted = plain(family, 60, GREEDY)
+    seen = []
+    inner = filled.model.forward
+    drafter = OracleDrafter(wanted, 5, branching=branching)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            filled.model, "forward", lambda **k: seen.append(k["input_ids"].shape[1]) or inner(**k)
+        )
+        got = Decoder(filled, drafter).generate(prompt(60), GREEDY)
+    assert tuple(got.tokens) == wanted
+    assert seen[0] % 16 == 0
+    assert seen[0] >= 60
+    assert filled.length <= 60 + len(wanted)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_repetition_penalty_equals_the_models_own_generate(family):
     ids = torch.tensor([prompt(7)])

@@ -13,21 +13,22 @@ _TRIANGLE = 2048
 
 def depths(parents: IntArray) -> npt.NDArray[np.int64]:
     """Depth of each node, 1 below the last committed token. ``parents``: [N]; returns [N]."""
-    out = np.ones(len(parents), np.int64)
-    for i, parent in enumerate(parents):
-        if parent >= 0:
-            out[i] = out[parent] + 1
-    return out
+    found: list[int] = []
+    for parent in parents.tolist():
+        found.append(1 + found[parent] if parent >= 0 else 1)
+    return np.asarray(found, np.int64)
 
 
 def ancestors(parents: IntArray) -> npt.NDArray[np.bool_]:
     """Who sees whom inside the tree: [N, N], true where column is row or its ancestor."""
     n = len(parents)
-    seen = np.eye(n, dtype=bool)
-    for i, parent in enumerate(parents):
-        if parent >= 0:
-            seen[i] |= seen[parent]
-    return seen
+    width = (n + 7) // 8
+    rows: list[int] = []  # one bit for each node seen: a few whole numbers, not N numpy calls
+    for i, parent in enumerate(parents.tolist()):
+        rows.append(1 << i | (rows[parent] if parent >= 0 else 0))
+    packed = np.frombuffer(b"".join(row.to_bytes(width, "little") for row in rows), np.uint8)
+    bits = np.unpackbits(packed.reshape(n, width), axis=1, count=n, bitorder="little")
+    return bits.view(np.bool_)
 
 
 class MaskBuilder:
@@ -66,8 +67,8 @@ class MaskBuilder:
         if self.window is not None:
             block &= position[:, None] - position[None, :] < self.window
         rows = torch.zeros(n, past + n, dtype=self.dtype, device=self.device)
-        allowed = torch.from_numpy(block).to(self.device)
-        rows[:, past:].masked_fill_(~allowed, self._blocked)
+        values = np.where(block, np.float32(0), np.float32(self._blocked))
+        rows[:, past:] = torch.from_numpy(values).to(self.device)
         if self.window is not None and past + int(position.max()) >= self.window:
             back = torch.from_numpy(past + position).to(self.device)[:, None]
             columns = torch.arange(past, device=self.device)[None]

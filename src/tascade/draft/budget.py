@@ -12,6 +12,7 @@ from tascade.core import FloatArray
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)
 """Tokens in a step at which the cost is measured; between them it is interpolated."""
 _BENEFIT = 0.05
+_REDRAW = 8
 _PROBE_NODES = 8
 _DOUBT = 0.25
 
@@ -27,6 +28,9 @@ class CostTable:
         self.sizes = np.asarray(sizes, np.float64)
         self.seconds = np.asarray(seconds, np.float64)
         self._curve = self._interpolate()
+        self._moved = 0
+        grid = np.arange(1, self.limit + 1)
+        self._nearest: list[int] = np.abs(grid[:, None] - self.sizes).argmin(1).tolist()
 
     @classmethod
     def flat(cls, limit: int = SIZES[-1]) -> CostTable:
@@ -72,12 +76,15 @@ class CostTable:
 
         ``drift`` is how much slower the whole machine runs now than when the table was made.
         """
-        at = int(np.argmin(np.abs(self.sizes - n)))
-        expected = float(self._curve[min(n, self.limit) - 1])
+        n = min(n, self.limit)
+        at = self._nearest[n - 1]
+        expected = float(self._curve[n - 1])
         ratio = seconds / (expected * drift)
         if 0.3 < ratio < 3.0:  # a pause of the machine says nothing about the model
             self.seconds[at] *= 1.0 + 0.02 * (ratio - 1.0)
-            self._curve = self._interpolate()
+            self._moved += 1
+            if self._moved % _REDRAW == 0:
+                self._curve = self._interpolate()
 
     def to_json(self) -> dict[str, list[float]]:
         """As plain lists."""
@@ -131,15 +138,18 @@ class Budget:
         if n == 0:
             self._rest()
             return 0
-        curve = self.cost.upto(n + 1)
-        promised = np.cumsum(survival[:n])
-        rate = (1.0 + self._credit() * promised) / (curve[1:] + self._draft_seconds)
-        best = int(np.argmax(rate))
-        if float(rate[best]) * float(curve[0]) < self.margin:
+        credit, curve = self._credit(), self.cost.upto(n + 1).tolist()
+        promised, best, best_rate = 0.0, 0, 0.0
+        for i, share in enumerate(survival[:n].tolist()):  # a dozen: sooner done than numpy begins
+            promised += share
+            rate = (1.0 + credit * promised) / (curve[i + 1] + self._draft_seconds)
+            if rate > best_rate:
+                best, best_rate, self._promised = i, rate, promised
+        if best_rate * curve[0] < self.margin:
+            self._promised = 0.0
             self._rest()
             return 0
-        self._promised = float(promised[best])
-        self._probing = self._credit() < _DOUBT
+        self._probing = credit < _DOUBT
         if self._probing:  # one try, then wait: only a draft that comes true brings the next
             self._pause = self._skip = self.max_pause
         else:

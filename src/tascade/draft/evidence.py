@@ -8,6 +8,7 @@ import numpy as np
 
 from tascade.draft.jit import kernel
 from tascade.draft.lookup import (
+    DEPTH,
     MAX_LEVELS,
     MAX_SAMPLES,
     MAX_SHARDS,
@@ -30,12 +31,19 @@ CORPUS, SIMILAR, CONTEXT = 0, 1, 2
 """The task's outputs; the outputs of the examples most like this prompt; this request itself."""
 
 _ENOUGH = 24
+_KEPT_VOTERS = 48
+_SHARD_BITS = 40
+_FEW_LEFT = 16
 _STRONG = 0.1
 _RECENT_WEIGHTS = (1.0, 0.5, 0.15)
 
 
-def new_scratch() -> tuple[Any, ...]:
-    """Working memory of one drafter: allocated once, so that a draft allocates nothing."""
+def new_scratch(nodes: int) -> tuple[Any, ...]:
+    """Working memory of one drafter: allocated once, so that a draft allocates nothing.
+
+    The last two hold, for the root and each of ``nodes`` nodes, where the corpus's voters stand
+    (shard and position in one number), and how many there are at each level.
+    """
     return (
         np.empty(_POOL, np.int32),
         np.empty(_POOL, np.float64),
@@ -44,6 +52,8 @@ def new_scratch() -> tuple[Any, ...]:
         np.empty(MAX_VISITS, np.int64),
         np.empty((MAX_LEVELS, _POOL), np.float64),
         np.empty(MAX_LEVELS, np.float64),
+        np.empty((nodes + 1, MAX_LEVELS, _KEPT_VOTERS), np.int64),
+        np.empty((nodes + 1, MAX_LEVELS + 2), np.int32),
     )
 
 
@@ -57,35 +67,60 @@ def _slot(tokens: Any, used: int, token: int) -> int:
 
 @kernel
 def _sample_interval(
-    tokens: Any, order: Any, lo: int, hi: int, pool: Any, counts: Any, level: int, used: int
+    tokens: Any,
+    order: Any,
+    span: Any,
+    pool: Any,
+    counts: Any,
+    level: int,
+    used: int,
+    voters: Any,
+    held: Any,
 ) -> tuple[int, int]:
-    """Count next tokens in ``order[lo:hi]`` at ``level``, at most ``MAX_SAMPLES`` of them."""
+    """Count next tokens in ``order[lo:hi]`` at ``level``, at most ``MAX_SAMPLES`` of them.
+
+    ``span``: (lo, hi, shard). The sampled positions are noted in ``voters`` as far as they fit.
+    """
+    lo, hi, s = span
     n = hi - lo
     take = min(n, MAX_SAMPLES)
     for i in range(take):
-        at = lo + (i * n) // take
-        token = tokens[position(order, at, len(tokens))]
-        j = _slot(pool, used, token)
-        if j < 0:
-            if used >= _POOL:
-                continue
-            pool[used] = token
-            for k in range(MAX_LEVELS):
-                counts[k, used] = 0.0
-            j = used
-            used += 1
-        counts[level, j] += 1.0
+        at = position(order, lo + (i * n) // take, len(tokens))
+        if held[level] < _KEPT_VOTERS:
+            voters[level, held[level]] = (s << _SHARD_BITS) | at
+        held[level] += 1
+        used = _vote(pool, counts, level, used, tokens[at])
     return used, take
 
 
 @kernel
-def corpus_votes(shards: Any, rc: Any, n: int, recent: Any, scratch: Any) -> tuple[int, int]:
+def _vote(pool: Any, counts: Any, level: int, used: int, token: int) -> int:
+    j = _slot(pool, used, token)
+    if j < 0:
+        if used >= _POOL:
+            return used
+        j = used
+        pool[j] = token
+        for k in range(MAX_LEVELS):
+            counts[k, j] = 0.0
+        used += 1
+    counts[level, j] += 1.0
+    return used
+
+
+@kernel
+def corpus_votes(
+    shards: Any, rc: Any, n: int, recent: Any, scratch: Any, row: int
+) -> tuple[int, int]:
     """Next-token shares from all shards, long contexts first, backing off by Witten-Bell.
 
     ``recent`` is a hash chain of documents not yet in a shard. Writes tokens and their blended
-    shares to the scratch; returns (how many, length of the longest match).
+    shares to the scratch; returns (how many, length of the longest match). What voted is noted for
+    :func:`inherited_votes` in row ``row``.
     """
-    pool, shares, where, fresh_tokens, fresh_length, counts, totals = scratch
+    pool, shares, where, fresh_tokens, fresh_length, counts, totals, all_voters, all_held = scratch
+    voters, held = all_voters[row], all_held[row]
+    held[:] = 0
     ns = shards.shape[0]
     best = 0
     for s in range(ns):
@@ -105,7 +140,7 @@ def corpus_votes(shards: Any, rc: Any, n: int, recent: Any, scratch: Any) -> tup
         below = 0
         for s in range(ns):
             below, used = _shard_level(
-                shards, s, rc, k, where, pool, counts, totals, level, used, below
+                shards, s, rc, k, where, (pool, counts, totals, voters, held), level, used, below
             )
         for i in range(fresh):
             used = _fresh_level(
@@ -118,7 +153,51 @@ def corpus_votes(shards: Any, rc: Any, n: int, recent: Any, scratch: Any) -> tup
             break
         k = min(below, k - 1)
     _blend(counts, totals, level, used, shares)
+    fits = fresh == 0
+    for i in range(level):
+        fits = fits and held[i] <= _KEPT_VOTERS
+    held[MAX_LEVELS] = level if fits else 0
+    held[MAX_LEVELS + 1] = best
     return used, best
+
+
+@kernel
+def inherited_votes(
+    shards: Any, recent: Any, token: int, above: int, row: int, scratch: Any
+) -> tuple[int, int]:
+    """The votes below a node from those of its parent, where they agreed on the node's token.
+
+    Whoever matched ``k`` tokens and voted for this token matches ``k + 1`` here: one read for each
+    voter, next to the last one, in place of a search. Returns (-1, 0) where too few agreed.
+    """
+    pool, shares, _, _, _, counts, totals, all_voters, all_held = scratch
+    if above < 0:
+        return -1, 0
+    levels, best = all_held[above, MAX_LEVELS], all_held[above, MAX_LEVELS + 1]
+    if levels == 0 or recent[3] > 0:
+        return -1, 0
+    totals[:] = 0.0
+    voters, held = all_voters[row], all_held[row]
+    held[:] = 0
+    used = 0
+    for level in range(levels):
+        for i in range(all_held[above, level]):
+            voter = all_voters[above, level, i]
+            s, p = voter >> _SHARD_BITS, voter & ((1 << _SHARD_BITS) - 1)
+            tokens = shard_tokens(shards, s)
+            if tokens[p] != token or p + 1 >= len(tokens):
+                continue
+            voters[level, held[level]] = voter + 1
+            held[level] += 1
+            if tokens[p + 1] >= 0:
+                used = _vote(pool, counts, level, used, tokens[p + 1])
+                totals[level] += 1.0
+        if level == 0 and held[0] < min(all_held[above, 0], _FEW_LEFT):
+            return -1, 0
+    held[MAX_LEVELS] = levels
+    held[MAX_LEVELS + 1] = best + 1
+    _blend(counts, totals, levels, used, shares)
+    return used, min(best + 1, DEPTH)
 
 
 @kernel
@@ -128,14 +207,13 @@ def _shard_level(
     rc: Any,
     k: int,
     where: Any,
-    pool: Any,
-    counts: Any,
-    totals: Any,
+    ballot: Any,
     level: int,
     used: int,
     below: int,
 ) -> tuple[int, int]:
     """Add one shard's votes at match length ``k``; returns (next shorter match length, used)."""
+    pool, counts, totals, voters, held = ballot
     m = where[s, 3]
     if m < k:
         return max(below, m), used
@@ -145,7 +223,9 @@ def _shard_level(
     lo = widen_left(tokens, order, rc, k, where[s, 4], start)
     hi = widen_right(tokens, order, rc, k, where[s, 5], end)
     where[s, 4], where[s, 5] = lo, hi
-    used, take = _sample_interval(tokens, order, lo, hi, pool, counts, level, used)
+    used, take = _sample_interval(
+        tokens, order, (lo, hi, s), pool, counts, level, used, voters, held
+    )
     totals[level] += take
     if lo > start:
         below = max(below, common(tokens, position(order, lo - 1, len(tokens)), rc, k))
@@ -160,18 +240,8 @@ def _fresh_level(
 ) -> int:
     if length < k:
         return used
-    j = _slot(pool, used, token)
-    if j < 0:
-        if used >= _POOL:
-            return used
-        j = used
-        pool[j] = token
-        for q in range(MAX_LEVELS):
-            counts[q, j] = 0.0
-        used += 1
-    counts[level, j] += 1.0
     totals[level] += 1.0
-    return used
+    return _vote(pool, counts, level, used, token)
 
 
 @kernel
@@ -197,7 +267,7 @@ def chain_votes(chain: Any, rc: Any, n: int, scratch: Any) -> tuple[int, int]:
 
     Weights by match length below the longest: 1, 0.5, 0.15. Returns (how many, longest match).
     """
-    pool, shares, _, tokens, length, _, _ = scratch
+    pool, shares, _, tokens, length = scratch[:5]
     found = chain_find(chain, rc, n, MAX_VISITS, tokens, length)
     best = 0
     for i in range(found):
@@ -221,9 +291,17 @@ def chain_votes(chain: Any, rc: Any, n: int, scratch: Any) -> tuple[int, int]:
 
 @kernel
 def gather(
-    sources: Any, rc: Any, n: int, rx: Any, nx: int, least: float, scratch: Any, out: Any
+    sources: Any,
+    rc: Any,
+    n: int,
+    rx: Any,
+    nx: int,
+    least: float,
+    scratch: Any,
+    out: Any,
+    place: Any,
 ) -> int:
-    """All sources' candidates for one node.
+    """All sources' candidates for one node; ``place``: (its row, its parent's row or -1).
 
     ``rc[:n]`` is the reversed output (separators at its start), ``rx[:nx]`` the reversed request,
     prompt included. Writes to ``out``: tokens [MAX_CANDIDATES], shares [MAX_CANDIDATES, 3]
@@ -233,10 +311,13 @@ def gather(
     shards, recent, similar, context = sources
     out_tokens, out_shares, out_match = out
     pool, shares = scratch[0], scratch[1]
+    row, above = place
     used = 0
     for source in range(SOURCES):
         if source == CORPUS:
-            found, best = corpus_votes(shards, rc, n, recent, scratch)
+            found, best = inherited_votes(shards, recent, rc[0], above, row, scratch)
+            if found < 0:
+                found, best = corpus_votes(shards, rc, n, recent, scratch, row)
         elif source == SIMILAR:
             found, best = chain_votes(similar, rc, n, scratch)
         else:

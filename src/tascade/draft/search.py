@@ -24,7 +24,7 @@ def new_work() -> tuple[Any, ...]:
         np.empty(DEPTH, np.int32),
         np.empty(DEPTH, np.int32),
         np.empty(MAX_CANDIDATES, np.float64),
-        new_scratch(),
+        new_scratch(MAX_NODES),
     )
 
 
@@ -134,7 +134,8 @@ def _expand(
     row = node + 1
     least = min(0.4, max(0.02, 0.4 * floor / survival))
     found = (memo_tokens[row], memo_shares[row], memo_match[row])
-    used = gather(sources, rc, n, rx, nx, least, scratch, found)
+    above = parents[node] + 1 if node >= 0 else -1
+    used = gather(sources, rc, n, rx, nx, least, scratch, found, (row, above))
     memo_used[row] = used
     total = 0.0
     for i in range(used):
