@@ -136,9 +136,9 @@ def test_prompts_make_similar_examples_a_source() -> None:
 class SteadyBudget(Budget):
     """A budget whose cost table is not moved by the noise of the machine's clock."""
 
-    def observe(self, nodes: int, seconds: float, committed: int, draft_seconds: float) -> None:
+    def observe(self, nodes: int, seconds: float, draft_seconds: float) -> None:
         expected = float(self.cost.upto(nodes + 1)[-1])
-        super().observe(nodes, expected, committed, 0.0)
+        super().observe(nodes, expected, 0.0)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt_neox"])

@@ -268,7 +268,7 @@ def _replay(
         spent = draft_cost if asked else 0.0
         budget.judge(len(path))
         if not first:
-            budget.observe(len(tree), seconds, len(tokens), spent)
+            budget.observe(len(tree), seconds, spent)
         _count(tally, tree, path, len(tokens), first)
         tally.cost += seconds + spent
         tally.plain_cost += one * len(tokens)

@@ -49,6 +49,34 @@ def test_follows_the_corpus_from_the_start_of_an_output(tmp_path: Path, shards: 
     assert chain_of(drafter) == [7, 8, END]
 
 
+DOCUMENTS = st.lists(
+    st.lists(st.integers(5, 8), min_size=1, max_size=30).map(lambda d: [*d, END]),
+    min_size=1,
+    max_size=12,
+)
+
+
+@given(DOCUMENTS, st.integers(1, 3), st.data())
+def test_every_drafted_step_was_seen_in_the_corpus(
+    tmp_path_factory: pytest.TempPathFactory,
+    documents: list[list[int]],
+    shards: int,
+    data: st.DataObject,
+) -> None:
+    # Votes are handed down from node to child: whoever votes must stand behind the same tokens.
+    corpus = index(tmp_path_factory.mktemp("seen"), documents * 3, shards)
+    drafter = MixDrafter(corpus, end_tokens=[END], use_context=False)
+    said = data.draw(st.sampled_from(documents))
+    said = said[: data.draw(st.integers(0, len(said) - 1))]
+    drafter.start(ids(40))
+    drafter.commit(ids(*said), 0, ())
+    tree = drafter.propose(48)
+    seen = {pair for document in documents for pair in pairwise([-1, *document])}
+    for token, parent in zip(tree.tokens.tolist(), tree.parents.tolist(), strict=True):
+        before = int(tree.tokens[parent]) if parent >= 0 else (said[-1] if said else -1)
+        assert (before, token) in seen
+
+
 def test_branches_where_the_corpus_does(tmp_path: Path) -> None:
     documents = [[5, 6, 7, END]] * 6 + [[5, 9, 7, END]] * 4
     drafter = MixDrafter(index(tmp_path, documents), end_tokens=[END])

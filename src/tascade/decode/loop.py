@@ -30,8 +30,8 @@ class NodeBudget(Protocol):
         """How many of the proposed nodes to verify."""
         ...
 
-    def observe(self, nodes: int, seconds: float, committed: int, draft_seconds: float) -> None:
-        """Take the outcome of a step."""
+    def observe(self, nodes: int, seconds: float, draft_seconds: float) -> None:
+        """Take what a step took."""
         ...
 
     def judge(self, accepted: int) -> None:
@@ -53,7 +53,7 @@ class AllNodes:
         """Always take all."""
         return min(len(survival), self.limit)
 
-    def observe(self, nodes: int, seconds: float, committed: int, draft_seconds: float) -> None:
+    def observe(self, nodes: int, seconds: float, draft_seconds: float) -> None:
         """Nothing to learn."""
 
     def judge(self, accepted: int) -> None:
@@ -221,7 +221,7 @@ class Decoder:
         self.budget.judge(len(outcome.path))
         first = len(tokens) > 1 or base == len(request.prompt)
         if not first:
-            self.budget.observe(len(tree), seconds, len(outcome.tokens), draft_seconds)
+            self.budget.observe(len(tree), seconds, draft_seconds)
         result.steps.append(
             StepStats(len(tree), len(outcome.path), len(outcome.tokens), draft_seconds, seconds)
         )

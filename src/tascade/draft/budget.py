@@ -166,8 +166,8 @@ class Budget:
         self._pause = min(self.max_pause, 2 * self._pause + 1)
         self._skip = self._pause
 
-    def observe(self, nodes: int, seconds: float, committed: int, draft_seconds: float) -> None:
-        """Take the outcome of a step: nodes verified, time of the forward, tokens it yielded."""
+    def observe(self, nodes: int, seconds: float, draft_seconds: float) -> None:
+        """Take what a step took: nodes verified, seconds of the forward, seconds of the draft."""
         if nodes == 0:
             self._idle += 1
             if self._idle % 8:  # plain steps are many and alike

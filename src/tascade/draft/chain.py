@@ -25,7 +25,7 @@ from tascade.draft.lookup import (
     widen_left,
     widen_right,
 )
-from tascade.draft.mix import CorpusView, shard_table
+from tascade.draft.shards import CorpusView, shard_table
 
 MAX_VOTERS = 40
 MAX_CHAIN = 32

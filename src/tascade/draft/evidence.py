@@ -47,7 +47,7 @@ def new_scratch(nodes: int) -> tuple[Any, ...]:
     return (
         np.empty(_POOL, np.int32),
         np.empty(_POOL, np.float64),
-        np.empty((MAX_SHARDS, 6), np.int64),
+        np.empty((MAX_SHARDS, 5), np.int64),
         np.empty(MAX_VISITS, np.int32),
         np.empty(MAX_VISITS, np.int64),
         np.empty((MAX_LEVELS, _POOL), np.float64),
@@ -127,8 +127,8 @@ def corpus_votes(
         i, start, end, m = locate(
             shard_tokens(shards, s), shard_order(shards, s), shard_head(shards, s), rc, n
         )
-        where[s, 1], where[s, 2], where[s, 3] = start, end, m
-        where[s, 4], where[s, 5] = i, i
+        where[s, 0], where[s, 1], where[s, 2] = start, end, m
+        where[s, 3], where[s, 4] = i, i
         best = max(best, m)
     fresh = chain_find(recent, rc, n, MAX_VISITS, fresh_tokens, fresh_length)
     for i in range(fresh):
@@ -214,15 +214,15 @@ def _shard_level(
 ) -> tuple[int, int]:
     """Add one shard's votes at match length ``k``; returns (next shorter match length, used)."""
     pool, counts, totals, voters, held = ballot
-    m = where[s, 3]
+    m = where[s, 2]
     if m < k:
         return max(below, m), used
     tokens, order = shard_tokens(shards, s), shard_order(shards, s)
-    start, end = where[s, 1], where[s, 2]
+    start, end = where[s, 0], where[s, 1]
     # Every level holds the one before: widen from its ends.
-    lo = widen_left(tokens, order, rc, k, where[s, 4], start)
-    hi = widen_right(tokens, order, rc, k, where[s, 5], end)
-    where[s, 4], where[s, 5] = lo, hi
+    lo = widen_left(tokens, order, rc, k, where[s, 3], start)
+    hi = widen_right(tokens, order, rc, k, where[s, 4], end)
+    where[s, 3], where[s, 4] = lo, hi
     used, take = _sample_interval(
         tokens, order, (lo, hi, s), pool, counts, level, used, voters, held
     )

@@ -3,32 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from tascade.core import EMPTY_TREE, DraftTree, IntArray
 from tascade.draft.calibrate import Calibration
 from tascade.draft.context import HashChain
-from tascade.draft.lookup import DEPTH, MAX_SHARDS
+from tascade.draft.lookup import DEPTH
 from tascade.draft.search import MAX_NODES, grow, new_memo, new_tree, new_work, settle
-from tascade.errors import ConfigError
+from tascade.draft.shards import CorpusView, shard_table
 
 _START = np.array([-1, -1], np.int32)
-
-
-class CorpusView(Protocol):
-    """What the drafter reads of a corpus index: shards of arrays, and documents not yet in one."""
-
-    @property
-    def shards(self) -> Sequence[Any]:
-        """Shards, each with ``tokens``, ``order`` and ``head`` arrays."""
-        ...
-
-    @property
-    def delta_tokens(self) -> IntArray:
-        """Documents appended since the last compaction, separators between them."""
-        ...
 
 
 class SimilarView(Protocol):
@@ -93,25 +79,33 @@ class MixDrafter:
             self._recent.extend(np.repeat(delta, np.where(delta == -1, 2, 1)))
 
     def start(self, prompt: IntArray) -> None:
-        """Begin a request: index its prompt, fetch similar examples."""
+        """Begin a request."""
+        self._pending: list[IntArray] = []
+        self._prompt: IntArray | None = prompt
+        self._output_tail = _START
+        self._request_tail = np.ascontiguousarray(prompt[::-1][:DEPTH], np.int32)
+        self._nodes = -1
+
+    def _look_around(self, prompt: IntArray) -> None:
+        # The prompt is indexed and similar examples are fetched when the first draft is asked
+        # for: where drafts do not pay, a request should cost nothing.
+        self._prompt = None
         self._examples.reset()
         self._request.reset()
-        self._pending: list[IntArray] = []
         if self._use_context:
             self._request.extend(np.ascontiguousarray(prompt, np.int32))
         if self.similar is not None and len(prompt):
             pieces = [part for output in self.similar.lookup(prompt) for part in (_START, output)]
             if pieces:
                 self._examples.extend(np.concatenate(pieces))
-        self._output_tail = _START
-        self._request_tail = np.ascontiguousarray(prompt[::-1][:DEPTH], np.int32)
-        self._nodes = -1
 
     def propose(self, limit: int, floor: float = 0.0) -> DraftTree:
         """The best-first tree of at most ``limit`` nodes that may pay (see ``Drafter.propose``)."""
         if limit <= 0:
             self._nodes = -1
             return EMPTY_TREE
+        if self._prompt is not None:
+            self._look_around(self._prompt)
         if self._pending:
             self._catch_up()
         n = grow(
@@ -150,38 +144,3 @@ class MixDrafter:
         recent = np.ascontiguousarray(tokens[::-1][:DEPTH], np.int32)
         self._output_tail = np.concatenate((recent, self._output_tail))[:DEPTH]
         self._request_tail = np.concatenate((recent, self._request_tail))[:DEPTH]
-
-
-def shard_table(corpus: CorpusView | None) -> tuple[Any, list[Any]]:
-    """Addresses and lengths of a corpus's arrays, [S, 6] int64, as the kernels read them.
-
-    The second value must be kept for as long as the first is in use: it holds the arrays.
-
-    Raises:
-        ConfigError: more shards than one draft searches.
-    """
-    shards = list(corpus.shards) if corpus is not None else []
-    if len(shards) > MAX_SHARDS:
-        raise ConfigError(
-            "too many shards to search in one draft",
-            got=len(shards),
-            wanted=f"at most {MAX_SHARDS}",
-            fix="compact the corpus index",
-        )
-    rows = [_addresses(shard) for shard in shards]
-    return np.asarray(rows, np.int64).reshape(len(rows), 6), shards
-
-
-def _addresses(shard: Any) -> list[int]:
-    row: list[int] = []
-    for array, dtype in (
-        (shard.tokens, np.int32),
-        (shard.order, np.uint32),
-        (shard.head, np.uint32),
-    ):
-        if array.dtype != dtype or not array.flags.c_contiguous:
-            raise ConfigError(
-                "a shard's array has the wrong layout", got=array.dtype, wanted=dtype.__name__
-            )
-        row += [array.ctypes.data, len(array)]
-    return row
