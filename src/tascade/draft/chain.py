@@ -30,6 +30,8 @@ from tascade.draft.shards import CorpusView, shard_table
 MAX_VOTERS = 40
 MAX_CHAIN = 32
 _PER_LEVEL = (20, 12, 8)
+_REACH = 48
+"""How far from its place a search looks for voters: the nearest share the longest contexts."""
 
 
 @kernel
@@ -42,8 +44,8 @@ def _enlist(shards: Any, s: int, rc: Any, n: int, voters: Any, weights: Any, use
     for level in range(len(_PER_LEVEL)):
         if k <= 0 or used >= MAX_VOTERS:
             break
-        lo = widen_left(tokens, order, rc, k, lo, start)
-        hi = widen_right(tokens, order, rc, k, hi, end)
+        lo = widen_left(tokens, order, rc, k, lo, max(start, lo - _REACH))
+        hi = widen_right(tokens, order, rc, k, hi, min(end, hi + _REACH))
         count = min(hi - lo, _PER_LEVEL[level], MAX_VOTERS - used)
         for i in range(count):
             p = position(order, lo + (i * (hi - lo)) // count, len(tokens))
@@ -78,6 +80,18 @@ def _plurality(said: Any, weights: Any, alive: int) -> tuple[float, int]:
 
 
 @kernel
+def _keep(said: Any, best: int, voters: Any, weights: Any, alive: int) -> int:
+    """Drop the voters that did not say ``best``; returns how many stay."""
+    kept = 0
+    for i in range(alive):
+        if said[i] == best:
+            voters[kept, 0], voters[kept, 1] = voters[i, 0], voters[i, 1]
+            weights[kept] = weights[i]
+            kept += 1
+    return kept
+
+
+@kernel
 def draft_chain(
     shards: Any, rc: Any, n: int, limit: int, floor: float, work: Any, out: Any, survival: Any
 ) -> int:
@@ -90,32 +104,27 @@ def draft_chain(
     used = 0
     for s in range(shards.shape[0]):
         used = _enlist(shards, s, rc, n, voters, weights, used)
-    alive, drafted, reach = used, 0, 1.0
+    alive, drafted, reach, total = used, 0, 1.0, 0.0
+    for i in range(used):
+        total += weights[i]
     while drafted < limit and alive > 0:
-        total, top, best = 0.0, 0.0, -1
+        agreed = True
         for i in range(alive):
             tokens = shard_tokens(shards, voters[i, 0])
             said[i] = tokens[voters[i, 1]]
-        agreed = True
-        for i in range(alive):
-            total += weights[i]
+            voters[i, 1] += 1
             agreed = agreed and said[i] == said[0]
-        if agreed:  # most steps of a templated answer: no need to count
-            top, best = total, said[0]
-        else:
+        top, best = total, said[0]
+        if not agreed:  # else, in most steps of a templated answer, there is nothing to count
             top, best = _plurality(said, weights, alive)
         reach *= top / (total + 0.5)
         if best < 0 or reach < floor:
             break
         out[drafted], survival[drafted] = best, reach
         drafted += 1
-        kept = 0
-        for i in range(alive):
-            if said[i] == best:
-                voters[kept, 0], voters[kept, 1] = voters[i, 0], voters[i, 1] + 1
-                weights[kept] = weights[i]
-                kept += 1
-        alive = kept
+        if not agreed:
+            alive = _keep(said, best, voters, weights, alive)
+            total = top
     return drafted
 
 
