@@ -11,6 +11,7 @@ import numpy.typing as npt
 from tascade.draft.batch_kernels import SURVIVAL_BINS
 
 _KEPT_TIMES = 9
+_TRUSTED_TIMES = 3
 _PRIOR_SLOPE = 0.004
 _PROBE_VISITS = (0, 2, 12, 60)
 _PROBE_EVERY = 256
@@ -73,7 +74,11 @@ class StepCosts:
         cells = self._cells.get(_octave(rows, 4))
         if not cells or -1 not in cells:
             return None
-        points = sorted((cell.extra, cell.median) for cell in cells.values())
+        points = sorted(
+            (cell.extra, cell.median)
+            for key, cell in cells.items()
+            if key < 0 or len(cell.seconds) >= _TRUSTED_TIMES
+        )
         base, last = points[0], points[-1]
         slope = _PRIOR_SLOPE * base[1] / rows
         if len(points) > 1:
