@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,7 +23,6 @@ from tascade.draft.batch_kernels import (
     match_rows,
     new_batch_work,
     new_slots,
-    tally,
 )
 from tascade.draft.calibrate import Calibration
 from tascade.draft.context import HashChain
@@ -29,6 +31,7 @@ from tascade.draft.shards import CorpusView, shard_table
 from tascade.errors import ConfigError
 
 MAX_DRAFT = 64
+_ROWS_A_THREAD = 24
 _SEPARATED = np.array([-1, -1], np.int32)
 _NO_TOKENS = np.empty(0, np.int32)
 
@@ -67,6 +70,7 @@ class BatchDrafter:
         length: most tokens in a request.
         most: most tokens drafted for a request.
         budget: shares the tokens worth verifying; ``None`` verifies all that are drafted.
+        threads: threads that draft for a large batch; 0 for all cores, at most four.
 
     Raises:
         ConfigError: ``most`` is out of range.
@@ -81,6 +85,7 @@ class BatchDrafter:
         length: int,
         most: int,
         budget: BatchBudget | None = None,
+        threads: int = 0,
     ) -> None:
         if not 1 <= most <= MAX_DRAFT:
             raise ConfigError(
@@ -94,13 +99,16 @@ class BatchDrafter:
         self.stats = BatchStats()
         self._barriers = np.asarray(end_tokens, np.int32)
         self._slots = new_slots(requests, length, most)
-        self._work = new_batch_work(most)
+        self._threads = threads or min(4, os.cpu_count() or 1)
+        self._pool = ThreadPoolExecutor(self._threads, "tascade-draft")
+        self._works = [_new_work(most) for _ in range(self._threads)]
         self._last = np.full(requests, -1, np.int64)
         self._claimed = np.zeros(requests, np.int8)
         self._seen = np.zeros(requests, np.int64)
-        self._given = np.zeros(requests, np.int64)
-        self._counts = np.zeros(SURVIVAL_BINS, np.int64)
-        self._sums = np.zeros(SURVIVAL_BINS, np.float64)
+        self._slot_of = np.zeros(requests, np.int64)
+        self._outcome = np.zeros(4)
+        self._drafts = np.zeros((requests, most), np.int32)
+        self._kept = np.zeros(requests, np.int64)
         self._recent = HashChain(16, bits=16)
         self._stages = _stacked([task.calibration for task in self.tasks])
         self._ended = 0.0
@@ -108,17 +116,16 @@ class BatchDrafter:
         self._compile()
 
     def _compile(self) -> None:
-        ids = np.zeros((1, 4), np.int32)
-        one = np.zeros(1, np.int64)
+        ids = np.zeros((2, 4), np.int32)
         for task in self.tasks:
             if task.similar is not None:
                 task.similar.lookup(ids[0])
-        self._admit(ids[0], 0, 0)
-        self._draft(ids, one, one + 3, one, (1, 0.5))
-        self._share(one)
-        match_rows(ids, one, one + 3, one + 1, self._slots, self._last, self._claimed, one + 0)
-        self._slots.known[0], self._slots.nodes[0] = 0, -1
-        self.stats, self._ended = BatchStats(), 0.0
+        budget, self.budget = self.budget, None
+        for length in (3, 4):
+            self.propose([[0]], np.full(2, length, np.int32), ids)
+        self._slots.known[:] = 0
+        self._last[:] = -1
+        self.budget, self.stats, self._ended = budget, BatchStats(), 0.0
 
     def refresh(self) -> None:
         """Take up what was added to the corpus indexes since they were opened."""
@@ -126,6 +133,7 @@ class BatchDrafter:
         self._keep_alive = [arrays for _, arrays in tables]
         self._shards = np.concatenate([rows for rows, _ in tables])
         self._begins = np.cumsum([0] + [len(rows) for rows, _ in tables])
+        self._slots.held[:, :, -2] = 0  # voters stand in the shards of before
         self._recent.reset()
         corpus = self.tasks[0].corpus if len(self.tasks) == 1 else None
         if corpus is not None and len(corpus.delta_tokens) > 1:
@@ -152,66 +160,50 @@ class BatchDrafter:
             [B] lists of at most ``most`` token ids; empty where nothing pays.
         """
         start = time.perf_counter()
-        fresh = np.fromiter(map(len, sampled), np.int64, len(sampled))
-        rows = np.flatnonzero(fresh)
-        drafts: list[list[int]] = [[] for _ in sampled]
-        if len(rows) == 0:
+        budget = self.budget
+        if budget is not None and budget.rests():
             self._ended = 0.0
-            return drafts
-        held = lengths[rows].astype(np.int64)
-        if len(rows) < len(sampled):
-            self._ended = 0.0  # a step that read a prompt says nothing about drafts
-        slot_of = self._find(ids, rows, held, fresh[rows], task_of)
-        limit, floor = self.budget.plan(len(rows)) if self.budget else (self.most, 0.0)
-        self._draft(ids, rows, held, slot_of, (limit, floor))
-        if limit > 0:
-            kept = self._share(slot_of)
-            taken = self._slots.draft[slot_of].tolist()
-            for row, tokens, n in zip(rows.tolist(), taken, kept.tolist(), strict=True):
-                drafts[row] = tokens[:n]
-        else:
-            self._given[slot_of] = 0
+            return [[] for _ in sampled]
+        fresh = np.fromiter(map(len, sampled), np.int64, len(sampled))
+        slot_of = self._find(ids, lengths, fresh, start, task_of)
+        rows = int(self._outcome[0]) + self._admitted
+        limit, floor = budget.plan(rows) if budget else (self.most, 0.0)
+        self._draft(ids, lengths, slot_of, (limit, floor, self.length))
+        drafts = self._share(slot_of, rows) if limit > 0 else [[] for _ in sampled]
         self._ended = time.perf_counter()
         self.stats.draft_seconds += self._ended - start
-        if self.budget and limit > 0:
-            self.budget.drafted_in(self._ended - start)
+        if budget and limit > 0:
+            budget.drafted_in(self._ended - start, int(self._counts.sum()))
         return drafts
 
     def _find(
         self,
         ids: IntArray,
-        rows: LongArray,
-        held: LongArray,
+        lengths: IntArray,
         fresh: LongArray,
+        now: float,
         task_of: Callable[[int], int] | None,
     ) -> LongArray:
         """The rows' slots, new ones where needed; learns from what became of the last drafts."""
-        now = time.perf_counter()
-        slot_of = np.empty(len(rows), np.int64)
-        match_rows(ids, rows, held, fresh, self._slots, self._last, self._claimed, slot_of)
-        known = slot_of >= 0
-        self._learn_step(slot_of[known], fresh[known], now, bool(known.all()))
-        for b in np.flatnonzero(~known).tolist():
-            task = task_of(int(rows[b])) if task_of else 0
-            slot_of[b] = self._admit(ids[rows[b]], int(held[b] - fresh[b]), task)
-        self._last[rows] = slot_of
+        slot_of = self._slot_of[: len(fresh)]
+        found = (self._slots, self._last, self._claimed, slot_of, self._outcome)
+        self._admitted = match_rows(ids, lengths, fresh, *found)
+        known, accepted, given, promised = self._outcome.tolist()
+        if self.budget is not None and known == len(fresh) and self._ended:
+            # Only then: a step that read a prompt says nothing about drafts.
+            self.budget.costs.observe(len(fresh), int(given), now - self._ended)
+        if self.budget is not None:
+            self.budget.judge(promised, int(accepted))
+        if self._admitted:
+            for row in np.flatnonzero(slot_of == -1).tolist():
+                task = task_of(row) if task_of else 0
+                slot_of[row] = self._admit(ids[row], int(lengths[row] - fresh[row]), task)
         self.stats.steps += 1
-        self.stats.rows += len(rows)
-        self._seen[slot_of] = self.stats.steps
+        self.stats.rows += int(known) + self._admitted
+        self.stats.accepted += int(accepted)
+        self._last[: len(fresh)] = slot_of
+        self._seen[slot_of[slot_of >= 0]] = self.stats.steps
         return slot_of
-
-    def _learn_step(self, slots: LongArray, fresh: LongArray, now: float, alike: bool) -> None:
-        given = self._given[slots]
-        accepted = int(np.minimum(fresh - 1, given).sum())
-        self.stats.accepted += accepted
-        if self.budget is None or len(slots) == 0:
-            return
-        if alike and self._ended:
-            self.budget.costs.observe(len(slots), int(given.sum()), now - self._ended)
-        if given.any():
-            reach = np.arange(self.most) < given[:, None]
-            promised = float((self._slots.survival[slots] * reach).sum())
-            self.budget.judge(promised, accepted)
 
     def _admit(self, row: IntArray, prompt: int, task: int) -> int:
         """Give a request that was not seen before the slot longest unused."""
@@ -225,42 +217,62 @@ class BatchDrafter:
                 pieces += [_SEPARATED, output]
         examples = np.concatenate(pieces) if pieces else _NO_TOKENS
         clear_slot(self._slots, slot, task, prompt, examples)
-        self._given[slot] = 0
         self.stats.requests += 1
         return slot
 
     def _draft(
-        self,
-        ids: IntArray,
-        rows: LongArray,
-        held: LongArray,
-        slot_of: LongArray,
-        plan: tuple[int, float],
+        self, ids: IntArray, lengths: IntArray, slot_of: LongArray, plan: tuple[int, float, int]
     ) -> None:
-        draft_rows(
-            ids,
-            rows,
-            held,
-            slot_of,
-            self._slots,
-            (self._shards, self._begins, self._recent.arrays(), self._stages),
-            self._barriers,
-            plan[0],
-            plan[1],
-            self.length,
-            self._work,
-        )
+        """Draft for all rows, those of a large batch on several threads: kernels hold no lock.
 
-    def _share(self, slot_of: LongArray) -> Any:
+        The threads learn into the same calibration; a count lost between them does no harm.
+        """
+        tasks = (self._shards, self._begins, self._recent.arrays(), self._stages)
+
+        def part(rows: slice, work: Any) -> Any:
+            return draft_rows(
+                ids[rows],
+                lengths[rows],
+                slot_of[rows],
+                self._slots,
+                tasks,
+                self._barriers,
+                plan,
+                *work,
+            )
+
+        n = len(slot_of)
+        parts = min(self._threads, n // _ROWS_A_THREAD)
+        if parts <= 1:
+            part(slice(0, n), self._works[0])
+            _, self._counts, self._sums = self._works[0]
+            return
+        bounds = [i * n // parts for i in range(parts + 1)]
+        pieces = [slice(a, b) for a, b in pairwise(bounds)]
+        waiting = [
+            self._pool.submit(part, piece, work)
+            for piece, work in zip(pieces[1:], self._works[1:], strict=False)
+        ]
+        part(pieces[0], self._works[0])
+        wait(waiting)
+        self._counts = np.sum([work[1] for work in self._works[:parts]], axis=0)
+        self._sums = np.sum([work[2] for work in self._works[:parts]], axis=0)
+
+    def _share(self, slot_of: LongArray, rows: int) -> list[list[int]]:
         bins = SURVIVAL_BINS
         if self.budget is not None:
-            tally(slot_of, self._slots, self._counts, self._sums)
-            bins = self.budget.choose(len(slot_of), self._counts, self._sums)
-        kept = np.empty(len(slot_of), np.int64)
-        cut_rows(slot_of, self._slots, bins, kept)
-        self._given[slot_of] = kept
-        self.stats.drafted += int(kept.sum())
-        return kept
+            bins = self.budget.choose(rows, self._counts, self._sums)
+        n = len(slot_of)
+        if bins == 0:
+            return [[] for _ in range(n)]
+        self.stats.drafted += cut_rows(slot_of, self._slots, bins, self._drafts, self._kept)
+        drafts = self._drafts[:n].tolist()
+        return [row[:k] for row, k in zip(drafts, self._kept[:n].tolist(), strict=True)]
+
+
+def _new_work(most: int) -> tuple[Any, ...]:
+    """One thread's working memory: (for the kernels, nodes by survival, survival summed)."""
+    return new_batch_work(most), np.zeros(SURVIVAL_BINS, np.int64), np.zeros(SURVIVAL_BINS)
 
 
 def _stacked(calibrations: Sequence[Calibration]) -> tuple[Any, ...]:

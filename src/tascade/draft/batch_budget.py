@@ -17,6 +17,13 @@ _PROBE_VISITS = (0, 2, 12, 60)
 _PROBE_EVERY = 256
 _MARGIN = 1.03
 _BENEFIT = 0.5
+_PATIENCE = 3
+_REDRAW = 16
+_LONGEST_DRAFT = 0.01
+_MANY = 16
+
+Curve = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
+"""Drafted tokens and seconds, [n] each."""
 
 
 @dataclass(slots=True)
@@ -26,6 +33,11 @@ class _Cell:
     extra: float = 0.0
     seconds: list[float] = field(default_factory=list)
     median: float = 0.0
+
+    @property
+    def fresh(self) -> bool:
+        """Whether its median still moves with every observation."""
+        return len(self.seconds) <= _TRUSTED_TIMES
 
     def add(self, extra: int, seconds: float) -> None:
         weight = 1.0 / min(len(self.seconds) + 1, _KEPT_TIMES)
@@ -53,11 +65,15 @@ class StepCosts:
     def __init__(self) -> None:
         self._cells: dict[int, dict[int, _Cell]] = {}
         self._visits: dict[int, int] = {}
+        self._curves: dict[int, tuple[int, Curve | None]] = {}
 
     def observe(self, rows: int, extra: int, seconds: float) -> None:
         """Take what a step over ``rows`` requests and ``extra`` drafted tokens took."""
         cells = self._cells.setdefault(_octave(rows, 4), {})
-        cells.setdefault(_octave(extra, 2), _Cell()).add(extra, seconds)
+        cell = cells.setdefault(_octave(extra, 2), _Cell())
+        cell.add(extra, seconds)
+        if cell.fresh:  # else the curve hardly moved: it is drawn again now and then
+            self._curves.pop(_octave(rows, 4), None)
 
     def needs_plain(self, rows: int) -> bool:
         """Whether it is time to see again what a step without drafts costs at this batch size."""
@@ -66,11 +82,19 @@ class StepCosts:
         self._visits[key] = visit + 1
         return visit in _PROBE_VISITS or visit % _PROBE_EVERY == _PROBE_EVERY - 1
 
-    def curve(self, rows: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]] | None:
+    def curve(self, rows: int) -> Curve | None:
         """(drafted tokens, seconds) at the points known, a step without drafts first; or ``None``.
 
         The last point is far out, extended at the slope of the points before it.
         """
+        key = _octave(rows, 4)
+        age, drawn = self._curves.get(key, (_REDRAW, None))
+        if age >= _REDRAW:
+            age, drawn = 0, self._draw(rows)
+        self._curves[key] = (age + 1, drawn)
+        return drawn
+
+    def _draw(self, rows: int) -> Curve | None:
         cells = self._cells.get(_octave(rows, 4))
         if not cells or -1 not in cells:
             return None
@@ -114,16 +138,17 @@ class BatchBudget:
     def __init__(self, most: int, max_pause: int = 32) -> None:
         self.most, self.max_pause = most, max_pause
         self.costs = StepCosts()
-        self._draft_seconds = 0.0
-        self._rate = 0.0
-        self._pause = self._skip = 0
+        self._draft_seconds = self._node_seconds = 0.0
+        self._pause = self._skip = self._fruitless = 0
         self._given = self._kept = 1.0
+
+    def rests(self) -> bool:
+        """Whether to leave this step alone, since drafts did not pay; called once a step."""
+        self._skip -= 1
+        return self._skip >= 0
 
     def plan(self, rows: int) -> tuple[int, float]:
         """(most tokens to draft for a request, least survival worth drafting); (0, 1.0) to skip."""
-        if self._skip > 0:
-            self._skip -= 1
-            return 0, 1.0
         if self.costs.needs_plain(rows):
             return 0, 1.0
         curve = self.costs.curve(rows)
@@ -133,7 +158,9 @@ class BatchBudget:
         reach = min(len(sizes) - 1, int(np.searchsorted(sizes, rows * self.most)))
         slope = max(0.0, (seconds[reach] - seconds[0]) / max(sizes[reach], 1.0))
         # A token is worth its slot while it adds to the rate; half of that leaves room for errors.
-        return self.most, min(0.9, 0.5 * slope * rows / seconds[0])
+        # Where requests are many, drafting it costs as well.
+        cost = slope + (self._node_seconds if rows > _MANY else 0.0)
+        return self.most, float(min(0.9, 0.5 * cost * rows / seconds[0]))
 
     def choose(
         self, rows: int, counts: npt.NDArray[np.int64], sums: npt.NDArray[np.float64]
@@ -156,16 +183,22 @@ class BatchBudget:
         if rate[best] * seconds[0] < _MARGIN * rows:
             self._rest()
             return 0
-        self._pause = 0
+        self._pause = self._fruitless = 0
         return min(best + 1, SURVIVAL_BINS)
 
     def _rest(self) -> None:
-        self._pause = min(self.max_pause, 2 * self._pause + 1)
-        self._skip = self._pause
+        # An answer's end has no draft either: one step without says nothing.
+        self._fruitless += 1
+        if self._fruitless >= _PATIENCE:
+            self._pause = min(self.max_pause, 2 * self._pause + 1)
+            self._skip = self._pause
 
-    def drafted_in(self, seconds: float) -> None:
-        """Take what drafting for the batch took."""
-        self._draft_seconds += 0.1 * (min(seconds, 0.01) - self._draft_seconds)
+    def drafted_in(self, seconds: float, nodes: int) -> None:
+        """Take what drafting ``nodes`` tokens for the batch took."""
+        seconds = min(seconds, _LONGEST_DRAFT)  # the first one of a request looks around
+        self._draft_seconds += 0.1 * (seconds - self._draft_seconds)
+        if nodes:
+            self._node_seconds += 0.1 * (seconds / nodes - self._node_seconds)
 
     def judge(self, promised: float, kept: int) -> None:
         """Compare the survival promised for verified drafts with how many were accepted."""

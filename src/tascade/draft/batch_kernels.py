@@ -13,9 +13,17 @@ import numpy as np
 import numpy.typing as npt
 
 from tascade.core import FloatArray, IntArray
-from tascade.draft.evidence import CORPUS, MAX_CANDIDATES, SOURCES, gather, new_scratch
+from tascade.draft.evidence import (
+    CORPUS,
+    KEPT_VOTERS,
+    MAX_CANDIDATES,
+    SHARD_BITS,
+    SOURCES,
+    gather,
+    new_scratch,
+)
 from tascade.draft.jit import kernel
-from tascade.draft.lookup import DEPTH, HASH_BITS, chain_extend
+from tascade.draft.lookup import DEPTH, HASH_BITS, MAX_LEVELS, chain_extend, shard_tokens
 from tascade.draft.mixing import probability, survive
 from tascade.draft.search import settle
 
@@ -25,6 +33,8 @@ EXAMPLE_TOKENS = 8192
 """Tokens of similar examples a slot holds."""
 SURVIVAL_BINS = 64
 _LEAST = 0.02
+_LEAST_SHARE = 0.1
+_QUORUM = 12
 _STRIDE = 64
 
 
@@ -33,14 +43,16 @@ class Slots(NamedTuple):
 
     task, known, prompt, nodes, example_length: [S] int64; which task's corpus and calibration it
     uses, tokens in the chain, of them the prompt, nodes of the last draft (-1: none), tokens of
-    similar examples. The rest as in ``HashChain``, ``new_tree`` and ``new_memo``, one row for each
-    slot. Pages no request has touched cost nothing.
+    similar examples; given: how many of the last draft went to the engine. The rest as in
+    ``HashChain``, ``new_tree``, ``new_memo`` and ``new_scratch``, one row for each slot. Pages no
+    request has touched cost nothing.
     """
 
     task: LongArray
     known: LongArray
     prompt: LongArray
     nodes: LongArray
+    given: LongArray
     example_length: LongArray
     tokens: IntArray
     previous: IntArray
@@ -56,6 +68,8 @@ class Slots(NamedTuple):
     memo_shares: npt.NDArray[np.float64]
     memo_match: LongArray
     memo_used: LongArray
+    voters: LongArray
+    held: IntArray
 
 
 def new_slots(count: int, length: int, nodes: int) -> Slots:
@@ -66,6 +80,7 @@ def new_slots(count: int, length: int, nodes: int) -> Slots:
         np.zeros(count, np.int64),
         np.zeros(count, np.int64),
         np.full(count, -1, np.int64),
+        np.zeros(count, np.int64),
         np.zeros(count, np.int64),
         np.empty((count, length), np.int32),
         np.empty((count, length + 1), np.int32),
@@ -81,6 +96,8 @@ def new_slots(count: int, length: int, nodes: int) -> Slots:
         np.zeros((count, nodes + 1, MAX_CANDIDATES, SOURCES), np.float64),
         np.zeros((count, nodes + 1, SOURCES), np.int64),
         np.zeros((count, nodes + 1), np.int64),
+        np.empty((count, nodes + 2, MAX_LEVELS, KEPT_VOTERS), np.int64),
+        np.zeros((count, nodes + 2, MAX_LEVELS + 2), np.int32),
     )
 
 
@@ -91,7 +108,7 @@ def new_batch_work(nodes: int) -> tuple[Any, ...]:
         np.empty(nodes + DEPTH, np.int32),
         np.arange(-1, nodes - 1, dtype=np.int32),
         np.zeros(nodes, np.int8),
-        new_scratch(nodes),
+        new_scratch(0),
     )
 
 
@@ -118,35 +135,56 @@ def _same(known: Any, row: Any, n: int) -> bool:
 
 
 @kernel
+def _settled(sampled: int, s: int, slots: Any, outcome: Any) -> None:
+    """Count what became of a request's last draft."""
+    given = slots.given[s]
+    outcome[0] += 1.0
+    outcome[1] += min(sampled - 1, given)
+    outcome[2] += given
+    for i in range(given):
+        outcome[3] += slots.survival[s, i]
+
+
+@kernel
 def match_rows(
-    ids: Any, rows: Any, lengths: Any, fresh: Any, slots: Any, last: Any, claimed: Any, out: Any
-) -> None:
+    ids: Any, lengths: Any, fresh: Any, slots: Any, last: Any, claimed: Any, out: Any, outcome: Any
+) -> int:
     """Find the slot that holds each row's tokens of before: by full comparison, never by number.
 
-    ``ids``: [R, L] int32, the engine's rows; ``rows``, ``lengths``, ``fresh``: [B], which of them,
-    how many tokens they hold, how many of these are new; ``last``: [R], the slot each row had
-    last time or -1, where to look first. Sets ``claimed`` [S] to 1 for each slot found, and
-    ``out`` [B] to the slots, -1 for a request not seen before.
+    ``ids``: [>= B, L] int32, the engine's rows; ``lengths``: [>= B], how many tokens each holds;
+    ``fresh``: [B], how many of them are new, 0 for a row to leave alone; ``last``: [>= B], the slot
+    each row had last time or -1, where to look first. Sets ``claimed`` [S] to 1 for each slot
+    found, ``out`` [B] to the slots, -1 for a request not seen before and -2 for a row to leave
+    alone, and ``outcome`` to [requests found, draft tokens accepted, given, and promised].
+    Returns how many requests were not seen before.
     """
     known, tokens = slots.known, slots.tokens
     claimed[:] = 0
-    out[:] = -1
-    for b in range(len(rows)):
-        before = lengths[b] - fresh[b]
-        s = last[rows[b]]
-        likely = s >= 0 and claimed[s] == 0 and known[s] == before and before > 0
-        if likely and _same(tokens[s], ids[rows[b]], before):
+    outcome[:] = 0.0
+    missing = 0
+    for b in range(len(fresh)):
+        out[b] = -1 if fresh[b] else -2
+        # A row may have gone on while no drafts were asked for: what is known is then a prefix.
+        s, before = last[b], lengths[b] - fresh[b]
+        likely = fresh[b] > 0 and s >= 0 and claimed[s] == 0 and 0 < known[s] <= before
+        if likely and _same(tokens[s], ids[b], known[s]):
             out[b] = s
             claimed[s] = 1
-    for b in range(len(rows)):
+        missing += out[b] == -1
+    for b in range(len(fresh) if missing else 0):
         before = lengths[b] - fresh[b]
-        if out[b] >= 0 or before == 0:
+        if out[b] != -1 or before == 0:
             continue
         for s in range(len(known)):
-            if claimed[s] == 0 and known[s] == before and _same(tokens[s], ids[rows[b]], before):
+            if claimed[s] == 0 and known[s] == before and _same(tokens[s], ids[b], before):
                 out[b] = s
                 claimed[s] = 1
+                missing -= 1
                 break
+    for b in range(len(fresh)):
+        if out[b] >= 0:
+            _settled(fresh[b], out[b], slots, outcome)
+    return missing
 
 
 @kernel
@@ -156,6 +194,8 @@ def clear_slot(slots: Any, s: int, task: int, prompt: int, examples: Any) -> Non
     slots.known[s] = 0
     slots.prompt[s] = prompt
     slots.nodes[s] = -1
+    slots.given[s] = 0
+    slots.held[s, :, MAX_LEVELS] = 0
     slots.table[s, :] = -1
     slots.example_length[s] = 0
     if len(examples):
@@ -188,6 +228,51 @@ def _window(tokens: Any, start: int, end: int, separated: bool, nodes: int, wind
 
 
 @kernel
+def _agreed(shards: Any, token: int, above: int, row: int, scratch: Any, found: Any) -> int:
+    """The one candidate below ``token`` where the corpus's voters all say the same; else nothing.
+
+    Most tokens of a templated answer are such: no other source needs to be asked, and the cost is
+    a read for each voter. Returns how many candidates were written, 0 or 1.
+    """
+    voters, held = scratch[7], scratch[8]
+    if above < 0 or held[above, MAX_LEVELS] == 0:
+        return 0
+    said, total, levels = -1, 0, held[above, MAX_LEVELS]
+    for level in range(levels):
+        kept = 0
+        for i in range(min(held[above, level], KEPT_VOTERS)):
+            voter = voters[above, level, i]
+            tokens = shard_tokens(shards, voter >> SHARD_BITS)
+            p = voter & ((1 << SHARD_BITS) - 1)
+            if p + 1 >= len(tokens) or tokens[p] != token:
+                continue
+            following = tokens[p + 1]
+            if following < 0 or (total > 0 and following != said):
+                return 0
+            said = following
+            voters[row, level, kept] = voter + 1
+            kept += 1
+            total += 1
+        held[row, level] = kept
+        if level == 0 and kept < min(held[above, 0], _QUORUM):
+            return 0
+    if total < _QUORUM:
+        return 0
+    share = 0.0
+    for level in range(levels - 1, -1, -1):
+        if held[row, level]:  # Witten-Bell, with one distinct token
+            share = (held[row, level] + share) / (held[row, level] + 1.0)
+    match = held[above, MAX_LEVELS + 1] + 1
+    held[row, MAX_LEVELS], held[row, MAX_LEVELS + 1] = levels, match
+    found[0][0] = said
+    found[1][0, :] = 0.0
+    found[1][0, CORPUS] = share
+    found[2][:] = 0
+    found[2][CORPUS] = min(match, DEPTH)
+    return 1
+
+
+@kernel
 def _grow_chain(
     limit: int,
     floor: float,
@@ -198,14 +283,16 @@ def _grow_chain(
     out: Any,
     memo: Any,
     work: Any,
+    above: int,
 ) -> int:
     """Draft the likeliest chain of at most ``limit`` tokens, down to survival ``floor``.
 
-    ``sizes``: lengths of the two reversed contexts in ``work``. Returns the number of nodes.
+    ``sizes``: lengths of the two reversed contexts in ``work``; ``above``: the row whose voters
+    stand before the last token, or -1. Returns the number of nodes.
     """
     tokens, survival, kinds, raw = out
     memo_tokens, memo_shares, memo_match, memo_used = memo
-    output_window, request_window, _, _, scratch = work
+    output_window, request_window, scratch = work
     _, weights, final, path, odds = mixer
     nodes = len(output_window) - DEPTH
     product, least, n = 1.0, 1.0, 0
@@ -214,9 +301,12 @@ def _grow_chain(
     while n < limit:
         rc, rx = output_window[nodes - n :], request_window[nodes - n :]
         nc, nx = min(DEPTH, sizes[0] + n), min(DEPTH, sizes[1] + n)
-        cut = min(0.4, max(0.02, 0.4 * bar / product))
+        parent = n - 1 if n else above
         found = (memo_tokens[n], memo_shares[n], memo_match[n])
-        used = gather(sources, rc, nc, rx, nx, cut, scratch, found, (n, n - 1))
+        used = _agreed(sources[0], rc[0], parent, n, scratch, found)
+        if used == 0:
+            cut = min(0.4, max(_LEAST_SHARE, 0.4 * bar / product))
+            used = gather(sources, rc, nc, rx, nx, cut, scratch, found, (n, parent))
         memo_used[n] = used
         total, top, best = 0.0, 0.0, -1
         for i in range(used):
@@ -241,104 +331,144 @@ def _grow_chain(
         memo_used[n] = 0
         output_window[nodes - n] = token
         request_window[nodes - n] = token
-        ends = False
-        for barrier in barriers:
-            ends = ends or token == barrier
-        if ends:
+        if _ends(token, barriers):
             break
     return n
 
 
 @kernel
+def _ends(token: int, barriers: Any) -> bool:
+    ends = False
+    for barrier in barriers:
+        ends = ends or token == barrier
+    return ends
+
+
+@kernel
+def _stands_at(new: Any, n_nodes: int, draft: Any, used: Any) -> int:
+    """The row of the last draft that all new tokens but the last led to, or -1."""
+    depth = len(new) - 1
+    if n_nodes < 0 or depth < 0 or depth > n_nodes:
+        return -1
+    for i in range(depth):
+        if draft[i] != new[i]:
+            return -1
+    return depth if used[depth] > 0 else -1
+
+
+@kernel
+def _keep_voters(slots: Any, s: int, row: int) -> int:
+    """Move the voters of ``row`` to the spare row, where the next draft finds them."""
+    spare = int(slots.held.shape[1]) - 1
+    slots.held[s, spare] = slots.held[s, row]
+    slots.voters[s, spare] = slots.voters[s, row]
+    return spare
+
+
+@kernel
+def _draft_row(
+    row: Any, n: int, s: int, slots: Any, tasks: Any, barriers: Any, plan: Any, work: Any
+) -> None:
+    """Take in one row's new tokens, learn from its last draft, and draft anew."""
+    shards, begins, recent, stages = tasks
+    cells, weights, final, path, odds = stages
+    limit, floor, length_limit = plan
+    task = slots.task[s]
+    mixer = (cells[task], weights[task], final[task], path[task], odds[task])
+    out = (slots.draft[s], work[2], slots.survival[s], slots.kinds[s], slots.raw[s])
+    memo = (slots.memo_tokens[s], slots.memo_shares[s], slots.memo_match[s], slots.memo_used[s])
+    new = row[slots.known[s] : n]
+    above = -1
+    if slots.nodes[s] >= 0:
+        settle(new, slots.nodes[s], out, mixer, memo, work[3])
+        above = _stands_at(new, slots.nodes[s], slots.draft[s], slots.memo_used[s])
+    slots.nodes[s], slots.given[s] = -1, 0
+    slots.known[s] = chain_extend(
+        slots.tokens[s], slots.previous[s], slots.table[s], slots.known[s], new, HASH_BITS
+    )
+    room = min(limit, length_limit - n - 1)
+    if room <= 0 or _ends(row[n - 1], barriers):
+        return
+    scratch = (*work[4][:7], slots.voters[s], slots.held[s])
+    if above >= 0:
+        above = _keep_voters(slots, s, above)
+    context = (slots.tokens[s], slots.previous[s], slots.table[s], n, HASH_BITS)
+    similar = (
+        slots.example_tokens[s],
+        slots.example_previous[s],
+        slots.example_table[s],
+        slots.example_length[s],
+        HASH_BITS,
+    )
+    nodes = len(work[2])
+    nc = _window(slots.tokens[s], slots.prompt[s], n, True, nodes, work[0])
+    nx = _window(slots.tokens[s], 0, n, False, nodes, work[1])
+    slots.nodes[s] = _grow_chain(
+        room,
+        floor,
+        barriers,
+        (shards[begins[task] : begins[task + 1]], recent, similar, context),
+        (nc, nx),
+        mixer,
+        (out[0], out[2], out[3], out[4]),
+        memo,
+        (work[0], work[1], scratch),
+        above,
+    )
+
+
+@kernel
 def draft_rows(
     ids: Any,
-    rows: Any,
     lengths: Any,
     slot_of: Any,
     slots: Any,
     tasks: Any,
     barriers: Any,
-    limit: int,
-    floor: float,
-    length_limit: int,
+    plan: Any,
     work: Any,
+    counts: Any,
+    sums: Any,
 ) -> None:
     """Take in each row's new tokens, learn from its last draft, and draft anew.
 
-    ``ids``, ``rows``, ``lengths`` as in :func:`match_rows`; ``slot_of``: [B], each row's slot.
-    ``tasks``: (shard table of all tasks, where each task's shards begin [P + 1], hash chain of
-    documents not yet in a shard, the calibrations' arrays stacked, updated in place). At most
-    ``limit`` nodes for a row (0: none) of at least ``floor`` survival, none after an end token
-    (``barriers``), none beyond ``length_limit`` tokens. Drafts are left in the slots.
+    ``ids``, ``lengths`` as in :func:`match_rows`; ``slot_of``: [B], each row's slot, below 0 for
+    none. ``tasks``: (shard table of all tasks, where each task's shards begin [P + 1], hash chain
+    of documents not yet in a shard, the calibrations' arrays stacked, updated in place).
+    ``plan``: (most nodes for a row, 0 for none; least survival; most tokens of a request). Nothing
+    is drafted after an end token (``barriers``). Drafts are left in the slots; ``counts`` and
+    ``sums`` [SURVIVAL_BINS] tell the nodes and their survival summed, the surest bin first.
     """
-    shards, begins, recent, stages = tasks
-    cells, weights, final, path, odds = stages
-    nodes = len(work[2])
-    for b in range(len(rows)):
-        s, n, row = slot_of[b], lengths[b], ids[rows[b]]
-        out = (slots.draft[s], work[2], slots.survival[s], slots.kinds[s], slots.raw[s])
-        memo = (slots.memo_tokens[s], slots.memo_shares[s], slots.memo_match[s], slots.memo_used[s])
-        task = slots.task[s]
-        mixer = (cells[task], weights[task], final[task], path[task], odds[task])
-        new = row[slots.known[s] : n]
-        if slots.nodes[s] >= 0:
-            settle(new, slots.nodes[s], out, mixer, memo, work[3])
-        slots.nodes[s] = -1
-        slots.known[s] = chain_extend(
-            slots.tokens[s], slots.previous[s], slots.table[s], slots.known[s], new, HASH_BITS
-        )
-        room = min(limit, length_limit - n - 1)
-        over = False
-        for barrier in barriers:
-            over = over or row[n - 1] == barrier
-        if room <= 0 or over:
-            continue
-        context = (slots.tokens[s], slots.previous[s], slots.table[s], n, HASH_BITS)
-        similar = (
-            slots.example_tokens[s],
-            slots.example_previous[s],
-            slots.example_table[s],
-            slots.example_length[s],
-            HASH_BITS,
-        )
-        nc = _window(slots.tokens[s], slots.prompt[s], n, True, nodes, work[0])
-        nx = _window(slots.tokens[s], 0, n, False, nodes, work[1])
-        slots.nodes[s] = _grow_chain(
-            room,
-            floor,
-            barriers,
-            (shards[begins[task] : begins[task + 1]], recent, similar, context),
-            (nc, nx),
-            mixer,
-            (out[0], out[2], out[3], out[4]),
-            memo,
-            work,
-        )
-
-
-@kernel
-def tally(slot_of: Any, slots: Any, counts: Any, sums: Any) -> None:
-    """Nodes and their survival summed by survival, the surest bin first."""
     counts[:] = 0
     sums[:] = 0.0
     for b in range(len(slot_of)):
         s = slot_of[b]
+        if s < 0:
+            continue
+        _draft_row(ids[b], lengths[b], s, slots, tasks, barriers, plan, work)
         for i in range(slots.nodes[s]):
-            share = slots.survival[s, i]
-            bin_ = min(int((1.0 - share) * SURVIVAL_BINS), SURVIVAL_BINS - 1)
-            counts[bin_] += 1
-            sums[bin_] += share
+            counts[_bin(slots.survival[s, i])] += 1
+            sums[_bin(slots.survival[s, i])] += slots.survival[s, i]
 
 
 @kernel
-def cut_rows(slot_of: Any, slots: Any, bins: int, out: Any) -> None:
-    """How many of each row's nodes lie in the ``bins`` surest bins: [B] int64 into ``out``."""
+def _bin(survival: float) -> int:
+    return min(int((1.0 - survival) * SURVIVAL_BINS), SURVIVAL_BINS - 1)
+
+
+@kernel
+def cut_rows(slot_of: Any, slots: Any, bins: int, drafts: Any, kept: Any) -> int:
+    """Keep each row's nodes in the ``bins`` surest bins: the tokens go to ``drafts`` [B, K], their
+    number to ``kept`` [B]. Returns how many there are in all.
+    """
+    total = 0
     for b in range(len(slot_of)):
-        s = slot_of[b]
-        kept = 0
-        while kept < slots.nodes[s]:
-            bin_ = min(int((1.0 - slots.survival[s, kept]) * SURVIVAL_BINS), SURVIVAL_BINS - 1)
-            if bin_ >= bins:
-                break
-            kept += 1
-        out[b] = kept
+        s, n = slot_of[b], 0
+        if s >= 0:
+            while n < slots.nodes[s] and _bin(slots.survival[s, n]) < bins:
+                drafts[b, n] = slots.draft[s, n]
+                n += 1
+            slots.given[s] = n
+        kept[b] = n
+        total += n
+    return total

@@ -31,8 +31,8 @@ CORPUS, SIMILAR, CONTEXT = 0, 1, 2
 """The task's outputs; the outputs of the examples most like this prompt; this request itself."""
 
 _ENOUGH = 24
-_KEPT_VOTERS = 48
-_SHARD_BITS = 40
+KEPT_VOTERS = 48
+SHARD_BITS = 40
 _FEW_LEFT = 16
 _STRONG = 0.1
 _RECENT_WEIGHTS = (1.0, 0.5, 0.15)
@@ -52,7 +52,7 @@ def new_scratch(nodes: int) -> tuple[Any, ...]:
         np.empty(MAX_VISITS, np.int64),
         np.empty((MAX_LEVELS, _POOL), np.float64),
         np.empty(MAX_LEVELS, np.float64),
-        np.empty((nodes + 1, MAX_LEVELS, _KEPT_VOTERS), np.int64),
+        np.empty((nodes + 1, MAX_LEVELS, KEPT_VOTERS), np.int64),
         np.empty((nodes + 1, MAX_LEVELS + 2), np.int32),
     )
 
@@ -86,8 +86,8 @@ def _sample_interval(
     take = min(n, MAX_SAMPLES)
     for i in range(take):
         at = position(order, lo + (i * n) // take, len(tokens))
-        if held[level] < _KEPT_VOTERS:
-            voters[level, held[level]] = (s << _SHARD_BITS) | at
+        if held[level] < KEPT_VOTERS:
+            voters[level, held[level]] = (s << SHARD_BITS) | at
         held[level] += 1
         used = _vote(pool, counts, level, used, tokens[at])
     return used, take
@@ -155,7 +155,7 @@ def corpus_votes(
     _blend(counts, totals, level, used, shares)
     fits = fresh == 0
     for i in range(level):
-        fits = fits and held[i] <= _KEPT_VOTERS
+        fits = fits and held[i] <= KEPT_VOTERS
     held[MAX_LEVELS] = level if fits else 0
     held[MAX_LEVELS + 1] = best
     return used, best
@@ -183,7 +183,7 @@ def inherited_votes(
     for level in range(levels):
         for i in range(all_held[above, level]):
             voter = all_voters[above, level, i]
-            s, p = voter >> _SHARD_BITS, voter & ((1 << _SHARD_BITS) - 1)
+            s, p = voter >> SHARD_BITS, voter & ((1 << SHARD_BITS) - 1)
             tokens = shard_tokens(shards, s)
             if tokens[p] != token or p + 1 >= len(tokens):
                 continue

@@ -1,0 +1,284 @@
+"""A pack inside vLLM: plain vLLM, its ngram and suffix drafters and tascade, taking turns.
+
+    python benchmarks/vllm_path.py --shared FOLDER --packs FOLDER --task dst_sgd --json OUT
+
+Run it with the Python of an environment that holds vLLM and tascade. One engine for each method
+lives in its own process; only one works at a time. Every turn keeps ``concurrency`` requests under
+way until all test rows are answered, greedy, float32; methods rotate within each repeat, and a
+speed-up is the median of the ratios of neighbours. The suffix drafter, which learns from answers it
+has seen, answers the training prompts first: its corpus then is what the pack holds, the model's own
+answers. The incompressible workload is random prompts answered at temperature 5, of fixed length.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+METHODS = ("plain", "ngram", "suffix", "tascade")
+MOST_SEQUENCES = 32
+LENGTH = 2048
+NOISE_TOKENS = 48
+
+
+def speculative(method: str, pack: str) -> dict[str, Any]:
+    """Engine arguments of a method: ngram as vLLM's guide has it, suffix at its defaults."""
+    if method == "ngram":
+        config = {"method": "ngram", "num_speculative_tokens": 8}
+        return {"speculative_config": config | {"prompt_lookup_min": 2, "prompt_lookup_max": 5}}
+    if method == "suffix":
+        return {"speculative_config": {"method": "suffix", "num_speculative_tokens": 16}}
+    if method == "tascade":
+        name = "tascade.integrations.vllm.TascadeProposer"
+        config = {"method": "custom_class", "model": name, "num_speculative_tokens": 16}
+        return {
+            "speculative_config": config,
+            "additional_config": {"tascade": {"pack": pack}},
+            "worker_extension_cls": "tascade.integrations.vllm.WorkerExtension",
+        }
+    return {}
+
+
+def work(method: str, model: str, pack: str) -> None:
+    """The process of one engine: answers jobs read from standard input, a JSON line each."""
+    os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    out = os.dup(1)
+    os.dup2(2, 1)  # whatever the libraries print must not come between the answers
+    from vllm import LLM
+
+    llm = LLM(
+        model=model,
+        dtype="float32",
+        max_num_seqs=MOST_SEQUENCES,
+        max_model_len=LENGTH,
+        enable_prefix_caching=False,
+        seed=0,
+        **speculative(method, pack),
+    )
+    say(out, {"ready": True})
+    for line in sys.stdin:
+        job = json.loads(line)
+        result = drive(llm, **job["run"]) if "run" in job else {}
+        if job.get("stats") and method == "tascade":
+            result["stats"] = llm.collective_rpc("tascade_stats")[0]
+        say(out, result)
+
+
+def say(out: int, message: dict[str, Any]) -> None:
+    os.write(out, (json.dumps(message) + "\n").encode())
+
+
+def drive(llm: Any, prompts: list[list[int]], concurrency: int, noise: bool) -> dict[str, Any]:
+    """Answer all prompts, ``concurrency`` of them under way at a time."""
+    from vllm import SamplingParams
+
+    options: dict[str, Any] = {"temperature": 0.0, "max_tokens": 256}
+    if noise:
+        options = {"temperature": 5.0, "max_tokens": NOISE_TOKENS, "ignore_eos": True}
+    engine, params = llm.llm_engine, SamplingParams(**options)
+    answers: dict[str, list[int]] = {}
+    waiting = [(str(i), prompt) for i, prompt in enumerate(prompts)][::-1]
+    begin, under_way = time.perf_counter(), 0
+    while waiting or under_way:
+        while waiting and under_way < concurrency:
+            name, prompt = waiting.pop()
+            engine.add_request(name, {"prompt_token_ids": prompt}, params)
+            under_way += 1
+        for output in engine.step():
+            if output.finished:
+                answers[output.request_id.split("-")[0]] = list(output.outputs[0].token_ids)
+                under_way -= 1
+    seconds = time.perf_counter() - begin
+    ordered = [answers[str(i)] for i in range(len(prompts))]
+    return {"seconds": seconds, "tokens": sum(map(len, ordered)), "answers": ordered}
+
+
+class Worker:
+    """The other end of :func:`work`."""
+
+    def __init__(self, method: str, options: argparse.Namespace) -> None:
+        command = [sys.executable, __file__, "--work", method]
+        command += ["--shared", str(options.shared), "--packs", str(options.packs)]
+        self.process = subprocess.Popen(
+            [*command, "--task", options.task],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=None if options.verbose else subprocess.DEVNULL,
+            text=True,
+        )
+        self.read()
+
+    def read(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit("an engine's process ended; run with --verbose to see why")
+        message: dict[str, Any] = json.loads(line)
+        return message
+
+    def ask(self, **job: Any) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(job) + "\n")
+        self.process.stdin.flush()
+        return self.read()
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait(60)
+
+
+def encode(options: argparse.Namespace) -> tuple[list[list[int]], list[list[int]]]:
+    """Token ids of the test prompts, and of the training prompts."""
+    from transformers import AutoTokenizer
+
+    from tascade.data.load import load_examples
+    from tascade.encode import encode_prompt
+
+    tokenizer = AutoTokenizer.from_pretrained(options.shared / "models" / "pilot")
+    folder = options.shared / "data" / options.task
+    found = []
+    for name, most in (("test", options.rows), ("train", options.warm)):
+        examples = list(load_examples(folder / f"{name}.jsonl"))[:most]
+        found.append([encode_prompt(tokenizer, e.prompt or "").tolist() for e in examples])
+    return found[0], found[1]
+
+
+def noise_prompts(count: int) -> list[list[int]]:
+    import numpy as np
+
+    rng = np.random.default_rng(4)
+    return [rng.integers(300, 4000, 64).tolist() for _ in range(count)]
+
+
+def ratios(seconds: dict[str, list[float]], tokens: dict[str, list[int]], base: str) -> Any:
+    """Speed of tascade against ``base``: median, low and high over the repeats."""
+    each = [
+        (b / n) / (a / m)
+        for a, m, b, n in zip(
+            seconds["tascade"], tokens["tascade"], seconds[base], tokens[base], strict=True
+        )
+    ]
+    return {"median": statistics.median(each), "low": min(each), "high": max(each)}
+
+
+def measure(
+    workers: dict[str, Worker],
+    prompts: list[list[int]],
+    concurrency: int,
+    repeats: int,
+    noise: bool,
+) -> dict[str, Any]:
+    seconds: dict[str, list[float]] = {method: [] for method in workers}
+    tokens: dict[str, list[int]] = {method: [] for method in workers}
+    answers: dict[str, list[list[list[int]]]] = {method: [] for method in workers}
+    names = list(workers)
+    for repeat in range(repeats + 1):
+        for method in names[repeat % len(names) :] + names[: repeat % len(names)]:
+            run = {"prompts": prompts, "concurrency": concurrency, "noise": noise}
+            done = workers[method].ask(run=run)
+            if repeat:  # the first round warms up, and teaches who learns
+                seconds[method].append(done["seconds"])
+                tokens[method].append(done["tokens"])
+            answers[method].append(done["answers"])
+    result: dict[str, Any] = {
+        "concurrency": concurrency,
+        "workload": "incompressible" if noise else "task",
+        "methods": {},
+    }
+    for method in names:
+        each = [t / s for t, s in zip(tokens[method], seconds[method], strict=True)]
+        row: dict[str, Any] = {"tokens_per_second": statistics.median(each)}
+        row |= {"seconds": seconds[method], "tokens": tokens[method]}
+        if not noise:
+            same = [
+                a == b
+                for ours, theirs in zip(answers[method], answers["plain"], strict=True)
+                for a, b in zip(ours, theirs, strict=True)
+            ]
+            row |= {"identical": sum(same), "differing": len(same) - sum(same)}
+        result["methods"][method] = row
+    result["tascade_against"] = {
+        base: ratios(seconds, tokens, base) for base in names if base != "tascade"
+    }
+    return result
+
+
+def report(options: argparse.Namespace) -> dict[str, Any]:
+    from vllm import __version__
+
+    from tascade.bench.machine import machine_info
+
+    test, train = encode(options)
+    workers = {method: Worker(method, options) for method in options.methods}
+    if "suffix" in workers:
+        workers["suffix"].ask(run={"prompts": train, "concurrency": MOST_SEQUENCES, "noise": False})
+    results = []
+    for concurrency in options.concurrency:
+        results.append(measure(workers, test, concurrency, options.repeats, noise=False))
+        print(json.dumps(brief(results[-1])), flush=True)
+    for concurrency in options.concurrency if options.noise else ():
+        few = noise_prompts(max(16, 2 * concurrency))
+        results.append(measure(workers, few, concurrency, options.repeats, noise=True))
+        print(json.dumps(brief(results[-1])), flush=True)
+    stats = workers["tascade"].ask(stats=True)["stats"]
+    for worker in workers.values():
+        worker.close()
+    arguments = ["--task", options.task, "--repeats", str(options.repeats)]
+    return {
+        "command": " ".join(["python benchmarks/vllm_path.py", *arguments]),
+        "machine": machine_info() | {"vllm": __version__},
+        "settings": {
+            "task": options.task,
+            "rows": len(test),
+            "dtype": "float32",
+            "max_num_seqs": MOST_SEQUENCES,
+            "suffix_warmed_with": f"the model's own answers to {len(train)} training prompts",
+        },
+        "results": results,
+        "tascade": stats,
+    }
+
+
+def brief(result: dict[str, Any]) -> dict[str, Any]:
+    against = {k: round(v["median"], 2) for k, v in result["tascade_against"].items()}
+    speeds = {k: round(v["tokens_per_second"]) for k, v in result["methods"].items()}
+    differing = {k: v.get("differing") for k, v in result["methods"].items()}
+    workload, concurrency = result["workload"], result["concurrency"]
+    return {"at": concurrency, "on": workload, "x": against, "tok/s": speeds, "differ": differing}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shared", type=Path, default=Path("../shared"))
+    parser.add_argument("--packs", type=Path, required=True, help="holds a pack for each task")
+    parser.add_argument("--task", required=True)
+    parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--warm", type=int, default=3000)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--noise", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--verbose", action="store_true", help="show what the engines print")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--work", choices=METHODS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.work:
+        pack = str(options.packs / options.task)
+        work(options.work, str(options.shared / "models" / "pilot"), pack)
+        return
+    found = report(options)
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
