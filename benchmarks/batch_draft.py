@@ -1,6 +1,6 @@
 """What drafting for a whole batch costs: 256 requests over an index of 10M tokens, one call a step.
 
-    python benchmarks/batch_draft.py --tokens 10000000 --requests 256 --json benchmarks/batch_draft.json
+    python benchmarks/batch_draft.py --json benchmarks/batch_draft.json
 
 Held-out documents of the made-up task of ``index_bench.py`` are replayed as the target's greedy
 outputs, behind prompts of random tokens. Every step moves all requests on by what was accepted and
@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from index_bench import END, VOCAB, corpus, quantiles
 
+from index_bench import END, VOCAB, corpus, quantiles
 from tascade.bench.machine import machine_info
 from tascade.draft.batch import BatchDrafter, Task
 from tascade.draft.batch_budget import BatchBudget

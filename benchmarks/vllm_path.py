@@ -5,10 +5,9 @@
 Run it with the Python of an environment that holds vLLM and tascade. One engine for each method
 lives in its own process; only one works at a time. Every turn keeps ``concurrency`` requests under
 way until all test rows are answered, greedy, float32; methods rotate within each repeat, and a
-speed-up is the median of the ratios of neighbours. The suffix drafter, which learns from answers it
-has seen, answers the training prompts first: its corpus then is what the pack holds, the model's own
-answers. The incompressible workload is random prompts answered at temperature 5, of fixed length.
-"""
+speed-up is the median of the ratios of neighbours. The suffix drafter, which learns from answers
+it has seen, answers the training prompts first: its corpus then is what the pack holds, the model's
+own answers. The incompressible workload is random prompts answered"""
 
 from __future__ import annotations
 
@@ -18,11 +17,12 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-METHODS = ("plain", "ngram", "suffix", "tascade")
+METHODS = ("plain", "ngram", "suffix", "tascade", "idle")
 MOST_SEQUENCES = 32
 LENGTH = 2048
 NOISE_TOKENS = 48
@@ -35,6 +35,9 @@ def speculative(method: str, pack: str) -> dict[str, Any]:
         return {"speculative_config": config | {"prompt_lookup_min": 2, "prompt_lookup_max": 5}}
     if method == "suffix":
         return {"speculative_config": {"method": "suffix", "num_speculative_tokens": 16}}
+    if method == "idle":
+        config = {"method": "custom_class", "model": "vllm_path.Idle"}
+        return {"speculative_config": config | {"num_speculative_tokens": 16}}
     if method == "tascade":
         name = "tascade.integrations.vllm.TascadeProposer"
         config = {"method": "custom_class", "model": name, "num_speculative_tokens": 16}
@@ -44,6 +47,19 @@ def speculative(method: str, pack: str) -> dict[str, Any]:
             "worker_extension_cls": "tascade.integrations.vllm.WorkerExtension",
         }
     return {}
+
+
+class Idle:
+    """A proposer that never drafts."""
+
+    def __init__(self, vllm_config: Any) -> None:
+        """What vLLM gives, unused."""
+
+    def load_model(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing to load."""
+
+    def propose(self, sampled_token_ids: Any, *args: Any, **kwargs: Any) -> list[list[int]]:
+        return [[] for _ in sampled_token_ids]
 
 
 def work(method: str, model: str, pack: str) -> None:
@@ -76,20 +92,23 @@ def say(out: int, message: dict[str, Any]) -> None:
     os.write(out, (json.dumps(message) + "\n").encode())
 
 
-def drive(llm: Any, prompts: list[list[int]], concurrency: int, noise: bool) -> dict[str, Any]:
+def drive(llm: Any, prompts: list[list[int]], concurrency: int, workload: str) -> dict[str, Any]:
     """Answer all prompts, ``concurrency`` of them under way at a time."""
     from vllm import SamplingParams
 
-    options: dict[str, Any] = {"temperature": 0.0, "max_tokens": 256}
-    if noise:
-        options = {"temperature": 5.0, "max_tokens": NOISE_TOKENS, "ignore_eos": True}
-    engine, params = llm.llm_engine, SamplingParams(**options)
+    options: dict[str, Any] = {"temperature": 2.0 if workload == "sampled" else 0.0}
+    lengths = [256] * len(prompts)
+    if workload != "task":  # of many lengths, or plain decoding would go in lockstep
+        options["ignore_eos"] = True
+        lengths = [NOISE_TOKENS + (37 * i) % (2 * NOISE_TOKENS) for i in range(len(prompts))]
+    engine = llm.llm_engine
     answers: dict[str, list[int]] = {}
     waiting = [(str(i), prompt) for i, prompt in enumerate(prompts)][::-1]
     begin, under_way = time.perf_counter(), 0
     while waiting or under_way:
         while waiting and under_way < concurrency:
             name, prompt = waiting.pop()
+            params = SamplingParams(max_tokens=lengths[int(name)], **options)
             engine.add_request(name, {"prompt_token_ids": prompt}, params)
             under_way += 1
         for output in engine.step():
@@ -104,8 +123,8 @@ def drive(llm: Any, prompts: list[list[int]], concurrency: int, noise: bool) -> 
 class Worker:
     """The other end of :func:`work`."""
 
-    def __init__(self, method: str, options: argparse.Namespace) -> None:
-        command = [sys.executable, __file__, "--work", method]
+    def __init__(self, method: str, model: Path, options: argparse.Namespace) -> None:
+        command = [sys.executable, __file__, "--work", method, "--model", str(model)]
         command += ["--shared", str(options.shared), "--packs", str(options.packs)]
         self.process = subprocess.Popen(
             [*command, "--task", options.task],
@@ -159,6 +178,21 @@ def noise_prompts(count: int) -> list[list[int]]:
     return [rng.integers(300, 4000, 64).tolist() for _ in range(count)]
 
 
+def shuffled_head(model: Path, folder: Path) -> Path:
+    """A copy of a model that says other tokens than it means."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    loaded = AutoModelForCausalLM.from_pretrained(model)
+    order = torch.randperm(loaded.config.vocab_size, generator=torch.Generator().manual_seed(0))
+    head = loaded.get_output_embeddings().weight.detach().clone()
+    loaded.config.tie_word_embeddings = False
+    loaded.lm_head.weight = torch.nn.Parameter(head[order])
+    loaded.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(model).save_pretrained(folder)
+    return folder
+
+
 def ratios(seconds: dict[str, list[float]], tokens: dict[str, list[int]], base: str) -> Any:
     """Speed of tascade against ``base``: median, low and high over the repeats."""
     each = [
@@ -171,19 +205,15 @@ def ratios(seconds: dict[str, list[float]], tokens: dict[str, list[int]], base: 
 
 
 def measure(
-    workers: dict[str, Worker],
-    prompts: list[list[int]],
-    concurrency: int,
-    repeats: int,
-    noise: bool,
+    workers: dict[str, Worker], prompts: list[list[int]], concurrency: int, options: Any
 ) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {method: [] for method in workers}
     tokens: dict[str, list[int]] = {method: [] for method in workers}
     answers: dict[str, list[list[list[int]]]] = {method: [] for method in workers}
     names = list(workers)
-    for repeat in range(repeats + 1):
+    for repeat in range(options.repeats + 1):
         for method in names[repeat % len(names) :] + names[: repeat % len(names)]:
-            run = {"prompts": prompts, "concurrency": concurrency, "noise": noise}
+            run = {"prompts": prompts, "concurrency": concurrency, "workload": options.workload}
             done = workers[method].ask(run=run)
             if repeat:  # the first round warms up, and teaches who learns
                 seconds[method].append(done["seconds"])
@@ -191,14 +221,14 @@ def measure(
             answers[method].append(done["answers"])
     result: dict[str, Any] = {
         "concurrency": concurrency,
-        "workload": "incompressible" if noise else "task",
+        "workload": options.workload,
         "methods": {},
     }
     for method in names:
         each = [t / s for t, s in zip(tokens[method], seconds[method], strict=True)]
         row: dict[str, Any] = {"tokens_per_second": statistics.median(each)}
         row |= {"seconds": seconds[method], "tokens": tokens[method]}
-        if not noise:
+        if options.workload != "sampled":
             same = [
                 a == b
                 for ours, theirs in zip(answers[method], answers["plain"], strict=True)
@@ -217,22 +247,32 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
 
     from tascade.bench.machine import machine_info
 
+    with tempfile.TemporaryDirectory() as folder:
+        model = options.shared / "models" / "pilot"
+        if options.workload != "task":
+            model = shuffled_head(model, Path(folder) / "shuffled")
+        workers = {method: Worker(method, model, options) for method in options.methods}
     test, train = encode(options)
-    workers = {method: Worker(method, options) for method in options.methods}
     if "suffix" in workers:
-        workers["suffix"].ask(run={"prompts": train, "concurrency": MOST_SEQUENCES, "noise": False})
+        warm = {"prompts": train, "concurrency": MOST_SEQUENCES, "workload": "task"}
+        workers["suffix"].ask(run=warm)
     results = []
     for concurrency in options.concurrency:
-        results.append(measure(workers, test, concurrency, options.repeats, noise=False))
-        print(json.dumps(brief(results[-1])), flush=True)
-    for concurrency in options.concurrency if options.noise else ():
-        few = noise_prompts(max(16, 2 * concurrency))
-        results.append(measure(workers, few, concurrency, options.repeats, noise=True))
+        if options.workload != "task":
+            test = noise_prompts(max(16, 2 * concurrency))
+        results.append(measure(workers, test, concurrency, options))
         print(json.dumps(brief(results[-1])), flush=True)
     stats = workers["tascade"].ask(stats=True)["stats"]
     for worker in workers.values():
         worker.close()
-    arguments = ["--task", options.task, "--repeats", str(options.repeats)]
+    arguments = [
+        "--task",
+        options.task,
+        "--workload",
+        options.workload,
+        "--repeats",
+        str(options.repeats),
+    ]
     return {
         "command": " ".join(["python benchmarks/vllm_path.py", *arguments]),
         "machine": machine_info() | {"vllm": __version__},
@@ -265,15 +305,16 @@ def main() -> None:
     parser.add_argument("--warm", type=int, default=3000)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32])
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--noise", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS[:4]))
+    parser.add_argument("--workload", choices=["task", "incompressible", "sampled"], default="task")
     parser.add_argument("--verbose", action="store_true", help="show what the engines print")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--work", choices=METHODS, help=argparse.SUPPRESS)
+    parser.add_argument("--model", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work:
         pack = str(options.packs / options.task)
-        work(options.work, str(options.shared / "models" / "pilot"), pack)
+        work(options.work, options.model, pack)
         return
     found = report(options)
     if options.json:

@@ -2,128 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
-
 import numpy as np
 import numpy.typing as npt
 
 from tascade.draft.batch_kernels import SURVIVAL_BINS
+from tascade.draft.step_costs import StepCosts
 
-_KEPT_TIMES = 9
-_TRUSTED_TIMES = 3
-_PRIOR_SLOPE = 0.004
-_PROBE_VISITS = (0, 2, 12, 60)
-_PROBE_EVERY = 256
-_MARGIN = 1.03
+_MARGIN = 1.05
 _BENEFIT = 0.5
 _PATIENCE = 3
-_REDRAW = 16
+_TRY_EVERY = 16
 _LONGEST_DRAFT = 0.01
 _MANY = 16
-
-Curve = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
-"""Drafted tokens and seconds, [n] each."""
-
-
-@dataclass(slots=True)
-class _Cell:
-    """Times of like steps: their drafted tokens (a running mean) and the last few seconds."""
-
-    extra: float = 0.0
-    seconds: list[float] = field(default_factory=list)
-    median: float = 0.0
-
-    @property
-    def fresh(self) -> bool:
-        """Whether its median still moves with every observation."""
-        return len(self.seconds) <= _TRUSTED_TIMES
-
-    def add(self, extra: int, seconds: float) -> None:
-        weight = 1.0 / min(len(self.seconds) + 1, _KEPT_TIMES)
-        self.extra += weight * (extra - self.extra)
-        self.seconds.append(seconds)
-        if len(self.seconds) > _KEPT_TIMES:
-            self.seconds.pop(0)
-        ordered = sorted(self.seconds)
-        middle = len(ordered) // 2
-        # Even counts take the lower: a busy machine only adds.
-        self.median = ordered[middle] if len(ordered) % 2 else ordered[middle - 1]
-
-
-def _octave(n: int, parts: int) -> int:
-    return round(parts * math.log2(n)) if n > 0 else -1
-
-
-class StepCosts:
-    """Seconds of an engine step by its rows and its drafted tokens, as observed.
-
-    Nothing is assumed monotone. Where nothing was observed yet, a drafted token is taken to cost
-    next to nothing, so that it is tried once and then known.
-    """
-
-    def __init__(self) -> None:
-        self._cells: dict[int, dict[int, _Cell]] = {}
-        self._visits: dict[int, int] = {}
-        self._curves: dict[int, tuple[int, Curve | None]] = {}
-
-    def observe(self, rows: int, extra: int, seconds: float) -> None:
-        """Take what a step over ``rows`` requests and ``extra`` drafted tokens took."""
-        cells = self._cells.setdefault(_octave(rows, 4), {})
-        cell = cells.setdefault(_octave(extra, 2), _Cell())
-        cell.add(extra, seconds)
-        if cell.fresh:  # else the curve hardly moved: it is drawn again now and then
-            self._curves.pop(_octave(rows, 4), None)
-
-    def needs_plain(self, rows: int) -> bool:
-        """Whether it is time to see again what a step without drafts costs at this batch size."""
-        key = _octave(rows, 4)
-        visit = self._visits.get(key, 0)
-        self._visits[key] = visit + 1
-        return visit in _PROBE_VISITS or visit % _PROBE_EVERY == _PROBE_EVERY - 1
-
-    def curve(self, rows: int) -> Curve | None:
-        """(drafted tokens, seconds) at the points known, a step without drafts first; or ``None``.
-
-        The last point is far out, extended at the slope of the points before it.
-        """
-        key = _octave(rows, 4)
-        age, drawn = self._curves.get(key, (_REDRAW, None))
-        if age >= _REDRAW:
-            age, drawn = 0, self._draw(rows)
-        self._curves[key] = (age + 1, drawn)
-        return drawn
-
-    def _draw(self, rows: int) -> Curve | None:
-        cells = self._cells.get(_octave(rows, 4))
-        if not cells or -1 not in cells:
-            return None
-        points = sorted(
-            (cell.extra, cell.median)
-            for key, cell in cells.items()
-            if key < 0 or len(cell.seconds) >= _TRUSTED_TIMES
-        )
-        base, last = points[0], points[-1]
-        slope = _PRIOR_SLOPE * base[1] / rows
-        if len(points) > 1:
-            slope = max(slope, (last[1] - base[1]) / (last[0] - base[0]))
-        far = 4.0 * last[0] + 1024.0
-        points.append((far, last[1] + slope * (far - last[0])))
-        sizes, seconds = zip(*points, strict=True)
-        return np.asarray(sizes), np.asarray(seconds)
-
-    def to_json(self) -> list[dict[str, float]]:
-        """Every cell: rows (about), drafted tokens, seconds, how many observations it keeps."""
-        return [
-            {
-                "rows": round(2 ** (key / 4)),
-                "drafted": round(cell.extra, 1),
-                "seconds": cell.median,
-                "kept": len(cell.seconds),
-            }
-            for key, cells in sorted(self._cells.items())
-            for _, cell in sorted(cells.items())
-        ]
 
 
 class BatchBudget:
@@ -182,7 +72,8 @@ class BatchBudget:
         best = int(rate.argmax())
         if rate[best] * seconds[0] < _MARGIN * rows:
             self._rest()
-            return 0
+            # Costs may have fallen since: only a try tells.
+            return best + 1 if self._fruitless % _TRY_EVERY == 0 else 0
         self._pause = self._fruitless = 0
         return min(best + 1, SURVIVAL_BINS)
 
