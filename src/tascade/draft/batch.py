@@ -31,7 +31,8 @@ from tascade.draft.shards import CorpusView, shard_table
 from tascade.errors import ConfigError
 
 MAX_DRAFT = 64
-_ROWS_A_THREAD = 24
+_ROWS_A_THREAD = 8
+_EXAMPLES = 24
 _SEPARATED = np.array([-1, -1], np.int32)
 _NO_TOKENS = np.empty(0, np.int32)
 
@@ -106,6 +107,7 @@ class BatchDrafter:
         self._claimed = np.zeros(requests, np.int8)
         self._seen = np.zeros(requests, np.int64)
         self._slot_of = np.zeros(requests, np.int64)
+        self._wanted = np.zeros(requests, np.int64)
         self._outcome = np.zeros(4)
         self._drafts = np.zeros((requests, most), np.int32)
         self._kept = np.zeros(requests, np.int64)
@@ -154,7 +156,7 @@ class BatchDrafter:
                 being read, and then nothing is drafted for it.
             lengths: [>= B] int32, valid tokens of each row, those just given included.
             ids: [>= B, L] int32, the rows' tokens. Rows may have moved since the last call.
-            task_of: which task a row not seen before belongs to; the first one by default.
+            task_of: which task a row belongs to; the first one by default.
 
         Returns:
             [B] lists of at most ``most`` token ids; empty where nothing pays.
@@ -186,8 +188,11 @@ class BatchDrafter:
     ) -> LongArray:
         """The rows' slots, new ones where needed; learns from what became of the last drafts."""
         slot_of = self._slot_of[: len(fresh)]
+        wanted = self._wanted[: len(fresh)]
+        if task_of is not None:
+            wanted[:] = [task_of(row) if n else 0 for row, n in enumerate(fresh.tolist())]
         found = (self._slots, self._last, self._claimed, slot_of, self._outcome)
-        self._admitted = match_rows(ids, lengths, fresh, *found)
+        self._admitted = match_rows(ids, lengths, fresh, wanted, *found)
         known, accepted, given, promised = self._outcome.tolist()
         if self.budget is not None and known == len(fresh) and self._ended:
             # Only then: a step that read a prompt says nothing about drafts.
@@ -196,8 +201,8 @@ class BatchDrafter:
             self.budget.judge(promised, int(accepted))
         if self._admitted:
             for row in np.flatnonzero(slot_of == -1).tolist():
-                task = task_of(row) if task_of else 0
-                slot_of[row] = self._admit(ids[row], int(lengths[row] - fresh[row]), task)
+                prompt = int(lengths[row] - fresh[row])
+                slot_of[row] = self._admit(ids[row], prompt, int(wanted[row]))
         self.stats.steps += 1
         self.stats.rows += int(known) + self._admitted
         self.stats.accepted += int(accepted)
@@ -213,7 +218,7 @@ class BatchDrafter:
         pieces: list[IntArray] = []
         similar = self.tasks[task].similar
         if similar is not None and prompt:
-            for output in similar.lookup(row[:prompt]):
+            for output in similar.lookup(row[:prompt], top=_EXAMPLES):
                 pieces += [_SEPARATED, output]
         examples = np.concatenate(pieces) if pieces else _NO_TOKENS
         clear_slot(self._slots, slot, task, prompt, examples)

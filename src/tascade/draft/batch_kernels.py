@@ -147,16 +147,24 @@ def _settled(sampled: int, s: int, slots: Any, outcome: Any) -> None:
 
 @kernel
 def match_rows(
-    ids: Any, lengths: Any, fresh: Any, slots: Any, last: Any, claimed: Any, out: Any, outcome: Any
+    ids: Any,
+    lengths: Any,
+    fresh: Any,
+    wanted: Any,
+    slots: Any,
+    last: Any,
+    claimed: Any,
+    out: Any,
+    outcome: Any,
 ) -> int:
     """Find the slot that holds each row's tokens of before: by full comparison, never by number.
 
     ``ids``: [>= B, L] int32, the engine's rows; ``lengths``: [>= B], how many tokens each holds;
-    ``fresh``: [B], how many of them are new, 0 for a row to leave alone; ``last``: [>= B], the slot
-    each row had last time or -1, where to look first. Sets ``claimed`` [S] to 1 for each slot
-    found, ``out`` [B] to the slots, -1 for a request not seen before and -2 for a row to leave
-    alone, and ``outcome`` to [requests found, draft tokens accepted, given, and promised].
-    Returns how many requests were not seen before.
+    ``fresh``: [B], how many of them are new, 0 for a row to leave alone; ``wanted``: [B], each
+    row's task; ``last``: [>= B], the slot each row had last time or -1, where to look first. Sets
+    ``claimed`` [S] to 1 for each slot found, ``out`` [B] to the slots, -1 for a request not seen
+    before and -2 for a row to leave alone, and ``outcome`` to [requests found, draft tokens
+    accepted, given, and promised]. Returns how many requests were not seen before.
     """
     known, tokens = slots.known, slots.tokens
     claimed[:] = 0
@@ -166,8 +174,8 @@ def match_rows(
         out[b] = -1 if fresh[b] else -2
         # A row may have gone on while no drafts were asked for: what is known is then a prefix.
         s, before = last[b], lengths[b] - fresh[b]
-        likely = fresh[b] > 0 and s >= 0 and claimed[s] == 0 and 0 < known[s] <= before
-        if likely and _same(tokens[s], ids[b], known[s]):
+        likely = fresh[b] > 0 and s >= 0 and claimed[s] == 0 and slots.task[s] == wanted[b]
+        if likely and 0 < known[s] <= before and _same(tokens[s], ids[b], known[s]):
             out[b] = s
             claimed[s] = 1
         missing += out[b] == -1
@@ -176,7 +184,8 @@ def match_rows(
         if out[b] != -1 or before == 0:
             continue
         for s in range(len(known)):
-            if claimed[s] == 0 and known[s] == before and _same(tokens[s], ids[b], before):
+            likely = claimed[s] == 0 and known[s] == before and slots.task[s] == wanted[b]
+            if likely and _same(tokens[s], ids[b], before):
                 out[b] = s
                 claimed[s] = 1
                 missing -= 1

@@ -33,6 +33,7 @@ from tascade.draft.corpus_store import (
     SHARDS,
     STRAY_MANIFEST,
     Manifest,
+    RowArray,
     Shard,
     WriterLock,
     encode_manifest,
@@ -194,9 +195,9 @@ class CorpusIndex:
         return self._state.documents()
 
     def document(self, doc_id: int) -> IntArray | None:
-        """One live document, [n] int32 read-only, found by bisection; None if there is none."""
+        """One live document, [n] int32 read-only, found by its id; None if there is none."""
         for i, rows in enumerate((state := self._state).rows):
-            at, tokens = bisect_left(rows[:, 0], doc_id), state.shards[i].tokens
+            at, tokens = _row_of(rows, doc_id), state.shards[i].tokens
             if at < len(rows) and rows[at, 0] == doc_id and at not in state.dead_rows[i]:
                 end = rows[at + 1, 1] if at + 1 < len(rows) else len(tokens)
                 return tokens[rows[at, 1] : end - 1]
@@ -398,3 +399,11 @@ class CorpusIndex:
         while len(fresh) + bool(stale or self._state.delta_ids) > max_shards:
             stale.append(fresh.pop())
         return sorted(stale), sorted(fresh)
+
+
+def _row_of(rows: RowArray, doc_id: int) -> int:
+    """The first row with this id or a larger one: where no document was dropped, at its place."""
+    guess = doc_id - int(rows[0, 0]) if len(rows) else 0
+    if 0 <= guess < len(rows) and rows[guess, 0] == doc_id:
+        return guess
+    return bisect_left(rows[:, 0], doc_id)

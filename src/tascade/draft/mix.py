@@ -20,8 +20,8 @@ _START = np.array([-1, -1], np.int32)
 class SimilarView(Protocol):
     """Finds the outputs of the examples whose prompts are most like this one."""
 
-    def lookup(self, prompt: IntArray) -> list[IntArray]:
-        """Outputs, the most similar last."""
+    def lookup(self, prompt: IntArray, top: int = ...) -> list[IntArray]:
+        """At most ``top`` outputs, the most similar last."""
         ...
 
 

@@ -20,7 +20,7 @@ _REDRAW = 16
 _FORGET = 0.995
 _SHRINK = 4.0
 _PRIOR = (0.9, 0.1, 0.1, 0.2)
-_PRECISION = (0.2, 0.2, 0.5, 0.5)
+_PRECISION = (0.02, 0.02, 0.05, 0.02)
 
 
 @dataclass(slots=True)

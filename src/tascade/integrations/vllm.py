@@ -156,17 +156,14 @@ class TascadeProposer:
         slot_mappings: Any = None,
     ) -> list[list[int]]:
         """Drafts for the batch (see :meth:`tascade.draft.batch.BatchDrafter.propose`)."""
-        return self.drafter.propose(
-            sampled_token_ids, num_tokens_no_spec, token_ids_cpu, self._task_of
-        )
+        task_of = self._task_of if len(self._names) > 1 else None
+        return self.drafter.propose(sampled_token_ids, num_tokens_no_spec, token_ids_cpu, task_of)
 
     def bind(self, input_batch: Callable[[], Any], requests: Callable[[], Any]) -> None:
         """Let the proposer see which request a row holds (done by :class:`WorkerExtension`)."""
         self._input_batch, self._requests = input_batch, requests
 
     def _task_of(self, row: int) -> int:
-        if len(self._names) == 1:
-            return 0
         if self._input_batch is None or self._requests is None:
             raise ConfigError(
                 "several packs, but the proposer cannot see which request is whose",

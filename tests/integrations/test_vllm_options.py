@@ -1,0 +1,86 @@
+"""The vLLM proposer's options and refusals, which need no vLLM. Its engine: tests/vllm."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tascade.errors import ConfigError
+from tascade.integrations.vllm import TascadeProposer, WorkerExtension, check_version, read_options
+
+
+def test_a_pack_is_named_by_the_config_or_the_environment() -> None:
+    assert str(read_options({"tascade": {"pack": "a"}}, {}).packs["default"]) == "a"
+    assert str(read_options({}, {"TASCADE_PACK": "b"}).packs["default"]) == "b"
+    both = read_options({"tascade": {"pack": "a"}}, {"TASCADE_PACK": "b"})
+    assert str(both.packs["default"]) == "a"
+
+
+@pytest.mark.parametrize(
+    "additional",
+    [
+        {},
+        {"tascade": {"pak": "a"}},
+        {"tascade": "a"},
+        {"tascade": {"pack": 5}},
+        {"tascade": {"packs": {"x": 1}}},
+        {"tascade": {"packs": {"x": "a"}, "adapters": {"lora": "y"}}},
+    ],
+)
+def test_wrong_options_are_refused(additional: Any) -> None:
+    with pytest.raises(ConfigError):
+        read_options(additional, {})
+
+
+@pytest.mark.parametrize(("found", "fits"), [("0.32.0", True), ("0.33.1", True), ("0.31.9", False)])
+def test_the_version_is_checked(found: str, fits: bool) -> None:
+    if fits:
+        check_version(found)
+    else:
+        with pytest.raises(ConfigError, match=r"0\.32"):
+            check_version(found)
+
+
+@pytest.mark.parametrize("found", ["0.34.0", "1.0", "dev"])
+def test_an_untried_version_is_refused(found: str) -> None:
+    with pytest.raises(ConfigError):
+        check_version(found)
+
+
+def proposer(*names: str) -> TascadeProposer:
+    made = TascadeProposer.__new__(TascadeProposer)
+    made._names, made._adapters = list(names), {"lora-b": "b"}
+    made._input_batch = made._requests = None
+    return made
+
+
+def request(extra: Any = None, lora: str = "") -> SimpleNamespace:
+    adapter = SimpleNamespace(lora_name=lora) if lora else None
+    return SimpleNamespace(sampling_params=SimpleNamespace(extra_args=extra), lora_request=adapter)
+
+
+def test_several_packs_need_the_worker_extension() -> None:
+    with pytest.raises(ConfigError, match="WorkerExtension"):
+        proposer("a", "b")._task_of(0)
+
+
+def test_a_request_names_its_pack_or_its_adapter_does() -> None:
+    extension = WorkerExtension()
+    requests = {"r0": request(), "r1": request({"tascade_pack": "b"}), "r2": request(lora="lora-b")}
+    runner = SimpleNamespace(
+        input_batch=SimpleNamespace(req_ids=["r2", "r1", "r0"]),
+        requests=requests,
+        drafter=proposer("a", "b"),
+    )
+    extension.model_runner = runner
+    assert extension.tascade_bind()
+    assert [runner.drafter._task_of(row) for row in range(3)] == [1, 1, 0]
+
+
+def test_an_engine_without_a_pack_has_nothing_to_bind() -> None:
+    extension = WorkerExtension()
+    extension.model_runner = SimpleNamespace(drafter=object())
+    assert not extension.tascade_bind()
+    assert extension.tascade_stats() == {}
