@@ -243,9 +243,8 @@ def measure(
 
 
 def report(options: argparse.Namespace) -> dict[str, Any]:
-    from vllm import __version__
-
     from tascade.bench.machine import machine_info
+    from vllm import __version__
 
     with tempfile.TemporaryDirectory() as folder:
         model = options.shared / "models" / "pilot"

@@ -132,9 +132,10 @@ class TascadeProposer:
         self._adapters = options.adapters
         self._input_batch: Callable[[], Any] | None = None
         self._requests: Callable[[], Any] | None = None
+        packs = [Pack.open(path) for path in options.packs.values()]
         tokenizer = _tokenizer(vllm_config.model_config)
         found = fingerprint(tokenizer)
-        tasks = [_open(path, found, vllm_config.model_config) for path in options.packs.values()]
+        tasks = [_task(pack, found, vllm_config.model_config) for pack in packs]
         most = vllm_config.speculative_config.num_speculative_tokens
         self.drafter = BatchDrafter(
             tasks,
@@ -217,8 +218,7 @@ class WorkerExtension:
         return {**asdict(drafter.stats), "costs": costs}
 
 
-def _open(path: Path, found: str, config: Any) -> Task:
-    pack = Pack.open(path)
+def _task(pack: Pack, found: str, config: Any) -> Task:
     pack.check_tokenizer(found, str(config.model))
     corpus = CorpusIndex.open(pack.corpus, fingerprint=found)
     similar = None

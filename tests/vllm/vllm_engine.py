@@ -1,0 +1,47 @@
+"""Engines of the bundled model for the tests, plain and with tascade."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+PROPOSER = "watch.WatchedProposer"
+EXTENSION = "watch.WatchingExtension"
+
+
+def engine(pack: Path | None, **options: Any) -> Any:
+    """An engine of the bundled model; with a pack, tascade drafts in it, and is watched."""
+    from tascade import bundled
+    from vllm import LLM
+
+    if pack is not None:
+        config = {"method": "custom_class", "model": PROPOSER, "num_speculative_tokens": 12}
+        options |= {
+            "speculative_config": config,
+            "additional_config": {"tascade": {"pack": str(pack)}},
+            "worker_extension_cls": EXTENSION,
+        }
+    sizes = {"max_model_len": 1024, "max_num_seqs": 8, "seed": 0} | options
+    return LLM(model=str(bundled.model_path()), dtype="float32", **sizes)
+
+
+def stats(llm: Any) -> dict[str, Any]:
+    found: dict[str, Any] = llm.collective_rpc("tascade_stats")[0]
+    return found
+
+
+def limits(count: int) -> list[Any]:
+    """Sampling parameters under which requests end at different steps."""
+    from vllm import SamplingParams
+
+    return [SamplingParams(temperature=0.0, max_tokens=8 + (29 * i) % 60) for i in range(count)]
+
+
+def said(llm: Any, prompts: list[dict[str, list[int]]]) -> list[list[int]]:
+    outputs = llm.generate(prompts, limits(len(prompts)), use_tqdm=False)
+    return [list(output.outputs[0].token_ids) for output in outputs]
+
+
+def watched(llm: Any) -> dict[str, int]:
+    found: dict[str, int] = llm.collective_rpc("tascade_watched")[0]
+    return found
