@@ -276,6 +276,70 @@ def bench(
         console.out.print(console.bench_table(result))
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def serve(
+    context: typer.Context,
+    pack: PackArg,
+    engine: Annotated[str, typer.Option(help="auto (vLLM if there), vllm or builtin.")] = "auto",
+    model: Annotated[str, typer.Option("--model", "-m", help="Another model folder or id.")] = "",
+    name: Annotated[
+        str, typer.Option("--served-model-name", help="What the API calls the model.")
+    ] = "",
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    drafted: Annotated[
+        int, typer.Option("--num-speculative-tokens", help="vLLM: most tokens drafted at once.")
+    ] = 16,
+    api_key: Annotated[
+        str, typer.Option(envvar="TASCADE_API_KEY", help="Built-in: key clients must send.")
+    ] = "",
+    max_queue: Annotated[int, typer.Option(help="Built-in: requests that may wait.")] = 64,
+    max_prompt_tokens: Annotated[int, typer.Option(help="Built-in: longest prompt.")] = 8192,
+    timeout: Annotated[float, typer.Option(help="Built-in: seconds a request may take.")] = 120.0,
+    grace: Annotated[float, typer.Option(help="Built-in: seconds to finish when stopped.")] = 20.0,
+    dtype: Dtype = "auto",
+    threads: Threads = 0,
+    only_print: Annotated[
+        bool, typer.Option("--print", help="Only print the vLLM command.")
+    ] = False,
+) -> None:
+    """Serve a pack with OpenAI's API: in vLLM, or with the built-in engine.
+
+    Options not named here are passed on to `vllm serve`.
+    """
+    from tascade.pack import Pack
+    from tascade.serve.command import choose_engine, named, run_builtin, run_vllm
+    from tascade.serve.settings import Settings
+    from tascade.serve.vllm_command import vllm_command
+
+    chosen = "vllm" if only_print else choose_engine(engine, context.args)
+    if chosen == "vllm":
+        shown = ("--dtype", dtype) if dtype != "auto" else ()
+        command = vllm_command(
+            Pack.open(pack),
+            model=model,
+            name=name,
+            host=host,
+            port=port,
+            drafted=drafted,
+            extra=[*shown, *context.args],
+        )
+        run_vllm(command, only_print=only_print)
+        return
+    _threads(threads)
+    settings = Settings(
+        named(pack, model, name),
+        host,
+        port,
+        api_key,
+        max_queue,
+        max_prompt=max_prompt_tokens,
+        timeout=timeout,
+        grace=grace,
+    )
+    run_builtin(pack, settings, model=model, dtype=dtype)
+
+
 @app.command()
 def report(
     pack: PackArg,

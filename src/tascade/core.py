@@ -143,6 +143,15 @@ class StepStats:
     step_seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token's natural log-probability, and the most likely (token, log-probability) beside it."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
 @dataclass(slots=True)
 class Generation:
     """The result of one request.
@@ -150,7 +159,8 @@ class Generation:
     ``tokens``: generated ids, the end token included if one was produced. ``sources``: who drafted
     each (``Source.TARGET`` where the target itself emitted it). ``forwards``: target passes over
     drafts or single tokens; a prefill that carried no draft is left out, and so is its one token
-    from ``stepped_tokens``, so ``tokens_per_step = stepped_tokens / forwards``.
+    from ``stepped_tokens``, so ``tokens_per_step = stepped_tokens / forwards``. ``logprobs``:
+    one for each token, where they were asked for.
     """
 
     tokens: list[int]
@@ -163,6 +173,7 @@ class Generation:
     prompt_tokens: int = 0
     prefill_seconds: float = 0.0
     seconds: float = 0.0
+    logprobs: list[TokenLogprob] = field(default_factory=list)
     extra: dict[str, Any] = field(default_factory=dict)
 
     @property

@@ -166,12 +166,20 @@ class TaskModel:
         """Generate for one prompt, yielding text as soon as it is sure not to change."""
         params = self.params(**options)
         shown = ""
+        for _, result in self.steps(self.encode(prompt), params, processors):
+            text = result.text or settled(self.tokenizer, result.tokens, params)
+            if len(text) > len(shown) and text.startswith(shown):
+                yield text[len(shown) :]
+                shown = text
+
+    def steps(
+        self, prompt: IntArray, params: SamplingParams, processors: Sequence[Processor] = ()
+    ) -> Iterator[tuple[list[int], Generation]]:
+        """Generate for one prompt of token ids [T]: yields each step's new ids and the result so
+        far. No other request runs until the last step, or until the iterator is closed.
+        """
         with self._lock:
-            for _, result in self.decoder.stream(self.encode(prompt), params, processors):
-                text = result.text or _settled(self.tokenizer, result.tokens, params)
-                if len(text) > len(shown) and text.startswith(shown):
-                    yield text[len(shown) :]
-                    shown = text
+            yield from self.decoder.stream(prompt, params, processors)
 
     def save_pretrained(self, path: str | Path) -> None:
         """Save the pack (not the model's weights) to a new folder."""
@@ -186,7 +194,7 @@ class TaskModel:
         return str(api.upload_folder(repo_id=repo_id, folder_path=str(self.pack.path)))
 
 
-def _settled(tokenizer: Any, tokens: Sequence[int], params: SamplingParams) -> str:
+def settled(tokenizer: Any, tokens: Sequence[int], params: SamplingParams) -> str:
     """Text that later tokens cannot change: no half character, no start of a stop string."""
     ids = [t for t in tokens if t not in params.end_tokens]
     text: str = tokenizer.decode(ids, skip_special_tokens=True)

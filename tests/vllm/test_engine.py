@@ -60,7 +60,7 @@ def test_no_request_drafts_from_anothers_context(llm: Any, ticket_pack: Path) ->
             seed=i,
             max_tokens=5 + (31 * i) % 50,
             ignore_eos=True,
-            logit_bias=dict.fromkeys((*common, *secret), 8.0),
+            allowed_token_ids=[*common, *secret],
         )
         for i, secret in enumerate(secrets)
     ]

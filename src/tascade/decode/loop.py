@@ -234,6 +234,7 @@ class Decoder:
         self.target.keep(base, outcome.path)
         request.result.tokens += outcome.tokens
         request.result.sources += outcome.sources
+        request.result.logprobs += outcome.logprobs
         request.done = outcome.stopped
         self.drafter.commit(np.asarray(outcome.tokens, np.int32), len(tree), outcome.path)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from tascade.core import TokenLogprob
 from tascade.errors import ConfigError
 
 Processor = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -19,7 +20,8 @@ class SamplingParams:
     """How a request is decoded.
 
     ``temperature`` 0 means greedy. ``stop`` strings end the text just before them. ``seed`` fixes
-    every draw: the same seed gives the same words with any drafter, or none.
+    every draw: the same seed gives the same words with any drafter, or none. ``logprobs`` asks for
+    each token's log-probability, and that of so many most likely ones beside it; ``None`` for none.
     """
 
     temperature: float = 0.0
@@ -32,6 +34,7 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     end_tokens: tuple[int, ...] = ()
     ignore_end: bool = False
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
         checks = (
@@ -42,6 +45,7 @@ class SamplingParams:
             ("repetition_penalty", self.repetition_penalty > 0, "above 0 (1 is off)"),
             ("max_new_tokens", self.max_new_tokens >= 1, "1 or more"),
             ("stop", all(self.stop), "non-empty strings"),
+            ("logprobs", self.logprobs is None or self.logprobs >= 0, "0 or more, or none"),
         )
         for name, sound, wanted in checks:
             if not sound:
@@ -91,6 +95,14 @@ class Chooser:
         kept = torch.nonzero(row > torch.finfo(row.dtype).min)[:, 0]
         noisy = row[kept].double() + gumbel(self.params.seed, position, kept)
         return int(kept[noisy.argmax()])
+
+
+def log_probability(logits: torch.Tensor, token: int, top: int) -> TokenLogprob:
+    """What the model itself gave ``token``: from its raw ``logits`` [V], before any processing."""
+    values = torch.log_softmax(logits.float(), -1)
+    best = torch.topk(values, min(top, len(values))) if top else None
+    others = zip(best.indices.tolist(), best.values.tolist(), strict=True) if best else ()
+    return TokenLogprob(token, float(values[token]), tuple(others))
 
 
 def _warpers(params: SamplingParams) -> list[Any]:

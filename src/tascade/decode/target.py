@@ -98,6 +98,12 @@ class Target:
         return int(self.config.vocab_size)
 
     @property
+    def context(self) -> int | None:
+        """Most tokens the model was made for, prompt and answer together, where it says so."""
+        most = getattr(self.config, "max_position_embeddings", None)
+        return int(most) if most else None
+
+    @property
     def length(self) -> int:
         """Tokens whose keys and values are cached."""
         return self.cache.length

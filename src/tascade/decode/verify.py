@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
-from tascade.core import DraftTree, Source
-from tascade.decode.sample import Chooser, argmax_rows
+from tascade.core import DraftTree, Source, TokenLogprob
+from tascade.decode.sample import Chooser, argmax_rows, log_probability
 
 
 @dataclass(slots=True)
@@ -23,6 +23,7 @@ class Walk:
     path: list[int]
     sources: list[int]
     stopped: bool
+    logprobs: list[TokenLogprob] = field(default_factory=list)
 
 
 Prefix = Callable[[list[int]], torch.Tensor]
@@ -68,6 +69,9 @@ def walk(
             token = chooser.choose(logits[node + 1], before, position + len(out.tokens))
         child = children.get((node, token))
         out.tokens.append(token)
+        if chooser.params.logprobs is not None:
+            top = chooser.params.logprobs
+            out.logprobs.append(log_probability(logits[node + 1], token, top))
         out.sources.append(int(Source.TARGET if child is None else tree.source[child]))
         if child is not None:
             out.path.append(child)

@@ -1,0 +1,1 @@
+"""Serving a pack: vLLM where it is installed, else a small server over tascade's own loop."""

@@ -1,0 +1,194 @@
+"""The HTTP side: routes, error shapes, streams, logs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.exceptions import HTTPException
+
+from tascade.serve.engine import Engine
+from tascade.serve.failures import Refusal
+from tascade.serve.limits import Gate
+from tascade.serve.replies import Shape
+from tascade.serve.requests import ChatRequest, CompletionRequest
+from tascade.serve.turns import Turn, token_text
+
+_log = logging.getLogger("tascade.serve.access")
+_POLL = 0.25
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    code: {"description": text}
+    for code, text in (
+        (400, "The request cannot be answered as it stands."),
+        (401, "Wrong or missing API key."),
+        (413, "The body is too long."),
+        (429, "Too many requests are waiting."),
+        (503, "The server is stopping."),
+        (504, "The request took too long."),
+    )
+}
+
+
+def create_app(engine: Engine) -> FastAPI:
+    """The server's ASGI application around a running engine."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        engine.start()
+        yield
+        engine.stop()
+        await asyncio.to_thread(engine.join, engine.settings.grace + 5.0)
+
+    app = FastAPI(title="tascade", lifespan=lifespan, docs_url=None, redoc_url=None)
+    _add_errors(app)
+    _add_service_routes(app, engine)
+
+    @app.post("/v1/completions", responses=_ERRORS, response_model=None)
+    async def completions(body: CompletionRequest, request: Request) -> Response:
+        return await answer(engine, "completion", body, request)
+
+    @app.post("/v1/chat/completions", responses=_ERRORS, response_model=None)
+    async def chat(body: ChatRequest, request: Request) -> Response:
+        return await answer(engine, "chat", body, request)
+
+    app.middleware("http")(_watch(engine))
+    app.add_middleware(Gate, settings=engine.settings)
+    return app
+
+
+def _add_service_routes(app: FastAPI, engine: Engine) -> None:
+    @app.get("/health", response_model=None, responses={503: {"description": "Warming up."}})
+    async def health() -> Response:
+        ready = engine.ready.is_set()
+        return JSONResponse({"status": "ok" if ready else "warming up"}, 200 if ready else 503)
+
+    @app.get("/metrics", response_model=None)
+    async def metrics() -> Response:
+        return Response(engine.metrics.text(), media_type="text/plain; version=0.0.4")
+
+    @app.get("/v1/models", response_model=None)
+    async def models() -> Response:
+        model = {"id": engine.settings.name, "object": "model", "created": 0, "owned_by": "tascade"}
+        return JSONResponse({"object": "list", "data": [model]})
+
+
+def _add_errors(app: FastAPI) -> None:
+    @app.exception_handler(Refusal)
+    async def refused(_: Request, error: Refusal) -> Response:
+        return JSONResponse(error.body, error.status, error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        # The offending value is left out: it may be somebody's prompt.
+        where = ".".join(str(part) for part in first["loc"][1:]) or "body"
+        found = Refusal(400, f"{where}: {first['msg']}", param=where, code="invalid_value")
+        return JSONResponse(found.body, 400)
+
+    @app.exception_handler(HTTPException)
+    async def other(_: Request, error: HTTPException) -> Response:
+        found = Refusal(error.status_code, str(error.detail))
+        return JSONResponse(found.body, error.status_code, dict(error.headers or {}))
+
+
+async def answer(
+    engine: Engine, kind: str, body: ChatRequest | CompletionRequest, request: Request
+) -> Response:
+    """Answer a request, whole or as a stream.
+
+    Raises:
+        Refusal: see :class:`tascade.serve.turns.Turn`.
+    """
+    body.refuse()
+    if body.model is not None and body.model != engine.settings.name:
+        raise Refusal(
+            404,
+            f"there is no model {body.model[:200]!r} here; there is {engine.settings.name!r}",
+            param="model",
+            code="model_not_found",
+        )
+    turn = Turn(engine, body)
+    shape = Shape(kind, engine.settings.name, token_text(engine.model.tokenizer))
+    if body.stream:
+        return StreamingResponse(_stream(turn, shape), media_type="text/event-stream")
+    await _until_done(turn, request)
+    asked = bool(body.logprobs) if kind == "chat" else body.logprobs is not None
+    return JSONResponse(shape.whole(turn.done(), asked, body.n))
+
+
+async def _until_done(turn: Turn, request: Request) -> None:
+    """Wait for the answers, or for the client to go away."""
+
+    async def wait() -> None:
+        async for _ in turn.pieces():
+            pass
+
+    task = asyncio.ensure_future(wait())
+    try:
+        while not task.done():
+            await asyncio.wait({task}, timeout=_POLL)
+            if not task.done() and await request.is_disconnected():
+                raise Refusal(499, "the client has gone")
+        task.result()
+    finally:
+        turn.give_up()
+        task.cancel()
+
+
+async def _stream(turn: Turn, shape: Shape) -> AsyncIterator[str]:
+    """Server-sent events; a failure is told as an event too, and the stream always ends."""
+    body = turn.request
+    begun: set[int] = set()
+    try:
+        async for number, piece in turn.pieces():
+            if piece.result is not None:
+                reason = piece.result.finish_reason
+                yield _event(shape.chunk(number, "", reason=reason))
+            elif piece.text or piece.logprobs or number not in begun:
+                first = number not in begun
+                begun.add(number)
+                yield _event(shape.chunk(number, piece.text, piece.logprobs, first=first))
+        if (body.stream_options or {}).get("include_usage"):
+            yield _event(shape.last(turn.done(), body.n))
+    except Refusal as refusal:
+        yield _event(refusal.body)
+    finally:
+        turn.give_up()
+    yield "data: [DONE]\n\n"
+
+
+def _event(body: dict[str, Any]) -> str:
+    return f"data: {json.dumps(body)}\n\n"
+
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+def _watch(engine: Engine) -> Callable[[Request, Handler], Awaitable[Response]]:
+    """Count and log each request: its path, status and time, never its content."""
+
+    async def watch(request: Request, handle: Handler) -> Response:
+        begun = time.perf_counter()
+        response = await handle(request)
+        route = request.scope.get("route")
+        path = getattr(route, "path", "other")
+        engine.metrics.requests.labels(path, str(response.status_code)).inc()
+        line = {
+            "path": path,
+            "method": request.method,
+            "status": response.status_code,
+            "ms": round((time.perf_counter() - begun) * 1e3, 1),
+            "queue": engine.waiting,
+        }
+        _log.info(json.dumps(line))
+        return response
+
+    return watch

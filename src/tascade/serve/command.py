@@ -1,0 +1,103 @@
+"""What `tascade serve` does: choose an engine, then run it."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from tascade.errors import ConfigError
+from tascade.model import TaskModel
+from tascade.pack import Pack
+from tascade.serve.settings import Settings
+
+ENGINES = ("auto", "vllm", "builtin")
+
+
+def choose_engine(wanted: str, extra: Sequence[str]) -> str:
+    """``vllm`` where it is installed, or asked for; else ``builtin``.
+
+    Raises:
+        ConfigError: an unknown engine, vLLM asked for and missing, or flags that nobody knows.
+    """
+    if wanted not in ENGINES:
+        raise ConfigError("unknown engine", got=wanted, wanted=", ".join(ENGINES), where="--engine")
+    found = importlib.util.find_spec("vllm") is not None
+    if wanted == "vllm" and not found:
+        raise ConfigError(
+            "vLLM is not installed",
+            got="no module vllm",
+            wanted="vLLM in this environment",
+            fix="install vllm, or use --engine builtin",
+        )
+    engine = "vllm" if wanted == "vllm" or (wanted == "auto" and found) else "builtin"
+    if engine == "builtin" and extra:
+        raise ConfigError(
+            "unknown options",
+            got=" ".join(extra),
+            wanted="options of the built-in engine (tascade serve --help)",
+            fix="options of vLLM are passed on with --engine vllm",
+        )
+    return engine
+
+
+def run_vllm(command: Sequence[str], *, only_print: bool) -> None:
+    """Print the command, so that a user can own it, and become it."""
+    print(shlex.join(command), flush=True)  # noqa: T201
+    if not only_print:
+        arguments = [sys.executable, "-m", "vllm.entrypoints.cli.main", *command[1:]]
+        os.execv(sys.executable, arguments)
+
+
+def run_builtin(pack: Path, settings: Settings, *, model: str = "", dtype: str = "auto") -> None:
+    """Serve until a signal to stop; then finish what was begun, within the grace."""
+    try:
+        import uvicorn
+
+        from tascade.serve.app import create_app
+        from tascade.serve.engine import Engine
+        from tascade.serve.metrics import Metrics
+    except ImportError as error:
+        raise ConfigError(
+            "the built-in server's packages are not installed",
+            got=f"no module {error.name}",
+            wanted="fastapi, uvicorn, prometheus-client",
+            fix='pip install "tascade[serve]"',
+        ) from error
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    task = TaskModel.from_pretrained(pack, model or None, dtype=dtype)
+    engine = Engine(task, settings, Metrics())
+    config = uvicorn.Config(
+        create_app(engine),
+        host=settings.host,
+        port=settings.port,
+        access_log=False,
+        log_level="warning",
+        # The engine ends its streams itself within the grace; this is for who does not read them.
+        timeout_graceful_shutdown=int(settings.grace) + 5,
+    )
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            engine.stop()
+            super().handle_exit(sig, frame)
+
+    server = Server(config)
+    server.run()
+    # uvicorn raises the signal it caught once more; a stop that went well ends well.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def named(pack: Path, model: str, name: str) -> str:
+    """What the API calls the model: the given name, or the model's own."""
+    if name:
+        return name
+    chosen = model or Pack.open(pack).info.model
+    return Path(chosen).name if Path(chosen).is_dir() else chosen

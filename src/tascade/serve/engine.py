@@ -1,0 +1,176 @@
+"""One worker that answers requests in their order; the others wait in a bounded queue."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from tascade.core import Generation, IntArray, TokenLogprob
+from tascade.decode.sample import SamplingParams
+from tascade.model import TaskModel, settled
+from tascade.serve.failures import Refusal
+from tascade.serve.metrics import Metrics
+from tascade.serve.settings import Settings
+
+_log = logging.getLogger("tascade.serve")
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of an answer: new text, new tokens' log-probabilities; ``result`` with the last."""
+
+    text: str = ""
+    logprobs: tuple[TokenLogprob, ...] = ()
+    result: Generation | None = None
+    failure: Refusal | None = None
+
+
+@dataclass(slots=True)
+class Job:
+    """One prompt to answer. ``emit`` is called from the worker's thread."""
+
+    prompt: IntArray
+    params: SamplingParams
+    emit: Callable[[Piece], None]
+    deadline: float
+    arrived: float = field(default_factory=time.monotonic)
+    given_up: threading.Event = field(default_factory=threading.Event)
+
+
+class Engine:
+    """Owns the model: a queue, and the thread that decodes one request at a time."""
+
+    def __init__(
+        self, model: TaskModel, settings: Settings, metrics: Metrics, learner: Any = None
+    ) -> None:
+        self.model, self.settings, self.metrics, self.learner = model, settings, metrics, learner
+        self._queue: queue.Queue[Job | None] = queue.Queue(settings.max_queue)
+        self._thread = threading.Thread(target=self._work, name="tascade-engine", daemon=True)
+        self.ready = threading.Event()
+        self._stopping = threading.Event()
+        self._ended = threading.Event()
+        self._current: Job | None = None
+
+    @property
+    def waiting(self) -> int:
+        """Requests in the queue."""
+        return self._queue.qsize()
+
+    def start(self) -> None:
+        """Start the worker, which first warms up: measures step costs, compiles kernels."""
+        self._thread.start()
+
+    def submit(self, *jobs: Job) -> None:
+        """Put jobs in the queue, all of them or none.
+
+        Raises:
+            Refusal: 429 when the queue is full, 503 when the server is stopping.
+        """
+        if self._stopping.is_set():
+            raise Refusal(503, "the server is stopping", code="stopping")
+        if self._queue.qsize() + len(jobs) > self.settings.max_queue:
+            raise Refusal(
+                429, "too many requests are waiting; try again", code="queue_full", retry_after=1
+            )
+        try:
+            for job in jobs:
+                self._queue.put_nowait(job)
+        except queue.Full:
+            for job in jobs:
+                job.given_up.set()
+            raise Refusal(
+                429, "too many requests are waiting; try again", code="queue_full", retry_after=1
+            ) from None
+        self.metrics.waiting.set(self._queue.qsize())
+
+    def stop(self) -> None:
+        """Take nothing new; what is under way or waiting may still finish within the grace."""
+        if not self._stopping.is_set():
+            self._stopping.set()
+            threading.Thread(target=self._close, name="tascade-stop", daemon=True).start()
+
+    def join(self, timeout: float) -> bool:
+        """Wait for the worker to end; says whether it did."""
+        return self._ended.wait(timeout)
+
+    def _close(self) -> None:
+        end = time.monotonic() + self.settings.grace
+        while time.monotonic() < end and (self._current is not None or self._queue.qsize()):
+            time.sleep(0.02)
+        stopped = Piece(failure=Refusal(503, "the server is stopping", code="stopping"))
+        running = self._current
+        if running is not None:
+            running.given_up.set()
+            running.emit(stopped)
+        while True:
+            try:
+                job = self._queue.get_nowait()
+            except queue.Empty:
+                break
+            if job is not None:
+                job.given_up.set()
+                job.emit(stopped)
+        self._queue.put(None)
+
+    def _work(self) -> None:
+        self._warm_up()
+        self.ready.set()
+        while (job := self._queue.get()) is not None:
+            self.metrics.waiting.set(self._queue.qsize())
+            self._current = job
+            try:
+                self._answer(job)
+            except Exception:  # one request must not end the server
+                _log.exception("a request failed")
+                job.emit(Piece(failure=Refusal(500, "the request failed", code="internal")))
+            finally:
+                self._current = None
+        self._ended.set()
+
+    def _warm_up(self) -> None:
+        params = self.model.params(max_new_tokens=8, ignore_end=True)
+        for _ in self.model.steps(self.model.encode("warm up"), params):
+            pass
+
+    def _answer(self, job: Job) -> None:
+        begun = time.monotonic()
+        if job.given_up.is_set():
+            self.metrics.cancelled.inc()
+            return
+        self.metrics.queue_time.observe(begun - job.arrived)
+        shown, told = "", 0
+        steps = self.model.steps(job.prompt, job.params)
+        result: Generation | None = None
+        for _, result in steps:
+            if told == 0:
+                self.metrics.first_token.observe(time.monotonic() - job.arrived)
+            if job.given_up.is_set():
+                steps.close()  # type: ignore[attr-defined]
+                self.metrics.cancelled.inc()
+                return
+            if time.monotonic() > job.deadline:
+                steps.close()  # type: ignore[attr-defined]
+                job.emit(Piece(failure=Refusal(504, "the request took too long", code="timeout")))
+                return
+            text = result.text or settled(self.model.tokenizer, result.tokens, job.params)
+            new = text[len(shown) :] if text.startswith(shown) else ""
+            shown += new
+            job.emit(Piece(new, tuple(result.logprobs[told:])))
+            told = len(result.tokens)
+        assert result is not None
+        self.metrics.finished(result)
+        self.metrics.whole.observe(time.monotonic() - job.arrived)
+        self._learn(job, result)
+        job.emit(Piece(result=result))
+
+    def _learn(self, job: Job, result: Generation) -> None:
+        if self.learner is None or result.finish_reason != "stop":
+            return
+        self.learner.offer(job.prompt.tolist(), result.tokens)
+        if self.learner.refresh_due():
+            self.model.decoder.drafter.refresh()  # type: ignore[attr-defined]

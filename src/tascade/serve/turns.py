@@ -1,0 +1,165 @@
+"""One client's request as jobs of the engine, and their pieces brought back to its event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from tascade.core import Generation, IntArray
+from tascade.decode.sample import SamplingParams
+from tascade.errors import TascadeError
+from tascade.serve.engine import Engine, Job, Piece
+from tascade.serve.failures import Refusal
+from tascade.serve.requests import ChatRequest, CompletionRequest
+
+
+class Turn:
+    """The jobs of one request: ``n`` for each prompt, seeds counting up from the given one.
+
+    Raises:
+        Refusal: a prompt too long or empty, an option out of range, a full queue.
+    """
+
+    def __init__(self, engine: Engine, request: ChatRequest | CompletionRequest) -> None:
+        self.engine, self.request = engine, request
+        self.results: list[Generation | None] = []
+        self._loop = asyncio.get_running_loop()
+        self._pieces: asyncio.Queue[tuple[int, Piece]] = asyncio.Queue()
+        settings = engine.settings
+        if request.n > settings.max_n:
+            raise Refusal(400, f"n is at most {settings.max_n} here", param="n")
+        deadline = time.monotonic() + settings.timeout
+        seed = secrets.randbits(62) if request.seed is None else request.seed
+        self.jobs: list[Job] = []
+        for prompt in encoded(engine, request):
+            for i in range(request.n):
+                params = sampling(engine, request, seed + i, len(prompt))
+                number = len(self.jobs)
+                self.jobs.append(Job(prompt, params, self._emitter(number), deadline))
+        self.results = [None] * len(self.jobs)
+        engine.submit(*self.jobs)
+
+    def _emitter(self, number: int) -> Any:
+        def emit(piece: Piece) -> None:
+            try:
+                self._loop.call_soon_threadsafe(self._pieces.put_nowait, (number, piece))
+            except RuntimeError:  # the loop is closed: nobody listens
+                self.jobs[number].given_up.set()
+
+        return emit
+
+    async def pieces(self) -> AsyncIterator[tuple[int, Piece]]:
+        """Every piece of every answer as it comes, until all are whole.
+
+        Raises:
+            Refusal: the engine failed, stopped, or took too long.
+        """
+        left = len(self.jobs)
+        last = max(job.deadline for job in self.jobs) + 5.0
+        while left:
+            try:
+                wait = max(0.0, last - time.monotonic())
+                number, piece = await asyncio.wait_for(self._pieces.get(), wait)
+            except TimeoutError:
+                raise Refusal(504, "the request took too long", code="timeout") from None
+            if piece.failure is not None:
+                raise piece.failure
+            if piece.result is not None:
+                self.results[number] = piece.result
+                left -= 1
+            yield number, piece
+
+    def done(self) -> list[Generation]:
+        """All answers, in order."""
+        return [result for result in self.results if result is not None]
+
+    def give_up(self) -> None:
+        """Nobody waits any more: let the engine go on to the next request."""
+        for job in self.jobs:
+            job.given_up.set()
+
+
+def encoded(engine: Engine, request: ChatRequest | CompletionRequest) -> list[IntArray]:
+    """Token ids of the request's prompts.
+
+    Raises:
+        Refusal: a prompt that is empty, too long, or no text of this tokenizer.
+    """
+    import numpy as np
+
+    tokenizer, limit = engine.model.tokenizer, engine.settings.max_prompt
+    found: list[IntArray] = []
+    try:
+        if isinstance(request, ChatRequest):
+            found.append(engine.model.encode([message.plain() for message in request.messages]))
+        else:
+            for prompt in request.prompts():
+                ids = tokenizer(prompt).input_ids if isinstance(prompt, str) else prompt
+                found.append(np.asarray(ids, np.int32))
+    except TascadeError as error:
+        raise Refusal(400, error.message, param="messages") from error
+    except Exception as error:  # a chat template raises whatever it likes
+        raise Refusal(400, f"the prompt cannot be encoded: {type(error).__name__}") from error
+    context = engine.model.target.context
+    for ids in found:
+        if len(ids) == 0:
+            raise Refusal(400, "the prompt is empty", param="prompt")
+        if len(ids) > limit or (context is not None and len(ids) >= context):
+            most = limit if context is None else min(limit, context - 1)
+            raise Refusal(
+                400,
+                f"the prompt has {len(ids)} tokens; at most {most} are read",
+                code="context_length_exceeded",
+            )
+        if int(ids.max()) >= len(tokenizer) or int(ids.min()) < 0:
+            raise Refusal(400, "a token id is not in the vocabulary", param="prompt")
+    return found
+
+
+def sampling(
+    engine: Engine, request: ChatRequest | CompletionRequest, seed: int, prompt_tokens: int
+) -> SamplingParams:
+    """The request's sampling options.
+
+    Raises:
+        Refusal: an option out of range.
+    """
+    wanted = request.max_tokens
+    if isinstance(request, ChatRequest):
+        wanted = request.max_completion_tokens or wanted or engine.model.pack.info.max_new_tokens
+    assert wanted is not None
+    most = engine.settings.max_tokens
+    context = engine.model.target.context
+    if context is not None:
+        most = min(most, context - prompt_tokens)
+    asked: int | None = None
+    if isinstance(request, ChatRequest):
+        asked = (request.top_logprobs or 0) if request.logprobs else None
+    else:
+        asked = request.logprobs
+    try:
+        return engine.model.params(
+            temperature=request.temperature,
+            top_k=max(request.top_k, 0),
+            top_p=request.top_p,
+            min_p=request.min_p,
+            repetition_penalty=request.repetition_penalty,
+            seed=seed,
+            max_new_tokens=min(wanted, most),
+            stop=request.stops(),
+            logprobs=asked,
+        )
+    except TascadeError as error:
+        raise Refusal(400, error.message) from error
+
+
+def token_text(tokenizer: Any) -> Any:
+    """A function from one token id to its text."""
+
+    def decode(token: int) -> str:
+        return str(tokenizer.decode([token]))
+
+    return decode
