@@ -9,7 +9,7 @@ PROPOSER = "watch.WatchedProposer"
 EXTENSION = "watch.WatchingExtension"
 
 
-def engine(pack: Path | None, **options: Any) -> Any:
+def engine(pack: Path | None, *, budget: bool = True, **options: Any) -> Any:
     """An engine of the bundled model; with a pack, tascade drafts in it, and is watched."""
     from tascade import bundled
     from vllm import LLM
@@ -18,7 +18,7 @@ def engine(pack: Path | None, **options: Any) -> Any:
         config = {"method": "custom_class", "model": PROPOSER, "num_speculative_tokens": 12}
         options |= {
             "speculative_config": config,
-            "additional_config": {"tascade": {"pack": str(pack)}},
+            "additional_config": {"tascade": {"pack": str(pack), "budget": budget}},
             "worker_extension_cls": EXTENSION,
         }
     sizes = {"max_model_len": 1024, "max_num_seqs": 8, "seed": 0} | options

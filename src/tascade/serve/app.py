@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -22,7 +20,6 @@ from tascade.serve.replies import Shape
 from tascade.serve.requests import ChatRequest, CompletionRequest
 from tascade.serve.turns import Turn, token_text
 
-_log = logging.getLogger("tascade.serve.access")
 _POLL = 0.25
 _ERRORS: dict[int | str, dict[str, Any]] = {
     code: {"description": text}
@@ -59,8 +56,7 @@ def create_app(engine: Engine) -> FastAPI:
     async def chat(body: ChatRequest, request: Request) -> Response:
         return await answer(engine, "chat", body, request)
 
-    app.middleware("http")(_watch(engine))
-    app.add_middleware(Gate, settings=engine.settings)
+    app.add_middleware(Gate, engine=engine)
     return app
 
 
@@ -167,28 +163,3 @@ async def _stream(turn: Turn, shape: Shape) -> AsyncIterator[str]:
 
 def _event(body: dict[str, Any]) -> str:
     return f"data: {json.dumps(body)}\n\n"
-
-
-Handler = Callable[[Request], Awaitable[Response]]
-
-
-def _watch(engine: Engine) -> Callable[[Request, Handler], Awaitable[Response]]:
-    """Count and log each request: its path, status and time, never its content."""
-
-    async def watch(request: Request, handle: Handler) -> Response:
-        begun = time.perf_counter()
-        response = await handle(request)
-        route = request.scope.get("route")
-        path = getattr(route, "path", "other")
-        engine.metrics.requests.labels(path, str(response.status_code)).inc()
-        line = {
-            "path": path,
-            "method": request.method,
-            "status": response.status_code,
-            "ms": round((time.perf_counter() - begun) * 1e3, 1),
-            "queue": engine.waiting,
-        }
-        _log.info(json.dumps(line))
-        return response
-
-    return watch

@@ -89,10 +89,9 @@ def run_builtin(pack: Path, settings: Settings, *, model: str = "", dtype: str =
             engine.stop()
             super().handle_exit(sig, frame)
 
-    server = Server(config)
-    server.run()
-    # uvicorn raises the signal it caught once more; a stop that went well ends well.
+    # uvicorn raises the signal it caught once more at its end: a stop that went well ends well.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    Server(config).run()
 
 
 def named(pack: Path, model: str, name: str) -> str:

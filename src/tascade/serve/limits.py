@@ -1,14 +1,18 @@
-"""What stands before the routes: the API key and the size of a body."""
+"""What stands before the routes: the API key, the size of a body, the count and the log."""
 
 from __future__ import annotations
 
 import hmac
 import json
+import logging
+import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from tascade.serve.engine import Engine
 from tascade.serve.failures import Refusal
-from tascade.serve.settings import Settings
+
+_log = logging.getLogger("tascade.serve.access")
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -19,16 +23,33 @@ _OPEN = ("/health",)
 
 
 class Gate:
-    """ASGI middleware: refuses a wrong key at once, and a body as soon as it is too long."""
+    """ASGI middleware: refuses a wrong key at once, and a body as soon as it is too long.
 
-    def __init__(self, app: App, settings: Settings) -> None:
-        self.app, self.settings = app, settings
+    Counts and logs every request: its path, status and time, never its content.
+    """
+
+    def __init__(self, app: App, engine: Engine) -> None:
+        self.app, self.engine, self.settings = app, engine, engine.settings
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Let a request through, or answer it."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        begun, status = time.perf_counter(), 499
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._pass(scope, receive, watched)
+        finally:
+            self._note(scope, status, time.perf_counter() - begun)
+
+    async def _pass(self, scope: Message, receive: Receive, send: Send) -> None:
         try:
             self._check_key(scope)
             body, ended = await self._read(scope, receive)
@@ -47,6 +68,18 @@ class Gate:
             return {"type": "http.request", "body": body, "more_body": False}
 
         await self.app(scope, replay, send)
+
+    def _note(self, scope: Message, status: int, seconds: float) -> None:
+        path = getattr(scope.get("route"), "path", "other")
+        self.engine.metrics.requests.labels(path, str(status)).inc()
+        line = {
+            "path": path,
+            "method": scope["method"],
+            "status": status,
+            "ms": round(seconds * 1e3, 1),
+            "queue": self.engine.waiting,
+        }
+        _log.info(json.dumps(line))
 
     def _check_key(self, scope: Message) -> None:
         if not self.settings.api_key or scope["path"] in _OPEN:

@@ -1,0 +1,133 @@
+"""The server against its own description, and against a signal to stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+
+from conftest import Running
+from tascade.errors import ConfigError
+from tascade.pack import Pack
+from tascade.serve import command
+from tascade.serve.vllm_command import vllm_command
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_no_described_request_breaks_the_server(running: Running) -> None:
+    schema = schemathesis.openapi.from_url(f"{running.url}/openapi.json")
+    seen: list[int] = []
+    for found in schema.get_all_operations():
+        operation = found.ok()
+
+        @settings(
+            max_examples=15, deadline=None, suppress_health_check=list(HealthCheck), database=None
+        )
+        @given(case=operation.as_strategy())
+        def check(case: Any) -> None:
+            if isinstance(case.body, dict):  # a short answer says as much as a long one
+                case.body["max_tokens"] = 2
+                case.body.pop("max_completion_tokens", None)
+            reply = case.call(base_url=running.url)
+            seen.append(reply.status_code)
+            assert reply.status_code < 500, reply.text
+
+        check()
+    assert len(seen) > 30
+    assert set(seen) & {200}
+
+
+def test_a_signal_lets_streams_end_cleanly(ticket_pack: Path, prompts: list[str]) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    words = ["serve", str(ticket_pack), "--engine", "builtin", "--port", str(port)]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "tascade.cli", *words, "--grace", "0.5", "--threads", "1"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"TASCADE_API_KEY": "k"},
+    )
+    url, head = f"http://127.0.0.1:{port}", {"authorization": "Bearer k"}
+    try:
+        _wait_until_healthy(url, server)
+        ends: list[str] = []
+
+        def ask(seed: int) -> None:
+            body = {
+                "messages": [{"role": "user", "content": prompts[0]}],
+                "temperature": 50.0,
+                "seed": seed,
+                "max_tokens": 1900,
+                "stream": True,
+            }
+            address = f"{url}/v1/chat/completions"
+            with httpx.stream("POST", address, json=body, headers=head, timeout=60) as reply:
+                ends.append([line for line in reply.iter_lines() if line][-1])
+
+        clients = [threading.Thread(target=ask, args=(i,)) for i in range(4)]
+        for client in clients:
+            client.start()
+        time.sleep(0.7)
+        server.send_signal(signal.SIGTERM)
+        for client in clients:
+            client.join(40)
+        assert ends == ["data: [DONE]"] * 4
+        assert server.wait(40) == 0
+        assert server.stderr is not None
+        lines = [line for line in server.stderr.read().splitlines() if line.startswith("{")]
+        assert [json.loads(line)["status"] for line in lines if "chat" in line] == [200] * 4
+    finally:
+        server.kill()
+
+
+def _wait_until_healthy(url: str, server: subprocess.Popen[str]) -> None:
+    for _ in range(600):
+        assert server.poll() is None
+        try:
+            if httpx.get(f"{url}/health").status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.1)
+    raise AssertionError("the server did not start")
+
+
+def test_the_vllm_command_names_model_drafter_and_pack(ticket_pack: Path) -> None:
+    pack = Pack.open(ticket_pack)
+    words = vllm_command(pack, name="tickets", drafted=8, extra=["--max-model-len", "1024"])
+    assert words[:3] == ["vllm", "serve", pack.info.model]
+    config = json.loads(words[words.index("--speculative-config") + 1])
+    assert config["method"] == "custom_class"
+    assert config["num_speculative_tokens"] == 8
+    named = json.loads(words[words.index("--additional-config") + 1])
+    assert named == {"tascade": {"pack": str(ticket_pack.resolve())}}
+    assert words[-2:] == ["--max-model-len", "1024"]
+    module, name = config["model"].rsplit(".", 1)
+    assert hasattr(__import__(module, fromlist=[name]), name)
+
+
+def test_engines_are_chosen_and_unknown_options_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None)
+    assert command.choose_engine("auto", []) == "builtin"
+    with pytest.raises(ConfigError, match="not installed"):
+        command.choose_engine("vllm", [])
+    with pytest.raises(ConfigError, match="--max-model-len"):
+        command.choose_engine("auto", ["--max-model-len", "5"])
+    with pytest.raises(ConfigError, match="unknown engine"):
+        command.choose_engine("sglang", [])
+    monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: object())
+    assert command.choose_engine("auto", ["--max-model-len", "5"]) == "vllm"
+    assert command.choose_engine("builtin", []) == "builtin"
