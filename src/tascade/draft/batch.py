@@ -126,11 +126,9 @@ class BatchDrafter:
         self._keep_alive = [arrays for _, arrays in tables]
         self._shards = np.concatenate([rows for rows, _ in tables])
         self._begins = np.cumsum([0] + [len(rows) for rows, _ in tables])
-        self._recent.reset()
         corpus = self.tasks[0].corpus if len(self.tasks) == 1 else None
-        if corpus is not None and len(corpus.delta_tokens) > 1:
-            delta = corpus.delta_tokens
-            self._recent.extend(np.repeat(delta, np.where(delta == -1, 2, 1)))
+        if corpus is not None:
+            self._recent.follow(corpus.delta_tokens)
 
     def propose(
         self,
