@@ -294,6 +294,30 @@ def report(
 
 
 @app.command()
+def learned(
+    folder: Annotated[Path, typer.Argument(help="A learned corpus, made by a server that learns.")],
+    forget: Annotated[
+        list[int] | None, typer.Option(help="Remove this document from every file; repeatable.")
+    ] = None,
+    forget_all: Annotated[bool, typer.Option("--forget-all", help="Remove them all.")] = False,
+    json: Json = False,
+) -> None:
+    """What was learned from traffic; with --forget, remove documents (while no server owns it)."""
+    from tascade import console
+    from tascade.learning import folder_facts, forget_in
+
+    gone = forget_in(folder, None if forget_all else forget) if forget_all or forget else 0
+    facts = {**folder_facts(folder), "forgotten": gone}
+    if json:
+        console.print_json(facts)
+        return
+    console.out.print(
+        f"[bold]{folder}[/bold]: {facts['documents']} documents, {facts['tokens']} tokens, "
+        f"{facts['bytes']} bytes; {gone} forgotten"
+    )
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the packs and the page.")] = (
         Path("demo-output")

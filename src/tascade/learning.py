@@ -21,7 +21,14 @@ from tascade.core import IntArray
 from tascade.draft.corpus import CorpusIndex
 from tascade.draft.corpus_build import as_document
 from tascade.draft.corpus_store import Shard
-from tascade.draft.learned import COPIES, LEARNED_SHARDS, LearnedCorpus, key_of
+from tascade.draft.learned import (
+    COPIES,
+    LEARNED_SHARDS,
+    MAX_TOKENS,
+    LearnedCorpus,
+    key_of,
+    read_learned_manifest,
+)
 from tascade.draft.lookup import MAX_SHARDS
 from tascade.draft.shards import CorpusView
 from tascade.errors import ConfigError, DataError, FingerprintError, TascadeError
@@ -308,3 +315,34 @@ class TrafficLearner:
     def _publish(self) -> None:
         self.snapshot = _Snapshot(self._store.shards, self._store.delta_tokens)
         self._version += 1
+
+
+def folder_facts(folder: Path) -> dict[str, int | str]:
+    """What is in a learned folder, also while a server owns it.
+
+    Raises:
+        PackError: nothing can be read there, or it was not learned.
+    """
+    read_learned_manifest(folder)
+    index = CorpusIndex.open(folder)
+    return {
+        "folder": str(folder),
+        "documents": index.n_documents,
+        "tokens": index.n_tokens,
+        "bytes": index.n_bytes,
+        "fingerprint": index.fingerprint,
+    }
+
+
+def forget_in(folder: Path, ids: Iterable[int] | None) -> int:
+    """Remove documents (``None``: all) from a learned folder that nobody owns; returns how many.
+
+    Raises:
+        PackError: a server owns it, or it was not learned.
+    """
+    manifest = read_learned_manifest(folder)
+    store = LearnedCorpus(folder, manifest.fingerprint, manifest.vocab_size, MAX_TOKENS)
+    try:
+        return len(store.forget(ids))
+    finally:
+        store.close()
