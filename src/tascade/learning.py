@@ -87,8 +87,9 @@ class TrafficLearner:
         self._counts: Counter[str] = Counter()
         self._fault: Exception | None = None
         self._closed = threading.Event()
-        self._version = self._shown = 0
+        self._version = 0
         self._publish()
+        self._shown = self._version
         self._thread = threading.Thread(target=self._work, name="tascade-learner", daemon=True)
         self._thread.start()
 
@@ -282,6 +283,8 @@ class TrafficLearner:
         batch = self._take_pending()
         if not batch:
             return
+        if self._store.broken:
+            self._reopen()
         try:
             self._forget_copies(self._store.append([tokens for _, tokens in batch]))
         except (TascadeError, OSError, MemoryError) as error:

@@ -51,6 +51,7 @@ class LearnedCorpus:
         folder: where they are; mode 0700.
         n_tokens: how many tokens they have, those not yet in a shard included.
         compactions, evicted: counters since the folder was opened.
+        broken: whether :meth:`reopen` failed, and must succeed before anything is written.
         shard_limit: most shards that a compaction leaves.
     """
 
@@ -64,11 +65,14 @@ class LearnedCorpus:
         """
         if not 1 <= max_tokens <= MAX_TOKENS:
             wanted = f"a whole number from 1 to {MAX_TOKENS}"
-            raise ConfigError("value out of range", got=max_tokens, wanted=wanted, where="tokens")
+            raise ConfigError(
+                "value out of range", got=max_tokens, wanted=wanted, where="max_tokens"
+            )
         self.folder, self.fingerprint, self.vocab_size = folder, fingerprint, vocab_size
         self.max_tokens = max_tokens
         self.shard_limit = LEARNED_SHARDS
         self.compactions = self.evicted = 0
+        self.broken = False
         # Room is made for more than the next document, or each one would cost a compaction.
         self._slack = min(COMPACT_AT, max_tokens // 8)
         self._prepare()
@@ -117,9 +121,11 @@ class LearnedCorpus:
 
     def reopen(self) -> None:
         """After a failed write: go on from what is on disk."""
+        self.broken = True
         with contextlib.suppress(PackError):
             self._index.close()
         self._load()
+        self.broken = False
 
     @property
     def shards(self) -> tuple[Shard, ...]:
@@ -163,6 +169,8 @@ class LearnedCorpus:
         keys = self._delete(sorted(known))
         if keys:
             self._compact()
+        else:
+            self._check_gone()
         return keys
 
     def limit_shards(self, limit: int) -> None:
@@ -205,6 +213,10 @@ class LearnedCorpus:
         """Fold delta and deletions into shards; what was deleted is in no file afterwards."""
         self._index.compact(self.shard_limit)
         self.compactions += 1
+        self._check_gone()
+
+    def _check_gone(self) -> None:
+        """Refuse to go on where a file that is no longer part of the index could not be removed."""
         manifest = self._index.manifest
         named = {manifest.delta, *(entry.name for entry in manifest.shards)}
         with writing(self.folder):
