@@ -61,6 +61,7 @@ def learn_until_killed(path: Path, diary: Path, seed: int) -> None:
             say("forgetting", tokens.tolist())
             learner.forget([number])
             say("forgotten", tokens.tolist())
+            since = [document for document in since if document != tokens.tolist()]
 
 
 def fork_and_kill(path: Path, diary: Path, seed: int, delay: float) -> list[Any]:
