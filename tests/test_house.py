@@ -17,7 +17,7 @@ SRC = Path(tascade.__file__).parent
 ROWS = [
     {"cli", "demo", "console", "serve", "bench", "integrations", "inspection", "testing"},
     {"pipeline", "forecast"},
-    {"model", "own"},
+    {"model", "own", "learning"},
     {"draft", "decode", "tokens", "vocab", "train"},
     {"data", "pack", "encode", "load", "bundled"},
     {"config"},

@@ -297,6 +297,9 @@ def serve(
     max_prompt_tokens: Annotated[int, typer.Option(help="Built-in: longest prompt.")] = 8192,
     timeout: Annotated[float, typer.Option(help="Built-in: seconds a request may take.")] = 120.0,
     grace: Annotated[float, typer.Option(help="Built-in: seconds to finish when stopped.")] = 20.0,
+    learn: Annotated[
+        str, typer.Option(help="Folder in which finished answers become drafts; off if absent.")
+    ] = "",
     dtype: Dtype = "auto",
     threads: Threads = 0,
     only_print: Annotated[
@@ -322,6 +325,7 @@ def serve(
             host=host,
             port=port,
             drafted=drafted,
+            learn=learn,
             extra=[*shown, *context.args],
         )
         run_vllm(command, only_print=only_print)
@@ -337,7 +341,7 @@ def serve(
         timeout=timeout,
         grace=grace,
     )
-    run_builtin(pack, settings, model=model, dtype=dtype)
+    run_builtin(pack, settings, model=model, dtype=dtype, learn=learn)
 
 
 @app.command()
@@ -355,6 +359,30 @@ def report(
     from tascade.bench.pack import report_pack
 
     console.out.print(str(report_pack(pack, results or [], out)), markup=False)
+
+
+@app.command()
+def learned(
+    folder: Annotated[Path, typer.Argument(help="A learned corpus, made by a server that learns.")],
+    forget: Annotated[
+        list[int] | None, typer.Option(help="Remove this document from every file; repeatable.")
+    ] = None,
+    forget_all: Annotated[bool, typer.Option("--forget-all", help="Remove them all.")] = False,
+    json: Json = False,
+) -> None:
+    """What was learned from traffic; with --forget, remove documents (while no server owns it)."""
+    from tascade import console
+    from tascade.learning import folder_facts, forget_in
+
+    gone = forget_in(folder, None if forget_all else forget) if forget_all or forget else 0
+    facts = {**folder_facts(folder), "forgotten": gone}
+    if json:
+        console.print_json(facts)
+        return
+    console.out.print(
+        f"[bold]{folder}[/bold]: {facts['documents']} documents, {facts['tokens']} tokens, "
+        f"{facts['bytes']} bytes; {gone} forgotten"
+    )
 
 
 @app.command()

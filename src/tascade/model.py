@@ -17,6 +17,7 @@ from tascade.draft.calibrate import Calibration
 from tascade.draft.corpus import CorpusIndex
 from tascade.draft.mix import MixDrafter
 from tascade.draft.none import NoDrafter
+from tascade.draft.shards import CorpusView
 from tascade.draft.similar import SimilarIndex
 from tascade.encode import Prompt, encode_prompt, end_tokens, fingerprint
 from tascade.errors import ConfigError
@@ -46,6 +47,7 @@ class TaskModel:
         self.calibration = (
             Calibration.load(pack.calibration) if pack.calibration.exists() else Calibration()
         )
+        self.outputs: CorpusView = self.corpus
         self.similar = self._open_similar()
         self._cost: CostTable | None = _saved_cost(pack, machine_key(model))
         self._decoder: Decoder | None = None
@@ -91,12 +93,19 @@ class TaskModel:
         """A drafter over this pack, with a calibration of its own unless one is given."""
         spec = self.pack.info.recipe.get("spec", {})
         return MixDrafter(
-            self.corpus,
+            self.outputs,
             similar=self.similar,
             calibration=calibration or self.calibration.copy(),
             end_tokens=self.ends,
             use_context=bool(spec.get("context", True)),
         )
+
+    def draft_from(self, outputs: CorpusView) -> None:
+        """Draft from these outputs instead of the pack's own, such as those and learned ones.
+
+        Call ``refresh()`` of the decoder's drafter whenever they have grown.
+        """
+        self.outputs, self._decoder = outputs, None
 
     def _open_similar(self) -> SimilarIndex | None:
         wanted = self.pack.info.recipe.get("spec", {}).get("similar", True)

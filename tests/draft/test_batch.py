@@ -178,6 +178,20 @@ def test_a_request_that_comes_back_is_known_again(tmp_path: Path) -> None:
     assert drafting.stats.requests == 2
 
 
+def test_ended_requests_are_told(tmp_path: Path) -> None:
+    told: list[tuple[list[int], list[int]]] = []
+    drafting = drafter(
+        index(tmp_path, [[5, 6, 7, END]] * 9),
+        on_end=lambda prompt, output: told.append((prompt.tolist(), output.tolist())),
+    )
+    host = Host(drafting)
+    host.add(0, [40, 41])
+    host.add(1, [42])
+    host.step({0: [5], 1: [9]})
+    host.step({0: [6, 7, END], 1: [8]})
+    assert told == [([40, 41], [5, 6, 7, END])]
+
+
 def test_out_of_range_drafts_are_refused() -> None:
     with pytest.raises(ConfigError, match="num_speculative_tokens"):
         drafter(most=65)

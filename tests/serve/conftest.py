@@ -23,12 +23,12 @@ from tascade.serve.settings import Settings
 class Running:
     """An engine behind uvicorn on a free port."""
 
-    def __init__(self, model: TaskModel, **settings: Any) -> None:
+    def __init__(self, model: TaskModel, *, learner: Any = None, **settings: Any) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         self.settings = Settings("tickets", port=port, **settings)
-        self.engine = Engine(model, self.settings, Metrics())
+        self.engine = Engine(model, self.settings, Metrics(), learner)
         config = uvicorn.Config(
             create_app(self.engine), port=port, log_level="error", timeout_graceful_shutdown=5
         )

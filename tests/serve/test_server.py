@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,6 +16,7 @@ import pytest
 from openai import OpenAI
 
 from conftest import Running
+from tascade.learning import TrafficLearner
 from tascade.model import TaskModel
 
 
@@ -274,3 +276,27 @@ def test_keys_queue_bodies_and_time_are_limited(
     assert codes[-1] == 504
     assert set(codes) == {429, 504}
     chat(client, prompts[0], max_tokens=4)  # and it goes on
+
+
+def test_finished_answers_become_drafts_and_change_no_answer(
+    ticket_pack: Path, prompts: list[str], tmp_path: Path
+) -> None:
+    model = TaskModel.from_pretrained(ticket_pack, dtype="float32")
+    wanted = [model.plain.generate(model.encode(p), model.params()).text for p in prompts[:6]]
+    with TrafficLearner.open(
+        tmp_path / "learned",
+        fingerprint=model.pack.info.fingerprint,
+        vocab_size=model.corpus.vocab_size,
+    ) as learner:
+        model.draft_from(learner.view(model.corpus))
+        learning = Running(model, learner=learner)
+        try:
+            with learning.client() as client:
+                for _ in range(2):
+                    for prompt, text in zip(prompts, wanted, strict=False):
+                        reply = chat(client, prompt, max_tokens=200)
+                        assert reply.choices[0].message.content.startswith(text)
+            learner.flush()
+            assert learner.stats()["documents"] >= 6
+        finally:
+            learning.close()

@@ -33,6 +33,8 @@ from tascade.errors import ConfigError
 MAX_DRAFT = 64
 _ROWS_A_THREAD = 8
 _EXAMPLES = 24
+Ended = Callable[[IntArray, IntArray], object]
+"""Takes the prompt and the output, [T] int32 each, of a request that met an end token."""
 _SEPARATED = np.array([-1, -1], np.int32)
 _NO_TOKENS = np.empty(0, np.int32)
 
@@ -71,6 +73,7 @@ class BatchDrafter:
         length: most tokens in a request.
         most: most tokens drafted for a request.
         budget: shares the tokens worth verifying; ``None`` verifies all that are drafted.
+        on_end: called with prompt and output [T] of every request that meets an end token.
         threads: threads that draft for a large batch; 0 for all cores, at most four.
 
     Raises:
@@ -87,6 +90,7 @@ class BatchDrafter:
         most: int,
         budget: BatchBudget | None = None,
         threads: int = 0,
+        on_end: Ended | None = None,
     ) -> None:
         if not 1 <= most <= MAX_DRAFT:
             raise ConfigError(
@@ -98,6 +102,7 @@ class BatchDrafter:
         self.tasks = list(tasks)
         self.budget, self.most, self.length = budget, most, length
         self.stats = BatchStats()
+        self._on_end: Ended | None = None  # not while compiling
         self._barriers = np.asarray(end_tokens, np.int32)
         self._slots = new_slots(requests, length, most)
         self._threads = threads or min(4, os.cpu_count() or 1)
@@ -116,6 +121,7 @@ class BatchDrafter:
         self._ended = 0.0
         self.refresh()
         self._compile()
+        self._on_end = on_end
 
     def _compile(self) -> None:
         ids = np.zeros((2, 4), np.int32)
@@ -136,11 +142,9 @@ class BatchDrafter:
         self._shards = np.concatenate([rows for rows, _ in tables])
         self._begins = np.cumsum([0] + [len(rows) for rows, _ in tables])
         self._slots.held[:, :, -2] = 0  # voters stand in the shards of before
-        self._recent.reset()
         corpus = self.tasks[0].corpus if len(self.tasks) == 1 else None
-        if corpus is not None and len(corpus.delta_tokens) > 1:
-            delta = corpus.delta_tokens
-            self._recent.extend(np.repeat(delta, np.where(delta == -1, 2, 1)))
+        if corpus is not None:
+            self._recent.follow(corpus.delta_tokens)
 
     def propose(
         self,
@@ -163,14 +167,18 @@ class BatchDrafter:
         """
         start = time.perf_counter()
         budget = self.budget
-        if budget is not None and budget.rests():
+        rests = budget is not None and budget.rests()
+        if rests and self._on_end is None:
             self._ended = 0.0
             return [[] for _ in sampled]
         fresh = np.fromiter(map(len, sampled), np.int64, len(sampled))
         slot_of = self._find(ids, lengths, fresh, start, task_of)
         rows = int(self._outcome[0]) + self._admitted
         limit, floor = budget.plan(rows) if budget else (self.most, 0.0)
+        limit = 0 if rests else limit
         self._draft(ids, lengths, slot_of, (limit, floor, self.length))
+        if self._on_end is not None:
+            self._tell_ends(ids, lengths, slot_of)
         drafts = self._share(slot_of, rows) if limit > 0 else [[] for _ in sampled]
         self._ended = time.perf_counter()
         self.stats.draft_seconds += self._ended - start
@@ -224,6 +232,15 @@ class BatchDrafter:
         clear_slot(self._slots, slot, task, prompt, examples)
         self.stats.requests += 1
         return slot
+
+    def _tell_ends(self, ids: IntArray, lengths: IntArray, slot_of: LongArray) -> None:
+        assert self._on_end is not None
+        newest = ids[np.arange(len(slot_of)), lengths[: len(slot_of)] - 1]
+        for row in np.flatnonzero(np.isin(newest, self._barriers) & (slot_of >= 0)).tolist():
+            slot = int(slot_of[row])
+            tokens = self._slots.tokens[slot, : self._slots.known[slot]]
+            prompt = int(self._slots.prompt[slot])
+            self._on_end(tokens[:prompt].copy(), tokens[prompt:].copy())
 
     def _draft(
         self, ids: IntArray, lengths: IntArray, slot_of: LongArray, plan: tuple[int, float, int]

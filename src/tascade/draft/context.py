@@ -21,6 +21,7 @@ class HashChain:
         self._previous = np.full(capacity + 1, -1, np.int32)
         self._table = np.full(1 << bits, -1, np.int32)
         self.length = 0
+        self._delta = self._tokens[:0]
 
     def __len__(self) -> int:
         return self.length
@@ -35,6 +36,7 @@ class HashChain:
         if self.length:
             self._table.fill(-1)
         self.length = 0
+        self._delta = self._tokens[:0]
 
     def extend(self, tokens: IntArray) -> None:
         """Append ``tokens``: [T] int32."""
@@ -44,6 +46,18 @@ class HashChain:
         self.length = chain_extend(
             self._tokens, self._previous, self._table, self.length, tokens, self._bits
         )
+
+    def follow(self, delta: IntArray) -> None:
+        """Hold a corpus's ``delta_tokens``: append what is new, start over if that is not all.
+
+        Between documents the separator is doubled, so that their start is a context of two tokens.
+        """
+        if not np.array_equal(delta[: len(self._delta)], self._delta):
+            self.reset()
+        if len(delta) > 1:  # else there is but the separator before the first document
+            fresh = delta[len(self._delta) :]
+            self.extend(np.repeat(fresh, np.where(fresh == -1, 2, 1)))
+            self._delta = delta
 
     def _grow(self, capacity: int) -> None:
         tokens = np.empty(capacity, np.int32)

@@ -61,7 +61,7 @@ def sort_shard(tokens: IntArray, vocab_size: int) -> tuple[UIntArray, UIntArray]
     return order, head
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _cut_into_buckets(tokens: Any, vocab_size: int) -> Any:
     """Counting sort of all positions by their last context token; ascending within a bucket."""
     head = np.zeros(vocab_size + 2, np.uint32)
@@ -80,7 +80,7 @@ def _cut_into_buckets(tokens: Any, vocab_size: int) -> Any:
     return order, head
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _sort_buckets(tokens: Any, order: Any, head: Any, bits: int, per_key: int) -> None:
     """Refine every bucket by the rest of its context, ``per_key`` tokens of ``bits`` a level."""
     widest = np.int64(0)

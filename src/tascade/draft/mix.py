@@ -73,10 +73,8 @@ class MixDrafter:
     def refresh(self) -> None:
         """Take up what was added to the corpus index since it was opened."""
         self._shards, self._keep_alive = shard_table(self.corpus)
-        self._recent.reset()
-        if self.corpus is not None and len(self.corpus.delta_tokens) > 1:
-            delta = self.corpus.delta_tokens
-            self._recent.extend(np.repeat(delta, np.where(delta == -1, 2, 1)))
+        if self.corpus is not None:
+            self._recent.follow(self.corpus.delta_tokens)
 
     def start(self, prompt: IntArray) -> None:
         """Begin a request."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,13 +27,14 @@ from tascade.draft.corpus import CorpusIndex
 from tascade.draft.similar import SimilarIndex
 from tascade.encode import end_tokens, fingerprint
 from tascade.errors import ConfigError
+from tascade.learning import TrafficLearner
 from tascade.pack import Pack
 
 OLDEST, NEWEST = (0, 32), (0, 33)
 """vLLM minor versions this proposer was made for, both included."""
 PACK_VARIABLE = "TASCADE_PACK"
 _DEFAULT = "default"
-_KEYS = {"pack", "packs", "adapters", "budget"}
+_KEYS = {"pack", "packs", "adapters", "budget", "learn"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +42,14 @@ class Options:
     """What ``additional_config["tascade"]`` says.
 
     ``packs``: folders by name, the first one the default; ``adapters``: which pack the requests of
-    a LoRA adapter use; ``budget``: whether step times decide how much is drafted (else all is).
+    a LoRA adapter use; ``budget``: whether step times decide how much is drafted (else all is);
+    ``learn``: a folder in which finished answers become drafts.
     """
 
     packs: dict[str, Path]
     adapters: dict[str, str] = field(default_factory=dict)
     budget: bool = True
+    learn: str = ""
 
 
 def read_options(additional: Any, environment: Any = os.environ) -> Options:
@@ -93,7 +96,12 @@ def read_options(additional: Any, environment: Any = os.environ) -> Options:
             where=f"{where}.adapters",
         )
     folders = {name: Path(path).expanduser() for name, path in packs.items()}
-    return Options(folders, adapters, bool(raw.get("budget", True)))
+    learn = raw.get("learn", "")
+    if not isinstance(learn, str) or (learn and len(folders) > 1):
+        raise ConfigError(
+            "learn takes one folder, and one pack", got=raw, wanted="a folder", where=where
+        )
+    return Options(folders, adapters, bool(raw.get("budget", True)), learn)
 
 
 def check_version(found: str) -> None:
@@ -136,6 +144,9 @@ class TascadeProposer:
         tokenizer = _tokenizer(vllm_config.model_config)
         found = fingerprint(tokenizer)
         tasks = [_task(pack, found, vllm_config.model_config) for pack in packs]
+        self._learner = _learner(options, found, tasks[0], vllm_config) if options.learn else None
+        if self._learner is not None:
+            tasks[0] = replace(tasks[0], corpus=self._learner.view(_index(tasks[0])))
         most = vllm_config.speculative_config.num_speculative_tokens
         self.drafter = BatchDrafter(
             tasks,
@@ -144,7 +155,12 @@ class TascadeProposer:
             length=vllm_config.model_config.max_model_len,
             most=most,
             budget=BatchBudget(most) if options.budget else None,
+            on_end=self._offer if self._learner is not None else None,
         )
+
+    def _offer(self, prompt: IntArray, output: IntArray) -> None:
+        if self._learner is not None:
+            self._learner.offer(prompt.tolist(), output.tolist())
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         """Nothing to load: there is no draft model. vLLM calls this."""
@@ -157,6 +173,8 @@ class TascadeProposer:
         slot_mappings: Any = None,
     ) -> list[list[int]]:
         """Drafts for the batch (see :meth:`tascade.draft.batch.BatchDrafter.propose`)."""
+        if self._learner is not None and self._learner.refresh_due():
+            self.drafter.refresh()
         task_of = self._task_of if len(self._names) > 1 else None
         return self.drafter.propose(sampled_token_ids, num_tokens_no_spec, token_ids_cpu, task_of)
 
@@ -226,6 +244,24 @@ def _task(pack: Pack, found: str, config: Any) -> Task:
         similar = SimilarIndex.open(pack.similar, fetch=corpus.document, fingerprint=found)
     saved = Calibration.load(pack.calibration) if pack.calibration.exists() else Calibration()
     return Task(corpus, similar, saved)
+
+
+def _learner(options: Options, found: str, task: Task, config: Any) -> TrafficLearner:
+    if config.parallel_config.world_size > 1:
+        raise ConfigError(
+            "learning works in one worker only: a learned folder has one owner",
+            got=f"{config.parallel_config.world_size} workers",
+            wanted="no tensor or pipeline parallelism",
+            where="additional_config.tascade.learn",
+            fix="leave learn out",
+        )
+    folder, vocabulary = Path(options.learn).expanduser(), _index(task).vocab_size
+    return TrafficLearner.open(folder, fingerprint=found, vocab_size=vocabulary)
+
+
+def _index(task: Task) -> CorpusIndex:
+    assert isinstance(task.corpus, CorpusIndex)
+    return task.corpus
 
 
 def _tokenizer(config: Any) -> Any:

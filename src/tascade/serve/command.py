@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from tascade.errors import ConfigError
+from tascade.learning import TrafficLearner
 from tascade.model import TaskModel
 from tascade.pack import Pack
 from tascade.serve.settings import Settings
@@ -55,7 +56,9 @@ def run_vllm(command: Sequence[str], *, only_print: bool) -> None:
         os.execv(sys.executable, arguments)
 
 
-def run_builtin(pack: Path, settings: Settings, *, model: str = "", dtype: str = "auto") -> None:
+def run_builtin(
+    pack: Path, settings: Settings, *, model: str = "", dtype: str = "auto", learn: str = ""
+) -> None:
     """Serve until a signal to stop; then finish what was begun, within the grace."""
     try:
         import uvicorn
@@ -73,7 +76,8 @@ def run_builtin(pack: Path, settings: Settings, *, model: str = "", dtype: str =
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     task = TaskModel.from_pretrained(pack, model or None, dtype=dtype)
-    engine = Engine(task, settings, Metrics())
+    learner = _learner(task, learn) if learn else None
+    engine = Engine(task, settings, Metrics(), learner)
     config = uvicorn.Config(
         create_app(engine),
         host=settings.host,
@@ -91,7 +95,19 @@ def run_builtin(pack: Path, settings: Settings, *, model: str = "", dtype: str =
 
     # uvicorn raises the signal it caught once more at its end: a stop that went well ends well.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    Server(config).run()
+    try:
+        Server(config).run()
+    finally:
+        if learner is not None:
+            learner.close()
+
+
+def _learner(task: TaskModel, folder: str) -> TrafficLearner:
+    learner = TrafficLearner.open(
+        Path(folder), fingerprint=task.pack.info.fingerprint, vocab_size=task.corpus.vocab_size
+    )
+    task.draft_from(learner.view(task.corpus))
+    return learner
 
 
 def named(pack: Path, model: str, name: str) -> str:

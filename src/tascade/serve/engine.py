@@ -8,10 +8,10 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from tascade.core import Generation, IntArray, TokenLogprob
 from tascade.decode.sample import SamplingParams
+from tascade.learning import TrafficLearner
 from tascade.model import TaskModel, settled
 from tascade.serve.failures import Refusal
 from tascade.serve.metrics import Metrics
@@ -46,7 +46,11 @@ class Engine:
     """Owns the model: a queue, and the thread that decodes one request at a time."""
 
     def __init__(
-        self, model: TaskModel, settings: Settings, metrics: Metrics, learner: Any = None
+        self,
+        model: TaskModel,
+        settings: Settings,
+        metrics: Metrics,
+        learner: TrafficLearner | None = None,
     ) -> None:
         self.model, self.settings, self.metrics, self.learner = model, settings, metrics, learner
         self._queue: queue.Queue[Job | None] = queue.Queue(settings.max_queue)

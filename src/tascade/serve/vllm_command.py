@@ -19,6 +19,7 @@ def vllm_command(
     host: str = "127.0.0.1",
     port: int = 8000,
     drafted: int = 16,
+    learn: str = "",
     extra: Sequence[str] = (),
 ) -> list[str]:
     """The command and its arguments; ``extra`` is passed on as it stands, and comes last.
@@ -26,7 +27,10 @@ def vllm_command(
     What a pack holds decides the command: its model, and the drafter that its corpus feeds.
     """
     speculative = {"method": "custom_class", "model": PROPOSER, "num_speculative_tokens": drafted}
-    additional = {"tascade": {"pack": str(Path(pack.path).resolve())}}
+    options = {"pack": str(Path(pack.path).resolve())}
+    if learn:
+        options["learn"] = str(Path(learn).resolve())
+    additional = {"tascade": options}
     return [
         "vllm",
         "serve",
