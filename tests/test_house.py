@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,17 @@ SRC = Path(tascade.__file__).parent
 
 # Top row first. A module may import from rows below its own, and from its own folder.
 ROWS = [
-    {"cli", "demo", "console", "serve", "bench", "integrations", "inspection", "testing"},
+    {
+        "cli",
+        "cli_serve",
+        "demo",
+        "console",
+        "serve",
+        "bench",
+        "integrations",
+        "inspection",
+        "testing",
+    },
     {"pipeline", "forecast"},
     {"model", "own", "learning"},
     {"draft", "decode", "tokens", "vocab", "train"},
@@ -25,7 +36,8 @@ ROWS = [
 ]
 # The top row is the user's side: these of its modules may use another one of it.
 TOP_ROW_ALLOWED = {
-    "cli": {"console", "demo", "bench", "inspection"},
+    "cli": {"cli_serve", "console", "demo", "bench", "inspection"},
+    "cli_serve": {"console", "serve"},
     "demo": {"console", "bench"},
 }
 
@@ -91,5 +103,5 @@ def test_vllm_and_web_frameworks_stay_in_their_place() -> None:
     for path in files():
         text = path.read_text()
         if "serve" not in path.parts and path.name != "vllm.py":
-            assert "import vllm" not in text
+            assert not re.search(r"^\s*(import vllm|from vllm)\b", text, re.MULTILINE)
             assert "fastapi" not in text

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tascade import cli_serve
 from tascade.errors import TascadeError
 
 app = typer.Typer(
@@ -276,74 +277,6 @@ def bench(
         console.out.print(console.bench_table(result))
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def serve(
-    context: typer.Context,
-    pack: PackArg,
-    engine: Annotated[str, typer.Option(help="auto (vLLM if there), vllm or builtin.")] = "auto",
-    model: Annotated[str, typer.Option("--model", "-m", help="Another model folder or id.")] = "",
-    name: Annotated[
-        str, typer.Option("--served-model-name", help="What the API calls the model.")
-    ] = "",
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
-    drafted: Annotated[
-        int, typer.Option("--num-speculative-tokens", help="vLLM: most tokens drafted at once.")
-    ] = 16,
-    api_key: Annotated[
-        str, typer.Option(envvar="TASCADE_API_KEY", help="Built-in: key clients must send.")
-    ] = "",
-    max_queue: Annotated[int, typer.Option(help="Built-in: requests that may wait.")] = 64,
-    max_prompt_tokens: Annotated[int, typer.Option(help="Built-in: longest prompt.")] = 8192,
-    timeout: Annotated[float, typer.Option(help="Built-in: seconds a request may take.")] = 120.0,
-    grace: Annotated[float, typer.Option(help="Built-in: seconds to finish when stopped.")] = 20.0,
-    learn: Annotated[
-        str, typer.Option(help="Folder in which finished answers become drafts; off if absent.")
-    ] = "",
-    dtype: Dtype = "auto",
-    threads: Threads = 0,
-    only_print: Annotated[
-        bool, typer.Option("--print", help="Only print the vLLM command.")
-    ] = False,
-) -> None:
-    """Serve a pack with OpenAI's API: in vLLM, or with the built-in engine.
-
-    Options not named here are passed on to `vllm serve`.
-    """
-    from tascade.pack import Pack
-    from tascade.serve.command import choose_engine, named, run_builtin, run_vllm
-    from tascade.serve.settings import Settings
-    from tascade.serve.vllm_command import vllm_command
-
-    chosen = "vllm" if only_print else choose_engine(engine, context.args)
-    if chosen == "vllm":
-        shown = ("--dtype", dtype) if dtype != "auto" else ()
-        command = vllm_command(
-            Pack.open(pack),
-            model=model,
-            name=name,
-            host=host,
-            port=port,
-            drafted=drafted,
-            learn=learn,
-            extra=[*shown, *context.args],
-        )
-        run_vllm(command, only_print=only_print)
-        return
-    _threads(threads)
-    settings = Settings(
-        named(pack, model, name),
-        host,
-        port,
-        api_key,
-        max_queue,
-        max_prompt=max_prompt_tokens,
-        timeout=timeout,
-        grace=grace,
-    )
-    run_builtin(pack, settings, model=model, dtype=dtype, learn=learn)
-
-
 @app.command()
 def report(
     pack: PackArg,
@@ -361,28 +294,71 @@ def report(
     console.out.print(str(report_pack(pack, results or [], out)), markup=False)
 
 
-@app.command()
-def learned(
-    folder: Annotated[Path, typer.Argument(help="A learned corpus, made by a server that learns.")],
-    forget: Annotated[
-        list[int] | None, typer.Option(help="Remove this document from every file; repeatable.")
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def serve(
+    context: typer.Context,
+    pack: PackArg,
+    engine: Annotated[
+        str, typer.Option(help="builtin, vllm, or auto: vLLM where it is installed.")
+    ] = "auto",
+    model: Annotated[str, typer.Option("--model", "-m", help="Another copy of the model.")] = "",
+    served_model_name: Annotated[
+        str, typer.Option(help="The model's name in requests; the pack's folder if absent.")
+    ] = "",
+    host: Annotated[str | None, typer.Option(help="Address to listen on [127.0.0.1].")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on [8000].")] = None,
+    api_key: Annotated[
+        str, typer.Option(envvar="TASCADE_API_KEY", help="Clients must send it. Better as a variable.")
+    ] = "",
+    max_queue: Annotated[int | None, typer.Option(help="Requests that may wait [128].")] = None,
+    max_body_bytes: Annotated[int | None, typer.Option(help="Largest body [2097152].")] = None,
+    max_prompt_tokens: Annotated[
+        int | None, typer.Option(help="Longest prompt [the model's context].")
     ] = None,
-    forget_all: Annotated[bool, typer.Option("--forget-all", help="Remove them all.")] = False,
-    json: Json = False,
+    max_choices: Annotated[
+        int | None, typer.Option(help="Outputs a request may ask for, `n` times its prompts [64].")
+    ] = None,
+    request_timeout: Annotated[
+        float | None, typer.Option(help="Seconds from arrival to the last token [300].")
+    ] = None,
+    grace: Annotated[
+        float | None, typer.Option(help="Seconds that running requests get on SIGTERM [30].")
+    ] = None,
+    learn: Annotated[
+        Path | None, typer.Option(help="Draft from finished answers too; keep them in this folder.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="As for `generate`.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads [torch's choice].")] = None,
+    only_print: Annotated[
+        bool, typer.Option("--print", help="Print the command that would run, and exit.")
+    ] = False,
 ) -> None:
-    """What was learned from traffic; with --forget, remove documents (while no server owns it)."""
-    from tascade import console
-    from tascade.learning import folder_facts, forget_in
+    """Serve a pack by OpenAI's API. Flags not listed here go to vLLM as they are."""
+    from tascade.serve.command import Wanted
+    from tascade.serve.command import serve as run
 
-    gone = forget_in(folder, None if forget_all else forget) if forget_all or forget else 0
-    facts = {**folder_facts(folder), "forgotten": gone}
-    if json:
-        console.print_json(facts)
-        return
-    console.out.print(
-        f"[bold]{folder}[/bold]: {facts['documents']} documents, {facts['tokens']} tokens, "
-        f"{facts['bytes']} bytes; {gone} forgotten"
+    limits = {
+        "max_queue": max_queue,
+        "max_body_bytes": max_body_bytes,
+        "max_prompt_tokens": max_prompt_tokens,
+        "max_choices": max_choices,
+        "request_timeout": request_timeout,
+        "grace": grace,
+        "threads": threads,
+    }
+    wanted = Wanted(
+        engine=engine,
+        model=model,
+        name=served_model_name,
+        dtype=dtype,
+        host=host,
+        port=port,
+        api_key=api_key,
+        learn=learn,
+        limits={field: value for field, value in limits.items() if value is not None},
+        others=context.args,
     )
+    raise typer.Exit(run(pack, wanted, only_print=only_print))
 
 
 @app.command()
@@ -399,6 +375,11 @@ def demo(
 
     _threads(threads)
     run(out, rows=rows, repeats=repeats)
+
+
+_PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+app.command(context_settings=_PASS_ON)(cli_serve.serve)
+app.command()(cli_serve.learned)
 
 
 def _threads(count: int) -> None:

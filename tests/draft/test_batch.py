@@ -93,7 +93,8 @@ def test_requests_of_several_tasks_draw_on_their_own_corpus(tmp_path: Path) -> N
     (tmp_path / "b").mkdir()
     one = index(tmp_path / "a", [[5, 6, 7, END]] * 9)
     two = index(tmp_path / "b", [[5, 16, 17, END]] * 9)
-    host = Host(drafter(one, two), task_of=lambda row: row % 2)
+    host = Host(drafter(one, two))
+    host.task_of = lambda row: host.names[row]
     host.add(0, [40])
     host.add(1, [40])
     assert host.step({0: [5], 1: [5]}) == {0: [6, 7, END], 1: [16, 17, END]}
@@ -267,6 +268,7 @@ def test_drafting_stops_when_nothing_comes_true_and_resumes_when_it_does(tmp_pat
     first = phase(True, 60)
     phase(False, 200)
     noise = phase(False, 200)
+    phase(True, 150)
     again = phase(True, 60)
     assert first > 2
     assert noise < 0.25 * first

@@ -14,16 +14,8 @@ import numpy as np
 
 from tascade.core import IntArray
 from tascade.draft.batch_budget import BatchBudget
-from tascade.draft.batch_kernels import (
-    SURVIVAL_BINS,
-    LongArray,
-    clear_slot,
-    cut_rows,
-    draft_rows,
-    match_rows,
-    new_batch_work,
-    new_slots,
-)
+from tascade.draft.batch_kernels import SURVIVAL_BINS, cut_rows, draft_rows, new_batch_work
+from tascade.draft.batch_slots import LongArray, clear_slot, match_rows, new_slots
 from tascade.draft.calibrate import Calibration
 from tascade.draft.context import HashChain
 from tascade.draft.mix import SimilarView

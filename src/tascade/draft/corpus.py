@@ -27,13 +27,12 @@ from tascade.draft.corpus_build import (
     write_shards,
 )
 from tascade.draft.corpus_log import LogTail, LogWriter, create_log, read_log
-from tascade.draft.corpus_state import CorpusState, load_state, merge_documents
+from tascade.draft.corpus_state import CorpusState, load_state, merge_documents, row_of
 from tascade.draft.corpus_store import (
     LOG_NAME,
     SHARDS,
     STRAY_MANIFEST,
     Manifest,
-    RowArray,
     Shard,
     WriterLock,
     encode_manifest,
@@ -197,7 +196,7 @@ class CorpusIndex:
     def document(self, doc_id: int) -> IntArray | None:
         """One live document, [n] int32 read-only, found by its id; None if there is none."""
         for i, rows in enumerate((state := self._state).rows):
-            at, tokens = _row_of(rows, doc_id), state.shards[i].tokens
+            at, tokens = row_of(rows, doc_id), state.shards[i].tokens
             if at < len(rows) and rows[at, 0] == doc_id and at not in state.dead_rows[i]:
                 end = rows[at + 1, 1] if at + 1 < len(rows) else len(tokens)
                 return tokens[rows[at, 1] : end - 1]
@@ -399,11 +398,3 @@ class CorpusIndex:
         while len(fresh) + bool(stale or self._state.delta_ids) > max_shards:
             stale.append(fresh.pop())
         return sorted(stale), sorted(fresh)
-
-
-def _row_of(rows: RowArray, doc_id: int) -> int:
-    """The first row with this id or a larger one: where no document was dropped, at its place."""
-    guess = doc_id - int(rows[0, 0]) if len(rows) else 0
-    if 0 <= guess < len(rows) and rows[guess, 0] == doc_id:
-        return guess
-    return bisect_left(rows[:, 0], doc_id)

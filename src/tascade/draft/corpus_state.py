@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -247,3 +248,11 @@ def _check_ids(state: CorpusState) -> None:
     sound = sound and in_shards < state.manifest.next_document_id
     if not sound or not np.isin(state.manifest.tombstones, unique).all():
         raise damaged(state.path / MANIFEST, "document ids used twice or unknown", "each id once")
+
+
+def row_of(rows: RowArray, doc_id: int) -> int:
+    """The first row with this id or a larger one: where no document was dropped, at its place."""
+    guess = doc_id - int(rows[0, 0]) if len(rows) else 0
+    if 0 <= guess < len(rows) and rows[guess, 0] == doc_id:
+        return guess
+    return bisect_left(rows[:, 0], doc_id)
