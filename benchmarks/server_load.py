@@ -3,8 +3,8 @@
     python benchmarks/server_load.py PACK --data test.jsonl --json benchmarks/server_load.json
 
 A server in its own process; the official client asks ``--requests`` times, ``--concurrency`` at a
-time, every second answer streamed. Every text must be what the model says in this process. Memory is
-the server's resident size after a fifth of the requests and at the end.
+time, every second answer streamed. Every text must be what the model says in this process. Memory
+is the server's resident size after a fifth of the requests and at the end.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ async def ask(client: AsyncOpenAI, prompt: str, *, stream: bool) -> tuple[str, f
 
 
 async def load(server: Server, prompts: list[str], wanted: list[str], options: Any) -> Any:
-    """Half of the load warms up; its memory is the base. Returns figures and failures."""
+    """A fifth of the load warms up; memory is counted from there. Returns the figures."""
     client = AsyncOpenAI(base_url=f"{server.url}/v1", api_key=server.key, max_retries=0)
     turn = asyncio.Semaphore(options.concurrency)
     failures: list[str] = []

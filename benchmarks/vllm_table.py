@@ -1,0 +1,78 @@
+"""The README's vLLM table, from the JSON that ``benchmarks/vllm_path.py`` wrote.
+
+python benchmarks/vllm_table.py --write
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+BEGIN, END = "<!-- vllm -->", "<!-- /vllm -->"
+
+
+def ratio(found: dict[str, float] | None) -> str:
+    if found is None:
+        return ""
+    return f"{found['median']:.2f}x [{found['low']:.2f}-{found['high']:.2f}]"
+
+
+def row(name: str, result: dict[str, Any]) -> str:
+    against, methods = result["tascade_against"], result["methods"]
+    ours = methods["tascade"]
+    same = f"{ours['identical']} of {ours['identical'] + ours['differing']}"
+    cells = [
+        name,
+        str(result["concurrency"]),
+        f"{methods['plain']['tokens_per_second']:.0f}",
+        f"**{ratio(against['plain'])}**",
+        ratio(against.get("ngram")),
+        ratio(against.get("suffix")),
+        ratio(against.get("idle")),
+        same,
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def table(folder: Path) -> str:
+    lines = [
+        "| workload (its JSON) | concurrency | plain vLLM, tokens/s | tascade against plain "
+        "| against ngram | against suffix, warm | against a drafter that never drafts "
+        "| equal outputs |",
+        "|---|---:|---:|---:|---:|---:|---:|---|",
+    ]
+    machine: dict[str, Any] = {}
+    for path in sorted(folder.glob("*.json")):
+        report = json.loads(path.read_text())
+        machine = report["machine"]
+        name = f"[{path.stem}](benchmarks/vllm/{path.name})"
+        lines += [row(name, result) for result in report["results"]]
+    lines += [
+        "",
+        f"vLLM {machine['vllm']} on {machine['threads']} threads of {machine['cpu']}, float32, "
+        "greedy, 64 test rows (`incompressible`: random prompts to the model with a shuffled head), "
+        "medians of 3 repeats in turns [low-high]; `python benchmarks/vllm_path.py`. The suffix "
+        "drafter had answered the training prompts before.",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--results", type=Path, default=HERE / "vllm")
+    parser.add_argument("--readme", type=Path, default=HERE.parent / "README.md")
+    parser.add_argument("--write", action="store_true", help="replace the table in the README")
+    options = parser.parse_args()
+    found = table(options.results)
+    print(found)
+    if options.write:
+        text = options.readme.read_text()
+        head, rest = text.split(BEGIN, 1)
+        options.readme.write_text(f"{head}{BEGIN}\n{found}\n{END}{rest.split(END, 1)[1]}")
+
+
+if __name__ == "__main__":
+    main()
