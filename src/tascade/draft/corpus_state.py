@@ -200,6 +200,9 @@ def load_state(
         except PackError:
             if read_manifest_bytes(path) == raw:
                 raise
+        except OSError as error:  # a file that a writer replaced between two looks at it
+            if read_manifest_bytes(path) == raw:
+                raise damaged(path, error, "files that can be read") from error
     raise PackError(
         "the corpus index changed faster than it could be read",
         got=f"{_ATTEMPTS} new manifests in a row",

@@ -63,6 +63,8 @@ def create_app(engine: Engine) -> FastAPI:
 def _add_service_routes(app: FastAPI, engine: Engine) -> None:
     @app.get("/health", response_model=None, responses={503: {"description": "Warming up."}})
     async def health() -> Response:
+        if engine.fault is not None:
+            return JSONResponse({"status": "failed to start"}, 500)
         ready = engine.ready.is_set()
         return JSONResponse({"status": "ok" if ready else "warming up"}, 200 if ready else 503)
 
@@ -114,10 +116,24 @@ async def answer(
     turn = Turn(engine, body)
     shape = Shape(kind, engine.settings.name, token_text(engine.model.tokenizer))
     if body.stream:
-        return StreamingResponse(_stream(turn, shape), media_type="text/event-stream")
+        return _Events(turn, shape)
     await _until_done(turn, request)
     asked = bool(body.logprobs) if kind == "chat" else body.logprobs is not None
     return JSONResponse(shape.whole(turn.done(), asked, body.n))
+
+
+class _Events(StreamingResponse):
+    """A stream that gives its jobs up however it ends, begun or not."""
+
+    def __init__(self, turn: Turn, shape: Shape) -> None:
+        super().__init__(_stream(turn, shape), media_type="text/event-stream")
+        self._turn = turn
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._turn.give_up()
 
 
 async def _until_done(turn: Turn, request: Request) -> None:

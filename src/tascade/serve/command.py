@@ -94,7 +94,8 @@ def run_builtin(
             super().handle_exit(sig, frame)
 
     # uvicorn raises the signal it caught once more at its end: a stop that went well ends well.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for caught in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(caught, signal.SIG_IGN)
     try:
         Server(config).run()
     finally:

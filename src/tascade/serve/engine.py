@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import queue
 import threading
 import time
+import traceback
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from tascade.core import Generation, IntArray, TokenLogprob
 from tascade.decode.sample import SamplingParams
@@ -59,6 +63,7 @@ class Engine:
         self._stopping = threading.Event()
         self._ended = threading.Event()
         self._current: Job | None = None
+        self.fault: Exception | None = None
 
     @property
     def waiting(self) -> int:
@@ -75,8 +80,10 @@ class Engine:
         Raises:
             Refusal: 429 when the queue is full, 503 when the server is stopping.
         """
-        if self._stopping.is_set():
+        if self._stopping.is_set() or self.fault is not None:
             raise Refusal(503, "the server is stopping", code="stopping")
+        if self._queue.qsize() + len(jobs) > self.settings.max_queue:
+            self._forget_left()
         if self._queue.qsize() + len(jobs) > self.settings.max_queue:
             raise Refusal(
                 429, "too many requests are waiting; try again", code="queue_full", retry_after=1
@@ -91,6 +98,16 @@ class Engine:
                 429, "too many requests are waiting; try again", code="queue_full", retry_after=1
             ) from None
         self.metrics.waiting.set(self._queue.qsize())
+
+    def _forget_left(self) -> None:
+        """Take out of the queue whoever has gone away meanwhile."""
+        with self._queue.mutex:
+            waiting = [job for job in self._queue.queue if job is None or not job.given_up.is_set()]
+            gone = len(self._queue.queue) - len(waiting)
+            self._queue.queue = deque(waiting)
+            self._queue.unfinished_tasks -= gone
+            self._queue.not_full.notify(gone)
+        self.metrics.cancelled.inc(gone)
 
     def stop(self) -> None:
         """Take nothing new; what is under way or waiting may still finish within the grace."""
@@ -122,19 +139,31 @@ class Engine:
         self._queue.put(None)
 
     def _work(self) -> None:
-        self._warm_up()
+        try:
+            self._warm_up()
+        except Exception as error:
+            self.fault = error
+            self._note(error)
+            self._ended.set()
+            return
         self.ready.set()
         while (job := self._queue.get()) is not None:
             self.metrics.waiting.set(self._queue.qsize())
             self._current = job
             try:
                 self._answer(job)
-            except Exception:  # one request must not end the server
-                _log.exception("a request failed")
+            except Exception as error:  # one request must not end the server
+                self._note(error)
                 job.emit(Piece(failure=Refusal(500, "the request failed", code="internal")))
             finally:
                 self._current = None
         self._ended.set()
+
+    def _note(self, error: Exception) -> None:
+        # Where it happened, not what it says: a message may quote somebody's prompt.
+        frames = traceback.extract_tb(error.__traceback__)[-4:]
+        places = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames]
+        _log.error(json.dumps({"error": type(error).__name__, "at": places}))
 
     def _warm_up(self) -> None:
         params = self.model.params(max_new_tokens=8, ignore_end=True)

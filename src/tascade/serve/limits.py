@@ -92,7 +92,11 @@ class Gate:
     async def _read(self, scope: Message, receive: Receive) -> tuple[bytes, bool]:
         if scope["method"] in ("GET", "HEAD", "OPTIONS"):
             return b"", False
-        parts, size, more = [], 0, True
+        told = dict(scope["headers"]).get(b"content-length", b"0")
+        parts, size, more = [], int(told) if told.isdigit() and len(told) < 18 else 0, True
+        if size > self.settings.max_body:
+            raise self._too_long()
+        size = 0
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
@@ -100,12 +104,15 @@ class Gate:
             part = message.get("body", b"")
             size += len(part)
             if size > self.settings.max_body:
-                raise Refusal(
-                    413, f"the body is longer than {self.settings.max_body} bytes", code="too_large"
-                )
+                raise self._too_long()
             parts.append(part)
             more = message.get("more_body", False)
         return b"".join(parts), False
+
+    def _too_long(self) -> Refusal:
+        return Refusal(
+            413, f"the body is longer than {self.settings.max_body} bytes", code="too_large"
+        )
 
 
 async def _refuse(refusal: Refusal, send: Send) -> None:
