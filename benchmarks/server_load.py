@@ -116,7 +116,7 @@ async def load(server: Server, prompts: list[str], wanted: list[str], options: A
 
 def endless(prompt: str) -> bytes:
     body = {"messages": [{"role": "user", "content": prompt}], "temperature": 50.0, "stream": True}
-    return json.dumps(body | {"seed": 0, "max_tokens": 1500}).encode()
+    return json.dumps(body | {"seed": 0, "max_tokens": 900}).encode()
 
 
 def leaves(server: Server, prompt: str) -> bool:

@@ -70,7 +70,7 @@ def test_a_signal_lets_streams_end_cleanly(ticket_pack: Path, prompts: list[str]
                 "messages": [{"role": "user", "content": prompts[0]}],
                 "temperature": 50.0,
                 "seed": seed,
-                "max_tokens": 1900,
+                "max_tokens": 900,
                 "stream": True,
             }
             address = f"{url}/v1/chat/completions"

@@ -180,6 +180,8 @@ def test_malformed_bodies_are_refused(running: Running, body: bytes) -> None:
 def test_long_prompts_and_strange_ids_are_refused(client: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="tokens"):
         chat(client, "word " * 20_000)
+    with pytest.raises(openai.BadRequestError, match="fit"):
+        chat(client, "Hello", max_tokens=100_000)
     with pytest.raises(openai.BadRequestError, match="vocabulary"):
         client.completions.create(model="tickets", prompt=[99_999_999])
     with pytest.raises(openai.BadRequestError):
@@ -192,7 +194,7 @@ def endless(model: TaskModel, prompts: list[str]) -> dict[str, Any]:
     options: dict[str, Any] = {"temperature": 50.0}
     for seed in range(50):
         if len(model.run(prompts[0], seed=seed, max_new_tokens=600, **options).tokens) == 600:
-            return options | {"seed": seed, "max_tokens": 1500}
+            return options | {"seed": seed, "max_tokens": 900}
     raise AssertionError("every seed meets an end token")
 
 
@@ -210,7 +212,7 @@ def test_a_client_that_leaves_frees_the_engine(
             assert stream
     except httpx.ReadTimeout:
         assert not stream
-    with running.client() as client:  # else it would wait for 1500 tokens
+    with running.client() as client:  # else it would wait for 900 tokens
         assert chat(client, prompts[0]).choices[0].message.content
     assert running.count("tascade_cancelled_total") == before + 1
 

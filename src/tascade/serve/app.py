@@ -18,7 +18,7 @@ from tascade.serve.failures import Refusal
 from tascade.serve.limits import Gate
 from tascade.serve.replies import Shape
 from tascade.serve.requests import ChatRequest, CompletionRequest
-from tascade.serve.turns import Turn, token_text
+from tascade.serve.turns import Turn, encoded, token_text
 
 _POLL = 0.25
 _ERRORS: dict[int | str, dict[str, Any]] = {
@@ -113,7 +113,8 @@ async def answer(
             param="model",
             code="model_not_found",
         )
-    turn = Turn(engine, body)
+    prompts = await asyncio.to_thread(encoded, engine, body)  # long ones take a while
+    turn = Turn(engine, body, prompts)
     shape = Shape(kind, engine.settings.name, token_text(engine.model.tokenizer))
     if body.stream:
         return _Events(turn, shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import json
 import logging
@@ -98,7 +99,7 @@ class Gate:
             raise self._too_long()
         size = 0
         while more:
-            message = await receive()
+            message = await self._next(receive)
             if message["type"] == "http.disconnect":
                 return b"", True
             part = message.get("body", b"")
@@ -108,6 +109,12 @@ class Gate:
             parts.append(part)
             more = message.get("more_body", False)
         return b"".join(parts), False
+
+    async def _next(self, receive: Receive) -> Message:
+        try:
+            return await asyncio.wait_for(receive(), self.settings.timeout)
+        except TimeoutError:
+            raise Refusal(408, "the body did not come", code="timeout") from None
 
     def _too_long(self) -> Refusal:
         return Refusal(

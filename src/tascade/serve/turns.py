@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from tascade.core import Generation, IntArray
@@ -20,10 +20,15 @@ class Turn:
     """The jobs of one request: ``n`` for each prompt, seeds counting up from the given one.
 
     Raises:
-        Refusal: a prompt too long or empty, an option out of range, a full queue.
+        Refusal: an option out of range, an answer longer than fits, a full queue.
     """
 
-    def __init__(self, engine: Engine, request: ChatRequest | CompletionRequest) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        request: ChatRequest | CompletionRequest,
+        prompts: Sequence[IntArray],
+    ) -> None:
         self.engine, self.request = engine, request
         self.results: list[Generation | None] = []
         self._loop = asyncio.get_running_loop()
@@ -34,7 +39,7 @@ class Turn:
         deadline = time.monotonic() + settings.timeout
         seed = secrets.randbits(62) if request.seed is None else request.seed
         self.jobs: list[Job] = []
-        for prompt in encoded(engine, request):
+        for prompt in prompts:
             for i in range(request.n):
                 params = sampling(engine, request, seed + i, len(prompt))
                 number = len(self.jobs)
@@ -127,14 +132,21 @@ def sampling(
     Raises:
         Refusal: an option out of range.
     """
-    wanted = request.max_tokens
-    if isinstance(request, ChatRequest):
-        wanted = request.max_completion_tokens or wanted or engine.model.pack.info.max_new_tokens
-    assert wanted is not None
     most = engine.settings.max_tokens
     context = engine.model.target.context
     if context is not None:
         most = min(most, context - prompt_tokens)
+    wanted = request.max_tokens
+    if isinstance(request, ChatRequest):
+        wanted = request.max_completion_tokens or wanted
+    if wanted is not None and wanted > most:
+        raise Refusal(
+            400,
+            f"{wanted} tokens behind a prompt of {prompt_tokens} are too many; {most} fit",
+            param="max_tokens",
+            code="context_length_exceeded",
+        )
+    wanted = wanted or min(most, engine.model.pack.info.max_new_tokens)
     asked: int | None = None
     if isinstance(request, ChatRequest):
         asked = (request.top_logprobs or 0) if request.logprobs else None
@@ -148,7 +160,7 @@ def sampling(
             min_p=request.min_p,
             repetition_penalty=request.repetition_penalty,
             seed=seed,
-            max_new_tokens=min(wanted, most),
+            max_new_tokens=wanted,
             stop=request.stops(),
             logprobs=asked,
         )
