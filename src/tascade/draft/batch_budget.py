@@ -29,6 +29,7 @@ class BatchBudget:
         self.most, self.max_pause = most, max_pause
         self.costs = StepCosts()
         self._draft_seconds = self._node_seconds = 0.0
+        self._rates: dict[int, float] = {}
         self._pause = self._skip = self._fruitless = 0
         self._given = self._kept = 1.0
 
@@ -47,10 +48,12 @@ class BatchBudget:
         sizes, seconds = curve
         reach = min(len(sizes) - 1, int(np.searchsorted(sizes, rows * self.most)))
         slope = max(0.0, (seconds[reach] - seconds[0]) / max(sizes[reach], 1.0))
-        # A token is worth its slot while it adds to the rate; half of that leaves room for errors.
-        # Where requests are many, drafting it costs as well.
+        # A token is worth its slot while it adds to the rate, that of plain steps or of late; a bit
+        # more than half of that leaves room for errors. Where requests are many, drafting it costs
+        # as well.
         cost = slope + (self._node_seconds if rows > _MANY else 0.0)
-        return self.most, float(min(0.9, 0.5 * cost * rows / seconds[0]))
+        rate = max(rows / seconds[0], 0.9 * self._rates.get(rows.bit_length(), 0.0))
+        return self.most, float(min(0.9, 0.6 * cost * rate))
 
     def choose(
         self, rows: int, counts: npt.NDArray[np.int64], sums: npt.NDArray[np.float64]
@@ -70,6 +73,7 @@ class BatchBudget:
             np.interp(drafted, sizes, seconds) + self._draft_seconds
         )
         best = int(rate.argmax())
+        self._rates[rows.bit_length()] = float(rate[best])
         if rate[best] * seconds[0] < _MARGIN * rows:
             self._rest()
             # Costs may have fallen since: only a try tells.
