@@ -35,7 +35,7 @@ def engine(options: argparse.Namespace) -> Any:
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     watching = str(HERE.parent / "tests" / "vllm")
-    os.environ["PYTHONPATH"] = os.pathsep.join([watching, os.environ.get("PYTHONPATH", "")])
+    sys.path.insert(0, watching)  # which the engine's process is given
     from vllm import LLM
 
     name = {"method": "custom_class", "model": "watch.WatchedProposer"}
