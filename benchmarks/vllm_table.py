@@ -54,7 +54,7 @@ def table(folder: Path) -> str:
         "",
         f"vLLM {machine['vllm']} on {machine['threads']} threads of {machine['cpu']}, float32, "
         "greedy, 64 test rows (`incompressible`: random prompts to the model with a shuffled "
-        "head), medians of 3 repeats in turns [low-high]; `python benchmarks/vllm_path.py`. "
+        "head), medians of 2 or 3 repeats in turns [low-high]; `python benchmarks/vllm_path.py`. "
         "The suffix drafter had answered the training prompts before.",
     ]
     return "\n".join(lines)

@@ -14,7 +14,8 @@ Curve = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
 """Drafted tokens and seconds, [n] each, the first for none drafted."""
 
 _KEPT_TIMES = 9
-_PLAIN_VISITS = (0, 2, 12, 60)
+_PLAIN_FIRST = 3
+_PLAIN_LATER = 48
 _PLAIN_EVERY = 256
 _REDRAW = 16
 _FORGET = 0.995
@@ -85,23 +86,33 @@ class StepCosts:
         self._visits: dict[int, int] = {}
         self._curves: dict[int, tuple[int, Curve | None]] = {}
         self._trend: _Trend | None = None
+        self._plain_seen = 0
 
     def observe(self, rows: int, extra: int, seconds: float) -> None:
         """Take what a step over ``rows`` requests and ``extra`` drafted tokens took."""
         if self._trend is None:
             self._trend = _Trend(seconds)
         self._trend.add(rows, extra, seconds)
+        self._plain_seen += extra == 0
         cell = self._cells.setdefault((_octave(rows, 4), _octave(extra, 2)), _Cell())
         cell.add(seconds)
         if len(cell.seconds) <= 2:  # else the curve hardly moved: it is drawn again now and then
             self._curves.pop(_octave(rows, 4), None)
 
     def needs_plain(self, rows: int) -> bool:
-        """Whether it is time to see again what a step without drafts costs at this batch size."""
+        """Whether it is time to see again what a step without drafts costs at this batch size.
+
+        The first steps of all are such, then the trend tells; a size that is often met is looked
+        at by itself, and now and then again.
+        """
         key = _octave(rows, 4)
         visit = self._visits.get(key, 0)
         self._visits[key] = visit + 1
-        return visit in _PLAIN_VISITS or visit % _PLAIN_EVERY == _PLAIN_EVERY - 1
+        return (
+            self._plain_seen < _PLAIN_FIRST
+            or (visit == _PLAIN_LATER and (key, -1) not in self._cells)
+            or visit % _PLAIN_EVERY == _PLAIN_EVERY - 1
+        )
 
     def curve(self, rows: int) -> Curve | None:
         """Cost by drafted tokens at this batch size; ``None`` until a plain step was seen."""
@@ -114,14 +125,15 @@ class StepCosts:
 
     def _draw(self, rows: int) -> Curve | None:
         key, trend = _octave(rows, 4), self._trend
-        base = self._cells.get((key, -1))
-        if base is None or trend is None:
+        if trend is None or self._plain_seen == 0:
             return None
-        sizes, seconds = [0.0], [base.median]
-        offset = base.median - trend.at(rows, 0)
+        plain = self._cells.get((key, -1))
+        base = trend.at(rows, 0) if plain is None else plain.median
+        sizes, seconds = [0.0], [base]
+        offset = base - trend.at(rows, 0)
         for octave in range(2 * (10 + key // 4)):
             size = 2.0 ** (octave / 2)
-            expected = max(base.median, trend.at(rows, size) + offset)
+            expected = max(base, trend.at(rows, size) + offset)
             cell = self._cells.get((key, octave))
             if cell is not None:
                 n = len(cell.seconds)
