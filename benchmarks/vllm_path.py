@@ -4,10 +4,17 @@
 
 Run it with the Python of an environment that holds vLLM and tascade. One engine for each method
 lives in its own process; only one works at a time. Every turn keeps ``concurrency`` requests under
-way until all test rows are answered, greedy, float32; methods rotate within each repeat, and a
-speed-up is the median of the ratios of neighbours. The suffix drafter, which learns from answers
-it has seen, answers the training prompts first: its corpus then is what the pack holds, the model's
-own answers. The incompressible workload is random prompts answered"""
+way until all rows of the repeat are answered, greedy, float32; methods rotate within each repeat,
+and a speed-up is the median of the ratios of neighbours.
+
+No row is met twice: every repeat has test rows of its own, and validation rows warm the engines up.
+The suffix drafter, which keeps the answers it has seen, answers the training prompts first: its
+corpus then is what the pack holds, the model's own answers. What it kept of test rows is taken out
+of its cache after each round, for they come again at another concurrency; within a round it learns
+as it does in service. The pack keeps no answers, only how often its drafts were right.
+
+The incompressible workload is random prompts answered by the model with its head shuffled, which
+says other tokens than it means: there is nothing to learn, or to find."""
 
 from __future__ import annotations
 
@@ -79,13 +86,36 @@ def work(method: str, model: str, pack: str) -> None:
         seed=0,
         **speculative(method, pack),
     )
+    kept: set[str] = set()
     say(out, {"ready": True})
     for line in sys.stdin:
         job = json.loads(line)
         result = drive(llm, **job["run"]) if "run" in job else {}
+        if job.get("forget") and method == "suffix":
+            forget(llm, kept)
+        elif method == "suffix":
+            kept = answers_of(llm)
         if job.get("stats") and method == "tascade":
             result["stats"] = llm.collective_rpc("tascade_stats")[0]
         say(out, result)
+
+
+def suffix_cache(llm: Any) -> Any:
+    core = llm.llm_engine.engine_core.engine_core
+    return core.model_executor.driver_worker.worker.model_runner.drafter.suffix_cache
+
+
+def answers_of(llm: Any) -> set[str]:
+    """Names of the requests whose answers the suffix drafter holds."""
+    return set(suffix_cache(llm).cached_requests)
+
+
+def forget(llm: Any, kept: set[str]) -> None:
+    """Take from the suffix drafter the answers it learned since ``kept`` was noted."""
+    cache = suffix_cache(llm)
+    for name in set(cache.cached_requests) - kept:
+        cache.evict_cached_response(name)
+    assert set(cache.cached_requests) == kept
 
 
 def say(out: int, message: dict[str, Any]) -> None:
@@ -104,20 +134,22 @@ def drive(llm: Any, prompts: list[list[int]], concurrency: int, workload: str) -
     engine = llm.llm_engine
     answers: dict[str, list[int]] = {}
     waiting = [(str(i), prompt) for i, prompt in enumerate(prompts)][::-1]
-    begin, under_way = time.perf_counter(), 0
+    begin, under_way, steps = time.perf_counter(), 0, 0
     while waiting or under_way:
         while waiting and under_way < concurrency:
             name, prompt = waiting.pop()
             params = SamplingParams(max_tokens=lengths[int(name)], **options)
             engine.add_request(name, {"prompt_token_ids": prompt}, params)
             under_way += 1
+        steps += 1
         for output in engine.step():
             if output.finished:
                 answers[output.request_id.split("-")[0]] = list(output.outputs[0].token_ids)
                 under_way -= 1
     seconds = time.perf_counter() - begin
     ordered = [answers[str(i)] for i in range(len(prompts))]
-    return {"seconds": seconds, "tokens": sum(map(len, ordered)), "answers": ordered}
+    tokens = sum(map(len, ordered))
+    return {"seconds": seconds, "tokens": tokens, "steps": steps, "answers": ordered}
 
 
 class Worker:
@@ -155,8 +187,8 @@ class Worker:
         self.process.wait(60)
 
 
-def encode(options: argparse.Namespace) -> tuple[list[list[int]], list[list[int]]]:
-    """Token ids of the test prompts, and of the training prompts."""
+def encode(options: argparse.Namespace) -> dict[str, list[list[int]]]:
+    """Token ids of the prompts of each split."""
     from transformers import AutoTokenizer
 
     from tascade.data.load import load_examples
@@ -164,18 +196,28 @@ def encode(options: argparse.Namespace) -> tuple[list[list[int]], list[list[int]
 
     tokenizer = AutoTokenizer.from_pretrained(options.shared / "models" / "pilot")
     folder = options.shared / "data" / options.task
-    found = []
-    for name, most in (("test", options.rows), ("train", options.warm)):
-        examples = list(load_examples(folder / f"{name}.jsonl"))[:most]
-        found.append([encode_prompt(tokenizer, e.prompt or "").tolist() for e in examples])
-    return found[0], found[1]
+    found = {}
+    for name in ("train", "validation", "test"):
+        examples = list(load_examples(folder / f"{name}.jsonl"))[: options.warm]
+        found[name] = [encode_prompt(tokenizer, e.prompt or "").tolist() for e in examples]
+    return found
 
 
-def noise_prompts(count: int) -> list[list[int]]:
+def rounds(prompts: dict[str, list[list[int]]], concurrency: int, repeats: int) -> Any:
+    """The rows of the warming round and of each repeat: of more requests at a time, more rows."""
+    size = min(len(prompts["test"]) // repeats, 32 + 4 * concurrency)
+    blocks = [prompts["test"][i * size : (i + 1) * size] for i in range(repeats)]
+    return [prompts["validation"][:size], *blocks]
+
+
+def noise_rounds(concurrency: int, repeats: int) -> Any:
     import numpy as np
 
     rng = np.random.default_rng(4)
-    return [rng.integers(300, 4000, 64).tolist() for _ in range(count)]
+    count = max(16, 2 * concurrency)
+    return [
+        [rng.integers(300, 4000, 64).tolist() for _ in range(count)] for _ in range(repeats + 1)
+    ]
 
 
 def shuffled_head(model: Path, folder: Path) -> Path:
@@ -205,29 +247,34 @@ def ratios(seconds: dict[str, list[float]], tokens: dict[str, list[int]], base: 
 
 
 def measure(
-    workers: dict[str, Worker], prompts: list[list[int]], concurrency: int, options: Any
+    workers: dict[str, Worker], rows: list[list[list[int]]], concurrency: int, options: Any
 ) -> dict[str, Any]:
+    """Every method on every round of ``rows``; the first round warms up and is not counted."""
     seconds: dict[str, list[float]] = {method: [] for method in workers}
     tokens: dict[str, list[int]] = {method: [] for method in workers}
+    steps: dict[str, list[int]] = {method: [] for method in workers}
     answers: dict[str, list[list[list[int]]]] = {method: [] for method in workers}
     names = list(workers)
-    for repeat in range(options.repeats + 1):
+    for repeat, prompts in enumerate(rows):
         for method in names[repeat % len(names) :] + names[: repeat % len(names)]:
             run = {"prompts": prompts, "concurrency": concurrency, "workload": options.workload}
-            done = workers[method].ask(run=run)
-            if repeat:  # the first round warms up, and teaches who learns
+            done = workers[method].ask(run=run, forget=True)
+            if repeat:
                 seconds[method].append(done["seconds"])
                 tokens[method].append(done["tokens"])
+                steps[method].append(done["steps"])
             answers[method].append(done["answers"])
     result: dict[str, Any] = {
         "concurrency": concurrency,
         "workload": options.workload,
+        "requests": sum(map(len, rows[1:])),
         "methods": {},
     }
     for method in names:
         each = [t / s for t, s in zip(tokens[method], seconds[method], strict=True)]
         row: dict[str, Any] = {"tokens_per_second": statistics.median(each)}
         row |= {"seconds": seconds[method], "tokens": tokens[method]}
+        row["steps"] = steps[method]
         if options.workload != "sampled":
             same = [
                 a == b
@@ -251,15 +298,16 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
         if options.workload != "task":
             model = shuffled_head(model, Path(folder) / "shuffled")
         workers = {method: Worker(method, model, options) for method in options.methods}
-    test, train = encode(options)
+    prompts = encode(options)
     if "suffix" in workers:
-        warm = {"prompts": train, "concurrency": MOST_SEQUENCES, "workload": "task"}
+        warm = {"prompts": prompts["train"], "concurrency": MOST_SEQUENCES, "workload": "task"}
         workers["suffix"].ask(run=warm)
     results = []
     for concurrency in options.concurrency:
+        rows = rounds(prompts, concurrency, options.repeats)
         if options.workload != "task":
-            test = noise_prompts(max(16, 2 * concurrency))
-        results.append(measure(workers, test, concurrency, options))
+            rows = noise_rounds(concurrency, options.repeats)
+        results.append(measure(workers, rows, concurrency, options))
         print(json.dumps(brief(results[-1])), flush=True)
     stats = workers["tascade"].ask(stats=True)["stats"]
     for worker in workers.values():
@@ -277,10 +325,9 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
         "machine": machine_info() | {"vllm": __version__},
         "settings": {
             "task": options.task,
-            "rows": len(test),
             "dtype": "float32",
             "max_num_seqs": MOST_SEQUENCES,
-            "suffix_warmed_with": f"the model's own answers to {len(train)} training prompts",
+            "suffix_warmed_with": f"the model's own answers to {len(prompts['train'])} training prompts",
         },
         "results": results,
         "tascade": stats,
@@ -300,7 +347,6 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=Path("../shared"))
     parser.add_argument("--packs", type=Path, required=True, help="holds a pack for each task")
     parser.add_argument("--task", required=True)
-    parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--warm", type=int, default=3000)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32])
