@@ -327,7 +327,7 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
             "task": options.task,
             "dtype": "float32",
             "max_num_seqs": MOST_SEQUENCES,
-            "suffix_warmed_with": f"the model's own answers to {len(prompts['train'])} training prompts",
+            "suffix_warmed_with": f"own answers to {len(prompts['train'])} training prompts",
         },
         "results": results,
         "tascade": stats,

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,13 +15,14 @@ from tascade.draft.batch_kernels import SURVIVAL_BINS, cut_rows, draft_rows, new
 from tascade.draft.batch_slots import LongArray, clear_slot, match_rows, new_slots
 from tascade.draft.calibrate import Calibration
 from tascade.draft.context import HashChain
+from tascade.draft.lanes import Lanes
+from tascade.draft.lookup import MAX_LEVELS
 from tascade.draft.mix import SimilarView
 from tascade.draft.shards import CorpusView, shard_table
 from tascade.errors import ConfigError
 
 MAX_DRAFT = 64
-_ROWS_A_THREAD = 8
-_EXAMPLES = 24
+_EXAMPLES = 8
 Ended = Callable[[IntArray, IntArray], object]
 """Takes the prompt and the output, [T] int32 each, of a request that met an end token."""
 _SEPARATED = np.array([-1, -1], np.int32)
@@ -97,9 +95,7 @@ class BatchDrafter:
         self._on_end: Ended | None = None  # not while compiling
         self._barriers = np.asarray(end_tokens, np.int32)
         self._slots = new_slots(requests, length, most)
-        self._threads = threads or min(4, os.cpu_count() or 1)
-        self._pool = ThreadPoolExecutor(self._threads, "tascade-draft")
-        self._works = [_new_work(most) for _ in range(self._threads)]
+        self._lanes = Lanes(threads, lambda: _new_work(most))
         self._last = np.full(requests, -1, np.int64)
         self._claimed = np.zeros(requests, np.int8)
         self._seen = np.zeros(requests, np.int64)
@@ -133,7 +129,7 @@ class BatchDrafter:
         self._keep_alive = [arrays for _, arrays in tables]
         self._shards = np.concatenate([rows for rows, _ in tables])
         self._begins = np.cumsum([0] + [len(rows) for rows, _ in tables])
-        self._slots.held[:, :, -2] = 0  # voters stand in the shards of before
+        self._slots.held[:, :, MAX_LEVELS] = 0  # voters stand in the shards of before
         corpus = self.tasks[0].corpus if len(self.tasks) == 1 else None
         if corpus is not None:
             self._recent.follow(corpus.delta_tokens)
@@ -243,8 +239,8 @@ class BatchDrafter:
         """
         tasks = (self._shards, self._begins, self._recent.arrays(), self._stages)
 
-        def part(rows: slice, work: Any) -> Any:
-            return draft_rows(
+        def part(rows: slice, work: Any) -> None:
+            draft_rows(
                 ids[rows],
                 lengths[rows],
                 slot_of[rows],
@@ -255,22 +251,9 @@ class BatchDrafter:
                 *work,
             )
 
-        n = len(slot_of)
-        parts = min(self._threads, n // _ROWS_A_THREAD)
-        if parts <= 1:
-            part(slice(0, n), self._works[0])
-            _, self._counts, self._sums = self._works[0]
-            return
-        bounds = [i * n // parts for i in range(parts + 1)]
-        pieces = [slice(a, b) for a, b in pairwise(bounds)]
-        waiting = [
-            self._pool.submit(part, piece, work)
-            for piece, work in zip(pieces[1:], self._works[1:], strict=False)
-        ]
-        part(pieces[0], self._works[0])
-        wait(waiting)
-        self._counts = np.sum([work[1] for work in self._works[:parts]], axis=0)
-        self._sums = np.sum([work[2] for work in self._works[:parts]], axis=0)
+        works = self._lanes.run(part, len(slot_of))
+        self._counts = sum(work[1] for work in works)
+        self._sums = sum(work[2] for work in works)
 
     def _share(self, slot_of: LongArray, rows: int) -> list[list[int]]:
         bins = SURVIVAL_BINS

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from tascade.draft.batch_kernels import SURVIVAL_BINS
+from tascade.draft.batch_kernels import best_rate
 from tascade.draft.step_costs import StepCosts
 
 _MARGIN = 1.05
@@ -32,6 +32,12 @@ class BatchBudget:
         self._rates: dict[int, float] = {}
         self._pause = self._skip = self._fruitless = 0
         self._given = self._kept = 1.0
+        self._compile()
+
+    @staticmethod
+    def _compile() -> None:
+        counts, sums = np.zeros(1, np.int64), np.zeros(1)
+        best_rate(1, counts, sums, 1.0, np.arange(2.0), np.ones(2), 0.0)
 
     def rests(self) -> bool:
         """Whether to leave this step alone, since drafts did not pay; called once a step."""
@@ -67,19 +73,15 @@ class BatchBudget:
             self._rest()
             return 0
         sizes, seconds = curve
-        drafted = np.cumsum(counts)
         trust = min(1.0, (self._kept + _BENEFIT) / (self._given + _BENEFIT))
-        rate = (rows + trust * np.cumsum(sums)) / (
-            np.interp(drafted, sizes, seconds) + self._draft_seconds
-        )
-        best = int(rate.argmax())
-        self._rates[rows.bit_length()] = float(rate[best])
-        if rate[best] * seconds[0] < _MARGIN * rows:
+        bins, rate = best_rate(rows, counts, sums, trust, sizes, seconds, self._draft_seconds)
+        self._rates[rows.bit_length()] = rate
+        if rate * seconds[0] < _MARGIN * rows:
             self._rest()
             # Costs may have fallen since: only a try tells.
-            return best + 1 if self._fruitless % _TRY_EVERY == 0 else 0
+            return bins if self._fruitless % _TRY_EVERY == 0 else 0
         self._pause = self._fruitless = 0
-        return min(best + 1, SURVIVAL_BINS)
+        return bins
 
     def _rest(self) -> None:
         # An answer's end has no draft either: one step without says nothing.

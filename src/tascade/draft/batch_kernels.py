@@ -23,6 +23,7 @@ SURVIVAL_BINS = 64
 _LEAST = 0.02
 _LEAST_SHARE = 0.1
 _QUORUM = 12
+_REACH = 16
 
 
 def new_batch_work(nodes: int) -> tuple[Any, ...]:
@@ -131,7 +132,7 @@ def _grow_chain(
         used = _agreed(sources[0], rc[0], parent, n, scratch, found)
         if used == 0:
             cut = min(0.4, max(_LEAST_SHARE, 0.4 * bar / product))
-            used = gather(sources, rc, nc, rx, nx, cut, scratch, found, (n, parent))
+            used = gather(sources, rc, nc, rx, nx, cut, scratch, found, (n, parent, _REACH))
         memo_used[n] = used
         total, top, best = 0.0, 0.0, -1
         for i in range(used):
@@ -185,8 +186,11 @@ def _stands_at(new: Any, n_nodes: int, draft: Any, used: Any) -> int:
 def _keep_voters(slots: Any, s: int, row: int) -> int:
     """Move the voters of ``row`` to the spare row, where the next draft finds them."""
     spare = int(slots.held.shape[1]) - 1
-    slots.held[s, spare] = slots.held[s, row]
-    slots.voters[s, spare] = slots.voters[s, row]
+    for i in range(slots.held.shape[2]):
+        slots.held[s, spare, i] = slots.held[s, row, i]
+    for level in range(MAX_LEVELS):
+        for i in range(min(slots.held[s, row, level], KEPT_VOTERS)):
+            slots.voters[s, spare, level, i] = slots.voters[s, row, level, i]
     return spare
 
 
@@ -279,6 +283,36 @@ def draft_rows(
 @kernel
 def _bin(survival: float) -> int:
     return min(int((1.0 - survival) * SURVIVAL_BINS), SURVIVAL_BINS - 1)
+
+
+@kernel
+def best_rate(
+    rows: int,
+    counts: Any,
+    sums: Any,
+    trust: float,
+    sizes: Any,
+    seconds: Any,
+    more: float,
+) -> tuple[int, float]:
+    """How many survival bins give the most tokens a second, and that rate.
+
+    ``counts``, ``sums`` as in :func:`draft_rows`; ``trust``: share of the survival that comes true;
+    ``sizes``, ``seconds``: [n], a step's cost by drafted tokens; ``more``: seconds besides.
+    """
+    best, top = 1, 0.0
+    drafted, promised, at = 0, 0.0, 0
+    for i in range(len(counts)):
+        drafted += counts[i]
+        promised += sums[i]
+        while at + 2 < len(sizes) and sizes[at + 1] < drafted:
+            at += 1
+        share = min(1.0, (drafted - sizes[at]) / (sizes[at + 1] - sizes[at]))
+        cost = seconds[at] + share * (seconds[at + 1] - seconds[at]) + more
+        rate = (rows + trust * promised) / cost
+        if rate > top:
+            best, top = i + 1, rate
+    return best, top
 
 
 @kernel

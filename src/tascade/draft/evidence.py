@@ -33,6 +33,7 @@ CORPUS, SIMILAR, CONTEXT = 0, 1, 2
 _ENOUGH = 24
 KEPT_VOTERS = 48
 SHARD_BITS = 40
+EVERYWHERE = 1 << SHARD_BITS
 _FEW_LEFT = 16
 _STRONG = 0.1
 _RECENT_WEIGHTS = (1.0, 0.5, 0.15)
@@ -110,13 +111,14 @@ def _vote(pool: Any, counts: Any, level: int, used: int, token: int) -> int:
 
 @kernel
 def corpus_votes(
-    shards: Any, rc: Any, n: int, recent: Any, scratch: Any, row: int
+    shards: Any, rc: Any, n: int, recent: Any, scratch: Any, row: int, reach: int
 ) -> tuple[int, int]:
     """Next-token shares from all shards, long contexts first, backing off by Witten-Bell.
 
     ``recent`` is a hash chain of documents not yet in a shard. Writes tokens and their blended
     shares to the scratch; returns (how many, length of the longest match). What voted is noted for
-    :func:`inherited_votes` in row ``row``.
+    :func:`inherited_votes` in row ``row``. Voters are sought at most ``reach`` places to each side:
+    the nearest share the longest contexts.
     """
     pool, shares, where, fresh_tokens, fresh_length, counts, totals, all_voters, all_held = scratch
     voters, held = all_voters[row], all_held[row]
@@ -139,9 +141,8 @@ def corpus_votes(
     while level < MAX_LEVELS and k > 0:
         below = 0
         for s in range(ns):
-            below, used = _shard_level(
-                shards, s, rc, k, where, (pool, counts, totals, voters, held), level, used, below
-            )
+            ballot = (pool, counts, totals, voters, held)
+            below, used = _shard_level(shards, s, rc, (k, level, reach), where, ballot, used, below)
         for i in range(fresh):
             used = _fresh_level(
                 fresh_tokens[i], fresh_length[i], k, pool, counts, totals, level, used
@@ -205,14 +206,17 @@ def _shard_level(
     shards: Any,
     s: int,
     rc: Any,
-    k: int,
+    step: Any,
     where: Any,
     ballot: Any,
-    level: int,
     used: int,
     below: int,
 ) -> tuple[int, int]:
-    """Add one shard's votes at match length ``k``; returns (next shorter match length, used)."""
+    """Add one shard's votes; returns (next shorter match length, used).
+
+    ``step``: (match length, its level, how far to each side to look).
+    """
+    k, level, reach = step
     pool, counts, totals, voters, held = ballot
     m = where[s, 2]
     if m < k:
@@ -220,8 +224,8 @@ def _shard_level(
     tokens, order = shard_tokens(shards, s), shard_order(shards, s)
     start, end = where[s, 0], where[s, 1]
     # Every level holds the one before: widen from its ends.
-    lo = widen_left(tokens, order, rc, k, where[s, 3], start)
-    hi = widen_right(tokens, order, rc, k, where[s, 4], end)
+    lo = widen_left(tokens, order, rc, k, where[s, 3], max(start, where[s, 3] - reach))
+    hi = widen_right(tokens, order, rc, k, where[s, 4], min(end, where[s, 4] + reach))
     where[s, 3], where[s, 4] = lo, hi
     used, take = _sample_interval(
         tokens, order, (lo, hi, s), pool, counts, level, used, voters, held
@@ -301,7 +305,9 @@ def gather(
     out: Any,
     place: Any,
 ) -> int:
-    """All sources' candidates for one node; ``place``: (its row, its parent's row or -1).
+    """All sources' candidates for one node.
+
+    ``place``: (its row, its parent's row or -1, how far to look for voters in the corpus).
 
     ``rc[:n]`` is the reversed output (separators at its start), ``rx[:nx]`` the reversed request,
     prompt included. Writes to ``out``: tokens [MAX_CANDIDATES], shares [MAX_CANDIDATES, 3]
@@ -311,13 +317,13 @@ def gather(
     shards, recent, similar, context = sources
     out_tokens, out_shares, out_match = out
     pool, shares = scratch[0], scratch[1]
-    row, above = place
+    row, above, reach = place
     used = 0
     for source in range(SOURCES):
         if source == CORPUS:
             found, best = inherited_votes(shards, recent, rc[0], above, row, scratch)
             if found < 0:
-                found, best = corpus_votes(shards, rc, n, recent, scratch, row)
+                found, best = corpus_votes(shards, rc, n, recent, scratch, row, reach)
         elif source == SIMILAR:
             found, best = chain_votes(similar, rc, n, scratch)
         else:

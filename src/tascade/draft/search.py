@@ -6,7 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from tascade.draft.evidence import CORPUS, MAX_CANDIDATES, SOURCES, gather, new_scratch
+from tascade.draft.evidence import (
+    CORPUS,
+    EVERYWHERE,
+    MAX_CANDIDATES,
+    SOURCES,
+    gather,
+    new_scratch,
+)
 from tascade.draft.jit import kernel
 from tascade.draft.lookup import DEPTH
 from tascade.draft.mixing import learn, learn_path, probability, survive
@@ -135,7 +142,7 @@ def _expand(
     least = min(0.4, max(0.02, 0.4 * floor / survival))
     found = (memo_tokens[row], memo_shares[row], memo_match[row])
     above = parents[node] + 1 if node >= 0 else -1
-    used = gather(sources, rc, n, rx, nx, least, scratch, found, (row, above))
+    used = gather(sources, rc, n, rx, nx, least, scratch, found, (row, above, EVERYWHERE))
     memo_used[row] = used
     total = 0.0
     for i in range(used):

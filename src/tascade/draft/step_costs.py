@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from tascade.draft.lookup import DEPTH
-
 Curve = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
 """Drafted tokens and seconds, [n] each, the first for none drafted."""
 
@@ -22,6 +20,9 @@ _FORGET = 0.995
 _SHRINK = 4.0
 _PRIOR = (0.9, 0.1, 0.1, 0.2)
 _PRECISION = (0.02, 0.02, 0.05, 0.02)
+_PLENTY = (8.0, 64.0)
+"""Requests, and drafted tokens, that weigh about as much as a step's start does."""
+_REFIT = 8
 
 
 @dataclass(slots=True)
@@ -54,24 +55,37 @@ class _Trend:
         self._unit = unit
         self._moment = np.diag(_PRECISION).astype(np.float64)
         self._target = self._moment @ np.asarray(_PRIOR)
-        self._plane = np.asarray(_PRIOR)
-
-    @staticmethod
-    def _features(rows: int, extra: float) -> npt.NDArray[np.float64]:
-        return np.array([1.0, rows / 8.0, float(extra > 0), extra / (2.0 * DEPTH)])
+        self._plane: tuple[float, ...] = _PRIOR
+        self._waiting: list[tuple[int, int, float]] = []
+        self._fits = 0
 
     def add(self, rows: int, extra: int, seconds: float) -> None:
-        y = min(seconds / self._unit, 3.0 * max(self.at(rows, extra) / self._unit, 0.3))
-        x = self._features(rows, extra) / y
-        self._moment = _FORGET * self._moment + np.outer(x, x)
-        self._target = _FORGET * self._target + x
+        # A fit costs more than a step can spare: the first ones are made at once, later a few
+        # steps share one.
+        self._waiting.append((rows, extra, seconds))
+        if len(self._waiting) >= min(_REFIT, 1 + self._fits):
+            self._fit()
+
+    def _fit(self) -> None:
+        for rows, extra, seconds in self._waiting:
+            y = min(seconds / self._unit, 3.0 * max(self.at(rows, extra) / self._unit, 0.3))
+            x = np.asarray(_features(rows, extra)) / y
+            self._moment = _FORGET * self._moment + np.outer(x, x)
+            self._target = _FORGET * self._target + x
         ridge = 0.02 * np.diag(_PRECISION)
         prior = ridge @ np.asarray(_PRIOR)
-        self._plane = np.linalg.solve(self._moment + ridge, self._target + prior)
+        plane = np.linalg.solve(self._moment + ridge, self._target + prior)
+        self._plane = tuple(np.maximum(plane, 0.0).tolist())
+        self._waiting.clear()
+        self._fits += 1
 
     def at(self, rows: int, extra: float) -> float:
-        plane = np.maximum(self._plane, 0.0)
-        return float(self._features(rows, extra) @ plane) * self._unit
+        features = _features(rows, extra)
+        return sum(a * b for a, b in zip(features, self._plane, strict=True)) * self._unit
+
+
+def _features(rows: int, extra: float) -> tuple[float, ...]:
+    return 1.0, rows / _PLENTY[0], float(extra > 0), extra / _PLENTY[1]
 
 
 class StepCosts:
