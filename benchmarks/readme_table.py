@@ -155,17 +155,17 @@ def settings_line(result: Result) -> str:
     )
 
 
-def put_into(text: str, table: str) -> str:
+def put_into(text: str, table: str, opening: str = BEGIN, closing: str = END) -> str:
     """The text with everything between the markers replaced.
 
     Raises:
         SystemExit: the markers are not there once each, in order.
     """
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end or BEGIN in rest or END in after:
-        raise SystemExit(f"README.md must hold {BEGIN} and, after it, {END}, once each")
-    return f"{before}{BEGIN}\n{table}\n{END}{after}"
+    before, begin, rest = text.partition(opening)
+    _, end, after = rest.partition(closing)
+    if not begin or not end or opening in rest or closing in after:
+        raise SystemExit(f"README.md must hold {opening} and, after it, {closing}, once each")
+    return f"{before}{opening}\n{table}\n{closing}{after}"
 
 
 def main() -> None:

@@ -10,6 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from readme_table import put_into
+
 HERE = Path(__file__).parent
 BEGIN, END = "<!-- vllm -->", "<!-- /vllm -->"
 
@@ -69,9 +71,8 @@ def main() -> None:
     found = table(options.results)
     print(found)
     if options.write:
-        text = options.readme.read_text()
-        head, rest = text.split(BEGIN, 1)
-        options.readme.write_text(f"{head}{BEGIN}\n{found}\n{END}{rest.split(END, 1)[1]}")
+        text = put_into(options.readme.read_text(), found, BEGIN, END)
+        options.readme.write_text(text)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ ROWS = [
     {
         "cli",
         "cli_serve",
+        "cli_options",
         "demo",
         "console",
         "serve",
@@ -36,8 +37,8 @@ ROWS = [
 ]
 # The top row is the user's side: these of its modules may use another one of it.
 TOP_ROW_ALLOWED = {
-    "cli": {"cli_serve", "console", "demo", "bench", "inspection"},
-    "cli_serve": {"console", "serve"},
+    "cli": {"cli_options", "cli_serve", "console", "demo", "bench", "inspection"},
+    "cli_serve": {"cli_options", "console", "serve"},
     "demo": {"console", "bench"},
 }
 

@@ -26,11 +26,12 @@ from tascade import bundled, cli, learning
 from tascade.data.load import load_examples
 from tascade.decode.loop import Decoder
 from tascade.draft import corpus_log, learned
-from tascade.draft.batch import BatchDrafter, Task
+from tascade.draft.batch import BatchDrafter
 from tascade.draft.context import HashChain
 from tascade.draft.corpus import CorpusIndex
 from tascade.draft.mix import MixDrafter
 from tascade.draft.shards import CorpusView, shard_table
+from tascade.draft.task import Task
 from tascade.errors import ConfigError, FingerprintError, PackError
 from tascade.learning import TrafficLearner
 from tascade.model import TaskModel

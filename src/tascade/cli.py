@@ -9,6 +9,16 @@ from typing import Annotated, Any
 import typer
 
 from tascade import cli_serve
+from tascade.cli_options import (
+    Dtype,
+    Json,
+    MaxTokens,
+    ModelOpt,
+    OnError,
+    PackArg,
+    Threads,
+    use_threads,
+)
 from tascade.errors import TascadeError
 
 app = typer.Typer(
@@ -18,14 +28,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-Json = Annotated[bool, typer.Option("--json", help="Print one machine-readable object on stdout.")]
-ModelOpt = Annotated[str, typer.Option("--model", "-m", help="A hub id or a model folder.")]
-PackArg = Annotated[Path, typer.Argument(help="A pack folder, written by `tascade adapt`.")]
-Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
-Threads = Annotated[int, typer.Option(help="CPU threads; 0 leaves torch's choice.")]
-OnError = Annotated[str, typer.Option("--on-error", help="raise, or skip bad rows and list them.")]
-MaxTokens = Annotated[int, typer.Option("--max-new-tokens", help="Most tokens to generate.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -55,7 +57,7 @@ def inspect(
     from tascade import console
     from tascade.inspection import inspect as look
 
-    _threads(threads)
+    use_threads(threads)
     with console.progress_bar() as progress:
         found = look(data, model, held_out=held_out or None, on_error=on_error, progress=progress)
     if json:
@@ -89,7 +91,7 @@ def adapt(
     from tascade import console
     from tascade.pipeline import adapt as build
 
-    _threads(threads)
+    use_threads(threads)
     wanted = _recipe(recipe, model, data, validation, dtype, max_new_tokens, on_error)
     if own:
         wanted = replace(wanted, spec=replace(wanted.spec, own_answers=True))
@@ -174,7 +176,7 @@ def generate(
     from tascade import console
     from tascade.model import TaskModel
 
-    _threads(threads)
+    use_threads(threads)
     options: dict[str, Any] = {"temperature": temperature, "seed": seed, "stop": tuple(stop or ())}
     if max_new_tokens:
         options["max_new_tokens"] = max_new_tokens
@@ -213,7 +215,7 @@ def chat(
     from tascade import console
     from tascade.model import TaskModel
 
-    _threads(threads)
+    use_threads(threads)
     task_model = TaskModel.from_pretrained(pack, model or None, dtype=dtype)
     while True:
         try:
@@ -251,7 +253,7 @@ def bench(
     from tascade import console
     from tascade.bench.pack import BenchOptions, bench_pack
 
-    _threads(threads)
+    use_threads(threads)
     options = BenchOptions(
         methods=tuple(methods.split(",")),
         rows=rows,
@@ -306,20 +308,13 @@ def demo(
     """The bundled task and model, end to end, offline, in about a minute."""
     from tascade.demo import run
 
-    _threads(threads)
+    use_threads(threads)
     run(out, rows=rows, repeats=repeats)
 
 
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 app.command(context_settings=_PASS_ON)(cli_serve.serve)
 app.command()(cli_serve.learned)
-
-
-def _threads(count: int) -> None:
-    if count:
-        import torch
-
-        torch.set_num_threads(count)
 
 
 def main() -> None:

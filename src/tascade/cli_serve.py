@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-Json = Annotated[bool, typer.Option("--json", help="Print one machine-readable object on stdout.")]
+from tascade.cli_options import Dtype, Json, PackArg, Threads, use_threads
 
 
 def serve(
     context: typer.Context,
-    pack: Annotated[Path, typer.Argument(help="A pack folder, written by `tascade adapt`.")],
+    pack: PackArg,
     engine: Annotated[str, typer.Option(help="auto (vLLM if there), vllm or builtin.")] = "auto",
     model: Annotated[str, typer.Option("--model", "-m", help="Another model folder or id.")] = "",
     name: Annotated[
@@ -33,8 +33,8 @@ def serve(
     learn: Annotated[
         str, typer.Option(help="Folder in which finished answers become drafts; off if absent.")
     ] = "",
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves torch's choice.")] = 0,
+    dtype: Dtype = "auto",
+    threads: Threads = 0,
     only_print: Annotated[
         bool, typer.Option("--print", help="Only print the vLLM command.")
     ] = False,
@@ -63,10 +63,7 @@ def serve(
         )
         run_vllm(command, only_print=only_print)
         return
-    if threads:
-        import torch
-
-        torch.set_num_threads(threads)
+    use_threads(threads)
     settings = Settings(
         named(pack, model, name),
         host,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,13 +12,13 @@ from tascade.core import Generation, IntArray
 from tascade.decode.loop import Decoder
 from tascade.decode.sample import Processor, SamplingParams, argmax_rows
 from tascade.decode.target import Target
+from tascade.decode.text import TextStream
 from tascade.draft.budget import Budget, CostTable
 from tascade.draft.calibrate import Calibration
-from tascade.draft.corpus import CorpusIndex
 from tascade.draft.mix import MixDrafter
 from tascade.draft.none import NoDrafter
 from tascade.draft.shards import CorpusView
-from tascade.draft.similar import SimilarIndex
+from tascade.draft.task import open_task
 from tascade.encode import Prompt, encode_prompt, end_tokens, fingerprint
 from tascade.errors import ConfigError
 from tascade.load import ModelRef, load_model, machine_key
@@ -43,12 +43,9 @@ class TaskModel:
         pack.check_tokenizer(fingerprint(tokenizer), name or "the given model")
         self.ends = end_tokens(model, tokenizer)
         self.target = Target(model)
-        self.corpus = CorpusIndex.open(pack.corpus, fingerprint=pack.info.fingerprint)
-        self.calibration = (
-            Calibration.load(pack.calibration) if pack.calibration.exists() else Calibration()
-        )
+        task = open_task(pack, pack.info.fingerprint)
+        self.corpus, self.similar, self.calibration = task.corpus, task.similar, task.calibration
         self.outputs: CorpusView = self.corpus
-        self.similar = self._open_similar()
         self._cost: CostTable | None = _saved_cost(pack, machine_key(model))
         self._decoder: Decoder | None = None
         self._lock = threading.RLock()
@@ -106,14 +103,6 @@ class TaskModel:
         Call ``refresh()`` of the decoder's drafter whenever they have grown.
         """
         self.outputs, self._decoder = outputs, None
-
-    def _open_similar(self) -> SimilarIndex | None:
-        wanted = self.pack.info.recipe.get("spec", {}).get("similar", True)
-        if not wanted or not self.pack.similar.exists():
-            return None
-        return SimilarIndex.open(
-            self.pack.similar, fetch=self.corpus.document, fingerprint=self.pack.info.fingerprint
-        )
 
     def new_budget(self) -> Budget:
         """A budget over this machine's step costs."""
@@ -174,16 +163,14 @@ class TaskModel:
     ) -> Iterator[str]:
         """Generate for one prompt, yielding text as soon as it is sure not to change."""
         params = self.params(**options)
-        shown = ""
+        text = TextStream(self.tokenizer, params)
         for _, result in self.steps(self.encode(prompt), params, processors):
-            text = result.text or settled(self.tokenizer, result.tokens, params)
-            if len(text) > len(shown) and text.startswith(shown):
-                yield text[len(shown) :]
-                shown = text
+            if new := text.take(result):
+                yield new
 
     def steps(
         self, prompt: IntArray, params: SamplingParams, processors: Sequence[Processor] = ()
-    ) -> Iterator[tuple[list[int], Generation]]:
+    ) -> Generator[tuple[list[int], Generation]]:
         """Generate for one prompt of token ids [T]: yields each step's new ids and the result so
         far. No other request runs until the last step, or until the iterator is closed.
         """
@@ -201,19 +188,6 @@ class TaskModel:
         api = HfApi(token=token)
         api.create_repo(repo_id, private=private, exist_ok=True)
         return str(api.upload_folder(repo_id=repo_id, folder_path=str(self.pack.path)))
-
-
-def settled(tokenizer: Any, tokens: Sequence[int], params: SamplingParams) -> str:
-    """Text that later tokens cannot change: no half character, no start of a stop string."""
-    ids = [t for t in tokens if t not in params.end_tokens]
-    text: str = tokenizer.decode(ids, skip_special_tokens=True)
-    while text.endswith("�"):
-        text = text[:-1]
-    longest = max((len(s) for s in params.stop), default=0)
-    for size in range(min(longest, len(text)), 0, -1):
-        if any(s.startswith(text[-size:]) for s in params.stop):
-            return text[:-size]
-    return text
 
 
 def measure_cost(target: Target, *, seconds: float = 2.0, past: int = 96) -> CostTable:

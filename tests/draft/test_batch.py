@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tascade.draft import batch as batch_module
-from tascade.draft.batch import BatchDrafter, Task
+from tascade.draft.batch import BatchDrafter
 from tascade.draft.batch_budget import BatchBudget
 from tascade.draft.batch_kernels import SURVIVAL_BINS
 from tascade.draft.corpus import CorpusIndex
 from tascade.draft.step_costs import StepCosts
+from tascade.draft.task import Task
 from tascade.errors import ConfigError
 
 END = 1

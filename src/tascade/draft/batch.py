@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,28 +17,16 @@ from tascade.draft.calibrate import Calibration
 from tascade.draft.context import HashChain
 from tascade.draft.lanes import Lanes
 from tascade.draft.lookup import MAX_LEVELS
-from tascade.draft.mix import SimilarView
-from tascade.draft.shards import CorpusView, shard_table
+from tascade.draft.mix import in_a_row
+from tascade.draft.shards import shard_table
+from tascade.draft.task import Task
 from tascade.errors import ConfigError
 
 MAX_DRAFT = 64
 _EXAMPLES = 8
 Ended = Callable[[IntArray, IntArray], object]
 """Takes the prompt and the output, [T] int32 each, of a request that met an end token."""
-_SEPARATED = np.array([-1, -1], np.int32)
 _NO_TOKENS = np.empty(0, np.int32)
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """What drafts are made from: a task's outputs, its similar examples, its learned trust.
-
-    ``corpus`` is ``None`` to draft from the requests alone, ``similar`` to go without examples.
-    """
-
-    corpus: CorpusView | None
-    similar: SimilarView | None = None
-    calibration: Calibration = field(default_factory=Calibration)
 
 
 @dataclass(slots=True)
@@ -211,12 +199,9 @@ class BatchDrafter:
         free = np.where(self._claimed == 0, self._seen, np.iinfo(np.int64).max)
         slot = int(free.argmin())
         self._claimed[slot] = 1
-        pieces: list[IntArray] = []
-        similar = self.tasks[task].similar
+        similar, examples = self.tasks[task].similar, _NO_TOKENS
         if similar is not None and prompt:
-            for output in similar.lookup(row[:prompt], top=_EXAMPLES):
-                pieces += [_SEPARATED, output]
-        examples = np.concatenate(pieces) if pieces else _NO_TOKENS
+            examples = in_a_row(similar.lookup(row[:prompt], top=_EXAMPLES))
         clear_slot(self._slots, slot, task, prompt, examples)
         self.stats.requests += 1
         return slot

@@ -10,9 +10,10 @@ from tascade.draft.evidence import (
     CORPUS,
     KEPT_VOTERS,
     SHARD_BITS,
-    SOURCES,
+    ends_answer,
     gather,
     new_scratch,
+    source_kind,
 )
 from tascade.draft.jit import kernel
 from tascade.draft.lookup import DEPTH, HASH_BITS, MAX_LEVELS, chain_extend, shard_tokens
@@ -148,26 +149,14 @@ def _grow_chain(
             break
         token = memo_tokens[n, best]
         tokens[n], survival[n], raw[n] = token, least, product
-        from_request = False
-        for s in range(1, SOURCES):
-            from_request = from_request or memo_shares[n, best, s] > 0
-        from_corpus = memo_shares[n, best, CORPUS] > 0
-        kinds[n] = 3 if from_corpus and from_request else (1 if from_corpus else 2)
+        kinds[n] = source_kind(memo_shares[n, best])
         n += 1
         memo_used[n] = 0
         output_window[nodes - n] = token
         request_window[nodes - n] = token
-        if _ends(token, barriers):
+        if ends_answer(token, barriers):
             break
     return n
-
-
-@kernel
-def _ends(token: int, barriers: Any) -> bool:
-    ends = False
-    for barrier in barriers:
-        ends = ends or token == barrier
-    return ends
 
 
 @kernel
@@ -216,7 +205,7 @@ def _draft_row(
         slots.tokens[s], slots.previous[s], slots.table[s], slots.known[s], new, HASH_BITS
     )
     room = min(limit, length_limit - n - 1)
-    if room <= 0 or _ends(row[n - 1], barriers):
+    if room <= 0 or ends_answer(row[n - 1], barriers):
         return
     scratch = (*work[4][:7], slots.voters[s], slots.held[s])
     if above >= 0:

@@ -294,6 +294,24 @@ def chain_votes(chain: Any, rc: Any, n: int, scratch: Any) -> tuple[int, int]:
 
 
 @kernel
+def source_kind(shares: Any) -> int:
+    """Who offers a token with these ``shares`` [3]: 1 the corpus, 2 the request, 3 both."""
+    from_request = False
+    for s in range(1, SOURCES):
+        from_request = from_request or shares[s] > 0
+    return 3 if shares[CORPUS] > 0 and from_request else (1 if shares[CORPUS] > 0 else 2)
+
+
+@kernel
+def ends_answer(token: int, barriers: Any) -> bool:
+    """Whether ``token`` is one of ``barriers``, the end tokens: nothing is drafted below it."""
+    ends = False
+    for barrier in barriers:
+        ends = ends or token == barrier
+    return ends
+
+
+@kernel
 def gather(
     sources: Any,
     rc: Any,

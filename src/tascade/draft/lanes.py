@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import pairwise
+from statistics import median
 from typing import Any
 
 _ROWS_EACH = 8
-_TRY_EVERY = 64
-_RECENT = 0.2
+_FIRST_TRIES = 12
+_TRY_EVERY = 32
+_REMEMBERED = 7
 
 
 class Lanes:
@@ -29,7 +32,8 @@ class Lanes:
         threads = threads or min(4, os.cpu_count() or 1)
         self._works = [new_work() for _ in range(threads)]
         self._pool = ThreadPoolExecutor(threads, "tascade-draft")
-        self._row_seconds: dict[bool, float] = {}
+        recent = [deque[float](maxlen=_REMEMBERED) for _ in range(2)]
+        self._row_seconds = {False: recent[0], True: recent[1]}
         self._turn = 0
 
     def run(self, part: Callable[[slice, Any], None], rows: int) -> list[Any]:
@@ -51,17 +55,13 @@ class Lanes:
         wait(others)
         for other in others:
             other.result()
-        self._took(split, (time.perf_counter() - begin) / rows)
+        self._row_seconds[split].append((time.perf_counter() - begin) / rows)
         return works
 
     def _split(self) -> bool:
         self._turn += 1
-        if len(self._row_seconds) < 2:
-            return not self._row_seconds
-        faster = self._row_seconds[True] <= self._row_seconds[False]
+        if self._turn <= _FIRST_TRIES:
+            return self._turn % 2 == 1
+        alone, together = self._row_seconds[False], self._row_seconds[True]
+        faster = median(together) <= median(alone)
         return faster if self._turn % _TRY_EVERY else not faster
-
-    def _took(self, split: bool, seconds: float) -> None:
-        before = self._row_seconds.get(split, seconds)
-        seconds = min(seconds, 2.0 * before)  # one late step says little
-        self._row_seconds[split] = before + _RECENT * (seconds - before)

@@ -25,6 +25,12 @@ class SimilarView(Protocol):
         ...
 
 
+def in_a_row(outputs: Sequence[IntArray]) -> IntArray:
+    """Outputs one after the other, [T] int32, each behind the start of a document."""
+    pieces = [part for output in outputs for part in (_START, output)]
+    return np.concatenate(pieces) if pieces else np.empty(0, np.int32)
+
+
 class MixDrafter:
     """Drafts trees from all sources at once; learns which to trust, and when.
 
@@ -93,9 +99,7 @@ class MixDrafter:
         if self._use_context:
             self._request.extend(np.ascontiguousarray(prompt, np.int32))
         if self.similar is not None and len(prompt):
-            pieces = [part for output in self.similar.lookup(prompt) for part in (_START, output)]
-            if pieces:
-                self._examples.extend(np.concatenate(pieces))
+            self._examples.extend(in_a_row(self.similar.lookup(prompt)))
 
     def propose(self, limit: int, floor: float = 0.0) -> DraftTree:
         """The best-first tree of at most ``limit`` nodes that may pay (see ``Drafter.propose``)."""

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 
 from tascade.draft.evidence import (
-    CORPUS,
     EVERYWHERE,
     MAX_CANDIDATES,
     SOURCES,
+    ends_answer,
     gather,
     new_scratch,
+    source_kind,
 )
 from tascade.draft.jit import kernel
 from tascade.draft.lookup import DEPTH
@@ -152,11 +153,7 @@ def _expand(
     for i in range(used):
         key = survival * p[i] * scale
         if key >= 0.4 * floor:
-            from_corpus = memo_shares[row, i, CORPUS] > 0
-            from_request = False
-            for s in range(1, SOURCES):
-                from_request = from_request or memo_shares[row, i, s] > 0
-            kind = 3.0 if from_corpus and from_request else (1.0 if from_corpus else 2.0)
+            kind = source_kind(memo_shares[row, i])
             size = _push(heap, size, key, node, memo_tokens[row, i], kind)
     return size
 
@@ -200,10 +197,7 @@ def grow(
         promised += least
         size = _pop(heap, size)
         memo_used[n + 1] = 0
-        ends = False
-        for barrier in barriers:
-            ends = ends or tokens[n] == barrier
-        if not ends and n + 1 < limit and least * 0.98 > bar:
+        if not ends_answer(tokens[n], barriers) and n + 1 < limit and least * 0.98 > bar:
             size = _expand(n, raw[n], size, bar, sources, tails, mixer, out, memo, work)
         n += 1
     return n

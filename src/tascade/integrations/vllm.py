@@ -20,11 +20,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from tascade.core import IntArray
-from tascade.draft.batch import BatchDrafter, Task
+from tascade.draft.batch import BatchDrafter
 from tascade.draft.batch_budget import BatchBudget
-from tascade.draft.calibrate import Calibration
-from tascade.draft.corpus import CorpusIndex
-from tascade.draft.similar import SimilarIndex
+from tascade.draft.task import Task, open_task
 from tascade.encode import end_tokens, fingerprint
 from tascade.errors import ConfigError
 from tascade.learning import TrafficLearner
@@ -143,10 +141,14 @@ class TascadeProposer:
         packs = [Pack.open(path) for path in options.packs.values()]
         tokenizer = _tokenizer(vllm_config.model_config)
         found = fingerprint(tokenizer)
-        tasks = [_task(pack, found, vllm_config.model_config) for pack in packs]
-        self._learner = _learner(options, found, tasks[0], vllm_config) if options.learn else None
-        if self._learner is not None:
-            tasks[0] = replace(tasks[0], corpus=self._learner.view(_index(tasks[0])))
+        for pack in packs:
+            pack.check_tokenizer(found, str(vllm_config.model_config.model))
+        tasks: list[Task] = [open_task(pack, found) for pack in packs]
+        self._learner = None
+        if options.learn:
+            corpus = open_task(packs[0], found).corpus
+            self._learner = _learner(options, found, corpus.vocab_size, vllm_config)
+            tasks[0] = replace(tasks[0], corpus=self._learner.view(corpus))
         most = vllm_config.speculative_config.num_speculative_tokens
         self.drafter = BatchDrafter(
             tasks,
@@ -236,17 +238,7 @@ class WorkerExtension:
         return {**asdict(drafter.stats), "costs": costs}
 
 
-def _task(pack: Pack, found: str, config: Any) -> Task:
-    pack.check_tokenizer(found, str(config.model))
-    corpus = CorpusIndex.open(pack.corpus, fingerprint=found)
-    similar = None
-    if pack.info.recipe.get("spec", {}).get("similar", True) and pack.similar.exists():
-        similar = SimilarIndex.open(pack.similar, fetch=corpus.document, fingerprint=found)
-    saved = Calibration.load(pack.calibration) if pack.calibration.exists() else Calibration()
-    return Task(corpus, similar, saved)
-
-
-def _learner(options: Options, found: str, task: Task, config: Any) -> TrafficLearner:
+def _learner(options: Options, found: str, vocab_size: int, config: Any) -> TrafficLearner:
     if config.parallel_config.world_size > 1:
         raise ConfigError(
             "learning works in one worker only: a learned folder has one owner",
@@ -255,13 +247,8 @@ def _learner(options: Options, found: str, task: Task, config: Any) -> TrafficLe
             where="additional_config.tascade.learn",
             fix="leave learn out",
         )
-    folder, vocabulary = Path(options.learn).expanduser(), _index(task).vocab_size
-    return TrafficLearner.open(folder, fingerprint=found, vocab_size=vocabulary)
-
-
-def _index(task: Task) -> CorpusIndex:
-    assert isinstance(task.corpus, CorpusIndex)
-    return task.corpus
+    folder = Path(options.learn).expanduser()
+    return TrafficLearner.open(folder, fingerprint=found, vocab_size=vocab_size)
 
 
 def _tokenizer(config: Any) -> Any:

@@ -10,13 +10,15 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tascade.core import Generation, IntArray, TokenLogprob
 from tascade.decode.sample import SamplingParams
+from tascade.decode.text import TextStream
 from tascade.learning import TrafficLearner
-from tascade.model import TaskModel, settled
+from tascade.model import TaskModel
 from tascade.serve.failures import Refusal
 from tascade.serve.metrics import Metrics
 from tascade.serve.settings import Settings
@@ -36,14 +38,23 @@ class Piece:
 
 @dataclass(slots=True)
 class Job:
-    """One prompt to answer. ``emit`` is called from the worker's thread."""
+    """One prompt to answer. ``emit`` is called from the worker's thread.
+
+    ``streamed``: with a piece for every step, else with the whole answer at its end.
+    """
 
     prompt: IntArray
     params: SamplingParams
     emit: Callable[[Piece], None]
     deadline: float
+    streamed: bool = False
     arrived: float = field(default_factory=time.monotonic)
     given_up: threading.Event = field(default_factory=threading.Event)
+
+
+def _full() -> Refusal:
+    message = "too many requests are waiting; try again"
+    return Refusal(429, message, code="queue_full", retry_after=1)
 
 
 class Engine:
@@ -85,18 +96,14 @@ class Engine:
         if self._queue.qsize() + len(jobs) > self.settings.max_queue:
             self._forget_left()
         if self._queue.qsize() + len(jobs) > self.settings.max_queue:
-            raise Refusal(
-                429, "too many requests are waiting; try again", code="queue_full", retry_after=1
-            )
+            raise _full()
         try:
             for job in jobs:
                 self._queue.put_nowait(job)
         except queue.Full:
             for job in jobs:
                 job.given_up.set()
-            raise Refusal(
-                429, "too many requests are waiting; try again", code="queue_full", retry_after=1
-            ) from None
+            raise _full() from None
         self.metrics.waiting.set(self._queue.qsize())
 
     def _forget_left(self) -> None:
@@ -176,25 +183,22 @@ class Engine:
             self.metrics.cancelled.inc()
             return
         self.metrics.queue_time.observe(begun - job.arrived)
-        shown, told = "", 0
-        steps = self.model.steps(job.prompt, job.params)
+        text, told = TextStream(self.model.tokenizer, job.params), 0
         result: Generation | None = None
-        for _, result in steps:
-            if told == 0:
-                self.metrics.first_token.observe(time.monotonic() - job.arrived)
-            if job.given_up.is_set():
-                steps.close()  # type: ignore[attr-defined]
-                self.metrics.cancelled.inc()
-                return
-            if time.monotonic() > job.deadline:
-                steps.close()  # type: ignore[attr-defined]
-                job.emit(Piece(failure=Refusal(504, "the request took too long", code="timeout")))
-                return
-            text = result.text or settled(self.model.tokenizer, result.tokens, job.params)
-            new = text[len(shown) :] if text.startswith(shown) else ""
-            shown += new
-            job.emit(Piece(new, tuple(result.logprobs[told:])))
-            told = len(result.tokens)
+        with closing(self.model.steps(job.prompt, job.params)) as steps:
+            for _, result in steps:
+                if told == 0:
+                    self.metrics.first_token.observe(time.monotonic() - job.arrived)
+                if job.given_up.is_set():
+                    self.metrics.cancelled.inc()
+                    return
+                if time.monotonic() > job.deadline:
+                    late = Refusal(504, "the request took too long", code="timeout")
+                    job.emit(Piece(failure=late))
+                    return
+                if job.streamed:
+                    job.emit(Piece(text.take(result), tuple(result.logprobs[told:])))
+                told = len(result.tokens)
         assert result is not None
         self.metrics.finished(result)
         self.metrics.whole.observe(time.monotonic() - job.arrived)

@@ -94,10 +94,9 @@ class Gate:
         if scope["method"] in ("GET", "HEAD", "OPTIONS"):
             return b"", False
         told = dict(scope["headers"]).get(b"content-length", b"0")
-        parts, size, more = [], int(told) if told.isdigit() and len(told) < 18 else 0, True
-        if size > self.settings.max_body:
+        if told.isdigit() and (len(told) >= 18 or int(told) > self.settings.max_body):
             raise self._too_long()
-        size = 0
+        parts, size, more = [], 0, True
         while more:
             message = await self._next(receive)
             if message["type"] == "http.disconnect":

@@ -30,7 +30,6 @@ class Turn:
         prompts: Sequence[IntArray],
     ) -> None:
         self.engine, self.request = engine, request
-        self.results: list[Generation | None] = []
         self._loop = asyncio.get_running_loop()
         self._pieces: asyncio.Queue[tuple[int, Piece]] = asyncio.Queue()
         settings = engine.settings
@@ -43,8 +42,9 @@ class Turn:
             for i in range(request.n):
                 params = sampling(engine, request, seed + i, len(prompt))
                 number = len(self.jobs)
-                self.jobs.append(Job(prompt, params, self._emitter(number), deadline))
-        self.results = [None] * len(self.jobs)
+                emit = self._emitter(number)
+                self.jobs.append(Job(prompt, params, emit, deadline, request.stream))
+        self.results: list[Generation | None] = [None] * len(self.jobs)
         engine.submit(*self.jobs)
 
     def _emitter(self, number: int) -> Any:
