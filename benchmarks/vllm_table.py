@@ -29,6 +29,7 @@ def row(name: str, result: dict[str, Any]) -> str:
     cells = [
         name,
         str(result["concurrency"]),
+        str(result["requests"]),
         f"{methods['plain']['tokens_per_second']:.0f}",
         f"**{ratio(against['plain'])}**",
         ratio(against.get("ngram")),
@@ -41,10 +42,10 @@ def row(name: str, result: dict[str, Any]) -> str:
 
 def table(folder: Path) -> str:
     lines = [
-        "| workload (its JSON) | concurrency | plain vLLM, tokens/s | tascade against plain "
-        "| against ngram | against suffix, warm | against a drafter that never drafts "
-        "| equal outputs |",
-        "|---|---:|---:|---:|---:|---:|---:|---|",
+        "| workload (its JSON) | concurrency | requests | plain vLLM, tokens/s "
+        "| tascade against plain | against ngram | against suffix, warm "
+        "| against a drafter that never drafts | equal outputs |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---|",
     ]
     machine: dict[str, Any] = {}
     for path in sorted(folder.glob("*.json")):
@@ -55,9 +56,10 @@ def table(folder: Path) -> str:
     lines += [
         "",
         f"vLLM {machine['vllm']} on {machine['threads']} threads of {machine['cpu']}, float32, "
-        "greedy, 64 test rows (`incompressible`: random prompts to the model with a shuffled "
-        "head), medians of 2 or 3 repeats in turns [low-high]; `python benchmarks/vllm_path.py`. "
-        "The suffix drafter had answered the training prompts before.",
+        "greedy, medians of the repeats in turns [low-high]; `python benchmarks/vllm_path.py`. "
+        "Every repeat has test rows of its own, which no method has met before; the suffix drafter "
+        "had answered the training prompts. `incompressible`: random prompts to the model with a "
+        "shuffled head.",
     ]
     return "\n".join(lines)
 

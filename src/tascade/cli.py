@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tascade import cli_serve
+from tascade import cli_serve, cli_train
 from tascade.cli_options import (
     Dtype,
     Json,
@@ -312,6 +312,7 @@ def demo(
     run(out, rows=rows, repeats=repeats)
 
 
+app.command()(cli_train.enrich)
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 app.command(context_settings=_PASS_ON)(cli_serve.serve)
 app.command()(cli_serve.learned)

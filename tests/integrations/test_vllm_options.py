@@ -8,7 +8,13 @@ from typing import Any
 import pytest
 
 from tascade.errors import ConfigError
-from tascade.integrations.vllm import TascadeProposer, WorkerExtension, check_version, read_options
+from tascade.integrations.vllm import (
+    TascadeProposer,
+    WorkerExtension,
+    check_parallel,
+    check_version,
+    read_options,
+)
 
 
 def test_a_pack_is_named_by_the_config_or_the_environment() -> None:
@@ -47,6 +53,13 @@ def test_the_version_is_checked(found: str, fits: bool) -> None:
 def test_an_untried_version_is_refused(found: str) -> None:
     with pytest.raises(ConfigError):
         check_version(found)
+
+
+def test_pipeline_stages_are_refused_where_vllm_fails_on_them() -> None:
+    check_parallel("0.32.0", 1)
+    check_parallel("0.33.0", 2)
+    with pytest.raises(ConfigError, match="tensor parallelism works"):
+        check_parallel("0.32.0", 2)
 
 
 def proposer(*names: str) -> TascadeProposer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -44,6 +45,21 @@ def test_answers_equal_plain_vllm(
     for _ in range(2):  # the second time over a warm prefix cache
         assert said(llm, prompts) == plain_answers
     assert stats(llm)["accepted"] > before + 500
+
+
+def test_tensor_parallel_workers_agree(
+    monkeypatch: pytest.MonkeyPatch,
+    ticket_pack: Path,
+    prompts: list[dict[str, list[int]]],
+    plain_answers: list[list[int]],
+) -> None:
+    # Each worker drafts for itself, by its own clock; the scheduler takes one worker's drafts.
+    if (os.cpu_count() or 1) < 2:
+        pytest.skip("vLLM wants a core for each worker")
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
+    two = engine(ticket_pack, tensor_parallel_size=2, distributed_executor_backend="mp")
+    assert said(two, prompts) == plain_answers
+    assert stats(two)["accepted"] > 100
 
 
 def test_no_request_drafts_from_anothers_context(llm: Any, ticket_pack: Path) -> None:
@@ -108,7 +124,10 @@ def config(**additional: Any) -> Any:
         tokenizer_revision=None,
         trust_remote_code=False,
     )
-    return SimpleNamespace(additional_config=additional, model_config=model)
+    parallel = SimpleNamespace(pipeline_parallel_size=1)
+    return SimpleNamespace(
+        additional_config=additional, model_config=model, parallel_config=parallel
+    )
 
 
 def test_a_folder_without_a_pack_is_refused(

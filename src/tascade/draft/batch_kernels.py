@@ -15,10 +15,10 @@ from tascade.draft.evidence import (
     new_scratch,
     source_kind,
 )
-from tascade.draft.jit import kernel
 from tascade.draft.lookup import DEPTH, HASH_BITS, MAX_LEVELS, chain_extend, shard_tokens
 from tascade.draft.mixing import probability, survive
 from tascade.draft.search import settle
+from tascade.jit import kernel
 
 SURVIVAL_BINS = 64
 _LEAST = 0.02

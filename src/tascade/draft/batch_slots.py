@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from tascade.core import FloatArray, IntArray
 from tascade.draft.evidence import KEPT_VOTERS, MAX_CANDIDATES, SOURCES
-from tascade.draft.jit import kernel
 from tascade.draft.lookup import HASH_BITS, MAX_LEVELS, chain_extend
+from tascade.jit import kernel
 
 LongArray = npt.NDArray[np.int64]
 

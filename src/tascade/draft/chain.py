@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from tascade.core import DraftTree, IntArray, Source
-from tascade.draft.jit import kernel
 from tascade.draft.lookup import (
     DEPTH,
     common,
@@ -26,6 +25,7 @@ from tascade.draft.lookup import (
     widen_right,
 )
 from tascade.draft.shards import CorpusView, shard_table
+from tascade.jit import kernel
 
 MAX_VOTERS = 40
 MAX_CHAIN = 32

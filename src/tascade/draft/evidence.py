@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from tascade.draft.jit import kernel
 from tascade.draft.lookup import (
     DEPTH,
     MAX_LEVELS,
@@ -23,6 +22,7 @@ from tascade.draft.lookup import (
     widen_left,
     widen_right,
 )
+from tascade.jit import kernel
 
 MAX_CANDIDATES = 8
 _POOL = 48

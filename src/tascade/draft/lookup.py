@@ -13,7 +13,7 @@ from llvmlite import ir
 from numba import carray, types
 from numba.extending import intrinsic
 
-from tascade.draft.jit import kernel
+from tascade.jit import kernel
 
 DEPTH = 32
 """Longest context compared, in tokens."""

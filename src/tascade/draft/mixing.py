@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tascade.draft.evidence import SOURCES
-from tascade.draft.jit import kernel
+from tascade.jit import kernel
 
 MATCH_BUCKETS = 16
 SHARE_BUCKETS = 13

@@ -15,9 +15,9 @@ from tascade.draft.evidence import (
     new_scratch,
     source_kind,
 )
-from tascade.draft.jit import kernel
 from tascade.draft.lookup import DEPTH
 from tascade.draft.mixing import learn, learn_path, probability, survive
+from tascade.jit import kernel
 
 MAX_NODES = 128
 _HEAP = 1024

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from tascade.core import FloatArray
 from tascade.draft.corpus_arrays import UIntArray
-from tascade.draft.jit import kernel
+from tascade.jit import kernel
 
 MAX_SHARE = 0.2
 """A feature of this share of the examples, or more, says nothing."""

@@ -122,6 +122,22 @@ def check_version(found: str) -> None:
         )
 
 
+def check_parallel(found: str, pipeline: int) -> None:
+    """Refuse pipeline parallelism where vLLM fails with any drafter, less clearly.
+
+    Raises:
+        ConfigError: a vLLM whose first stages look for a drafter that only the last one has.
+    """
+    if pipeline > 1 and found.startswith("0.32."):
+        raise ConfigError(
+            "this vLLM cannot draft with pipeline parallelism, whatever the drafter",
+            got=f"vllm {found}, {pipeline} stages",
+            wanted="one stage; tensor parallelism works",
+            where="pipeline_parallel_size",
+            fix="use --tensor-parallel-size, or leave the speculative config out",
+        )
+
+
 class TascadeProposer:
     """vLLM's ``custom_class`` proposer. See the module's page for how to name it.
 
@@ -133,6 +149,7 @@ class TascadeProposer:
         import vllm
 
         check_version(vllm.__version__)
+        check_parallel(vllm.__version__, vllm_config.parallel_config.pipeline_parallel_size)
         options = read_options(vllm_config.additional_config)
         self._names = list(options.packs)
         self._adapters = options.adapters

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,26 +14,28 @@ from numba.core import caching
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def _stamp() -> str:
+@cache
+def _stamp(folder: Path) -> str:
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in sorted(folder.glob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
-_STAMP = _stamp()
-
-
 class _StampedCache(caching.FunctionCache):  # type: ignore[misc]
-    """Keys compiled code by the sources of the whole folder.
+    """Keys compiled code by the sources of the function's whole folder.
 
     Numba looks at a function's own file alone, while constants and callees from other files are
     compiled into it: after a change in one of those, its cache would hand out code that writes past
     the end of arrays whose size has changed.
     """
 
+    def __init__(self, function: Any) -> None:
+        super().__init__(function)
+        self._folder_stamp = _stamp(Path(function.__code__.co_filename).parent)
+
     def _index_key(self, sig: Any, codegen: Any) -> Any:
-        return (*super()._index_key(sig, codegen), _STAMP)
+        return (*super()._index_key(sig, codegen), self._folder_stamp)
 
 
 def kernel(function: F) -> F:

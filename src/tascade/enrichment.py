@@ -1,0 +1,236 @@
+"""`tascade enrich`: which n-grams of a task's outputs become tokens, and what that would save."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tascade.config import DataConfig, Recipe, SpecConfig
+from tascade.core import IntArray
+from tascade.encode import end_tokens, fingerprint
+from tascade.errors import ConfigError, DataError
+from tascade.files import write_atomic
+from tascade.load import ModelRef, load_model
+from tascade.pipeline import Prepared, Progress, adapt, prepare, silent, spread
+from tascade.tokens.counts import BARRIER
+from tascade.tokens.curve import Choice, StepCurve, best_at, choose_among, envelope, stop_at
+from tascade.tokens.extend import save_extended
+from tascade.tokens.family import TokenizerFamily
+from tascade.tokens.mine import MiningRules, OutputCounts
+
+TOKENS_FILE = "tokens.json"
+FORMAT, VERSION = "tascade-tokens", 1
+_HELD_OUT_ROWS = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Enrichment:
+    """New tokens for a task.
+
+    ``expansions``: base ids of each, the most useful first; ``first``: the id of the first one;
+    ``chosen``: how many were chosen from; ``curve``: predicted steps on held-out outputs.
+    """
+
+    model: str
+    fingerprint: str
+    first: int
+    expansions: tuple[tuple[int, ...], ...]
+    chosen: int
+    curve: StepCurve
+    stopped: str
+    rules: MiningRules
+    own_answers: bool
+
+    @property
+    def fewer_steps(self) -> float:
+        """Predicted: steps of the base model over steps with the new tokens."""
+        return self.curve.fewer(len(self.expansions))
+
+    def to_json(self) -> dict[str, Any]:
+        """One JSON-ready object."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "model": self.model,
+            "fingerprint": self.fingerprint,
+            "first": self.first,
+            "tokens": len(self.expansions),
+            "fewer_steps": self.fewer_steps,
+            "stopped": self.stopped,
+            "own_answers": self.own_answers,
+            "rules": asdict(self.rules),
+            "curve": self.curve.to_json(),
+            "expansions": self.expansions,
+        }
+
+    def describe(self) -> str:
+        """A few lines for a person: the curve, and where it stops."""
+        lines = [f"{self.model}: {len(self.expansions)} new tokens, {self.stopped}"]
+        shown = self.curve.sizes[:: max(1, len(self.curve.sizes) // 8)]
+        for size in sorted({*shown, len(self.expansions), self.curve.sizes[-1]}):
+            mark = "  <- chosen" if size == len(self.expansions) else ""
+            lines.append(f"  {size:5d} tokens: {self.curve.fewer(size):.2f}x fewer steps{mark}")
+        return "\n".join(lines)
+
+
+def enrich(
+    data: Any,
+    model: ModelRef,
+    *,
+    held_out: Any = None,
+    tokens: int = 0,
+    rules: MiningRules | None = None,
+    own_answers: bool = False,
+    out: str | Path | None = None,
+    on_error: str = "raise",
+    progress: Progress | None = None,
+) -> Enrichment:
+    """Choose new tokens from a task's training outputs; predict the steps on held-out ones.
+
+    Nothing is trained: with the tokens alone a model says what it said before.
+
+    Args:
+        data: training examples (see :func:`tascade.adapt`).
+        model: a hub id, a folder, or a loaded ``(model, tokenizer)``.
+        held_out: held-out examples; a share of ``data`` when absent.
+        tokens: how many tokens; 0 for as many as are worth it, at most ``rules.tokens``.
+        rules: how to choose.
+        own_answers: choose from the model's own answers, which it takes time to make.
+        out: a new folder for ``tokens.json`` and the extended tokenizer.
+        on_error: ``raise``, or ``skip`` bad rows.
+        progress: called with (stage, done, total).
+
+    Raises:
+        DataError: a row cannot be used, or there are too few.
+        ConfigError: a tokenizer that cannot be given tokens, or ``out`` exists.
+    """
+    rules, tell = rules or MiningRules(), progress or silent
+    if tokens:
+        rules = MiningRules(**{**asdict(rules), "tokens": tokens})
+    if out is not None and Path(out).exists():
+        raise ConfigError("the folder exists already", got=str(out), wanted="a new folder")
+    loaded, tokenizer, name = load_model(model)
+    family, ends = TokenizerFamily(tokenizer), end_tokens(loaded, tokenizer)
+    recipe = Recipe(data=DataConfig(on_error=on_error))
+    prepared = prepare(tokenizer, ends, data, held_out, recipe, tell)
+    if len(prepared.validation) < 2:
+        raise DataError(
+            "too few examples to hold any out",
+            got=f"{len(prepared.train)} examples",
+            wanted="at least 40, or held-out examples of their own",
+            where=str(data),
+            fix="pass held-out examples with --held-out",
+        )
+    train, kept = _outputs(prepared, ends)
+    if own_answers:
+        train, kept = _own_outputs((loaded, tokenizer), data, held_out, prepared, on_error, tell)
+    tell("choosing tokens", 0, None)
+    outputs = OutputCounts(train), OutputCounts(kept)
+    choice, size, why = _choose(outputs, family, rules, tokens, _row_share(loaded))
+    made = Enrichment(
+        model=name,
+        fingerprint=fingerprint(tokenizer),
+        first=family.size,
+        expansions=tuple(choice.tokens[:size]),
+        chosen=len(choice.tokens),
+        curve=choice.curve,
+        stopped=why,
+        rules=choice.rules,
+        own_answers=own_answers,
+    )
+    if out is not None:
+        save_enrichment(made, tokenizer, Path(out))
+    return made
+
+
+def _choose(
+    outputs: tuple[OutputCounts, OutputCounts],
+    family: TokenizerFamily,
+    rules: MiningRules,
+    wanted: int,
+    row_share: float,
+) -> tuple[Choice, int, str]:
+    """The choice that generalises best, how many of its tokens to take, and why no more."""
+    choices = choose_among(*outputs, family.size, rules, family.spell)
+    curve = envelope(choices)
+    size, why = curve.sizes[-1], "as many as asked for"
+    if not wanted:
+        size, why = stop_at(curve, row_share)
+    choice = best_at(choices, size)
+    size = min(size, len(choice.tokens))
+    if size < wanted:
+        why = "no other n-gram is frequent enough, or would help"
+    return choice, size, why
+
+
+def _row_share(model: Any) -> float:
+    """A row of the LM head, as a share of the parameters that a step reads."""
+    head = model.get_output_embeddings().weight
+    read = sum(part.numel() for part in model.parameters())
+    if model.get_input_embeddings().weight is not head:  # of those a step reads one row
+        read -= model.get_input_embeddings().weight.numel()
+    return float(head.shape[1] / max(read, 1))
+
+
+def _outputs(prepared: Prepared, ends: Sequence[int]) -> tuple[list[IntArray], list[IntArray]]:
+    return _without_ends((answer for _, answer in prepared.train), ends), _without_ends(
+        (answer for _, answer in spread(prepared.validation, _HELD_OUT_ROWS)), ends
+    )
+
+
+def _without_ends(answers: Iterable[IntArray], ends: Sequence[int]) -> list[IntArray]:
+    """Answers without the end token, which no new token may hold: others become barriers."""
+    found = []
+    for answer in answers:
+        ids = answer[:-1] if len(answer) and int(answer[-1]) in ends else answer.copy()
+        ids = ids.copy()
+        ids[[int(token) in ends for token in ids]] = BARRIER
+        found.append(ids)
+    return found
+
+
+def _own_outputs(
+    model: Any, data: Any, held_out: Any, prepared: Prepared, on_error: str, tell: Progress
+) -> tuple[list[IntArray], list[IntArray]]:
+    """The model's own answers to the training and the held-out prompts."""
+    spec = SpecConfig(own_answers=True)
+    recipe = Recipe(data=DataConfig(on_error=on_error), spec=spec)
+    adapted = adapt(model, data, validation=held_out, recipe=recipe, progress=tell)
+    try:
+        train = [document for _, document in adapted.corpus.documents()]
+        rows = [prompt for prompt, _ in spread(prepared.validation, _HELD_OUT_ROWS)]
+        kept = []
+        for number, prompt in enumerate(rows):
+            tell("answering held-out prompts", number, len(rows))
+            if prompt is not None:
+                tokens = adapted.decoder.generate(prompt, adapted.params()).tokens
+                kept.append(_as_ids(tokens))
+    finally:
+        adapted.corpus.close()
+        shutil.rmtree(adapted.pack.path, ignore_errors=True)
+    ends = adapted.ends
+    return _without_ends(train, ends), _without_ends(kept, ends)
+
+
+def _as_ids(tokens: Sequence[int]) -> IntArray:
+    import numpy as np
+
+    return np.asarray(tokens, np.int32)
+
+
+def save_enrichment(made: Enrichment, tokenizer: Any, folder: Path) -> None:
+    """Write ``tokens.json`` and the extended tokenizer to a new folder, all of it or nothing."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        save_extended(tokenizer, made.expansions, made.first, part)
+        write_atomic(part / TOKENS_FILE, (json.dumps(made.to_json(), indent=1) + "\n").encode())
+        part.rename(folder)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise

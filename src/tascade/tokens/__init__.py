@@ -1,0 +1,1 @@
+"""New tokens for a task: frequent output n-grams, chosen, merged exactly, and checked."""
