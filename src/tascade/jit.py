@@ -22,20 +22,26 @@ def _stamp(folder: Path) -> str:
     return digest.hexdigest()
 
 
-class _StampedCache(caching.FunctionCache):  # type: ignore[misc]
-    """Keys compiled code by the sources of the function's whole folder.
+class _StampedFiles(caching.CompileResultCacheImpl):  # type: ignore[misc]
+    """Names the cache's files by the sources of the function's whole folder.
 
     Numba looks at a function's own file alone, while constants and callees from other files are
     compiled into it: after a change in one of those, its cache would hand out code that writes past
-    the end of arrays whose size has changed.
+    the end of arrays whose size has changed. And an index left by another version is not even to be
+    read: it may name classes that are gone.
     """
 
     def __init__(self, function: Any) -> None:
+        self._folder_stamp = _stamp(Path(function.__code__.co_filename).parent)[:16]
         super().__init__(function)
-        self._folder_stamp = _stamp(Path(function.__code__.co_filename).parent)
 
-    def _index_key(self, sig: Any, codegen: Any) -> Any:
-        return (*super()._index_key(sig, codegen), self._folder_stamp)
+    def get_filename_base(self, fullname: str, abiflags: str) -> str:
+        """The beginning of the files' names."""
+        return f"{super().get_filename_base(fullname, abiflags)}.{self._folder_stamp}"
+
+
+class _StampedCache(caching.FunctionCache):  # type: ignore[misc]
+    _impl_class = _StampedFiles
 
 
 def kernel(function: F) -> F:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -90,8 +91,8 @@ class BatchDrafter:
         self._slot_of = np.zeros(requests, np.int64)
         self._wanted = np.zeros(requests, np.int64)
         self._outcome = np.zeros(4)
-        self._drafts = np.zeros((requests, most), np.int32)
-        self._kept = np.zeros(requests, np.int64)
+        self._drafts = np.zeros(requests * most, np.int32)
+        self._row_ends = np.zeros(requests, np.int64)
         self._recent = HashChain(16, bits=16)
         self._stages = _stacked([task.calibration for task in self.tasks])
         self._ended = 0.0
@@ -247,9 +248,10 @@ class BatchDrafter:
         n = len(slot_of)
         if bins == 0:
             return [[] for _ in range(n)]
-        self.stats.drafted += cut_rows(slot_of, self._slots, bins, self._drafts, self._kept)
-        drafts = self._drafts[:n].tolist()
-        return [row[:k] for row, k in zip(drafts, self._kept[:n].tolist(), strict=True)]
+        total = cut_rows(slot_of, self._slots, bins, self._drafts, self._row_ends)
+        self.stats.drafted += total
+        drafts, ends = self._drafts[:total].tolist(), self._row_ends[:n].tolist()
+        return [drafts[a:b] for a, b in pairwise([0, *ends])]
 
 
 def _new_work(most: int) -> tuple[Any, ...]:

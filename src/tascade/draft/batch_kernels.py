@@ -25,6 +25,7 @@ _LEAST = 0.02
 _LEAST_SHARE = 0.1
 _QUORUM = 12
 _REACH = 16
+_MANY = 32
 
 
 def new_batch_work(nodes: int) -> tuple[Any, ...]:
@@ -185,7 +186,15 @@ def _keep_voters(slots: Any, s: int, row: int) -> int:
 
 @kernel
 def _draft_row(
-    row: Any, n: int, s: int, slots: Any, tasks: Any, barriers: Any, plan: Any, work: Any
+    row: Any,
+    n: int,
+    s: int,
+    slots: Any,
+    tasks: Any,
+    barriers: Any,
+    plan: Any,
+    work: Any,
+    many: bool,
 ) -> None:
     """Take in one row's new tokens, learn from its last draft, and draft anew."""
     shards, begins, recent, stages = tasks
@@ -198,7 +207,8 @@ def _draft_row(
     new = row[slots.known[s] : n]
     above = -1
     if slots.nodes[s] >= 0:
-        settle(new, slots.nodes[s], out, mixer, memo, work[3])
+        if not many or slots.known[s] % 2 == 0:  # half of many teach enough
+            settle(new, slots.nodes[s], out, mixer, memo, work[3])
         above = _stands_at(new, slots.nodes[s], slots.draft[s], slots.memo_used[s])
     slots.nodes[s], slots.given[s] = -1, 0
     slots.known[s] = chain_extend(
@@ -259,11 +269,12 @@ def draft_rows(
     """
     counts[:] = 0
     sums[:] = 0.0
+    many = len(slot_of) > _MANY
     for b in range(len(slot_of)):
         s = slot_of[b]
         if s < 0:
             continue
-        _draft_row(ids[b], lengths[b], s, slots, tasks, barriers, plan, work)
+        _draft_row(ids[b], lengths[b], s, slots, tasks, barriers, plan, work, many)
         for i in range(slots.nodes[s]):
             counts[_bin(slots.survival[s, i])] += 1
             sums[_bin(slots.survival[s, i])] += slots.survival[s, i]
@@ -305,18 +316,20 @@ def best_rate(
 
 
 @kernel
-def cut_rows(slot_of: Any, slots: Any, bins: int, drafts: Any, kept: Any) -> int:
-    """Keep each row's nodes in the ``bins`` surest bins: the tokens go to ``drafts`` [B, K], their
-    number to ``kept`` [B]. Returns how many there are in all.
+def cut_rows(slot_of: Any, slots: Any, bins: int, drafts: Any, ends: Any) -> int:
+    """Keep each row's nodes in the ``bins`` surest bins.
+
+    Their tokens go to ``drafts`` [N], one row's behind the other's, and where each row's end to
+    ``ends`` [B]. Returns how many there are in all.
     """
     total = 0
     for b in range(len(slot_of)):
         s, n = slot_of[b], 0
         if s >= 0:
             while n < slots.nodes[s] and _bin(slots.survival[s, n]) < bins:
-                drafts[b, n] = slots.draft[s, n]
+                drafts[total + n] = slots.draft[s, n]
                 n += 1
             slots.given[s] = n
-        kept[b] = n
         total += n
+        ends[b] = total
     return total

@@ -348,8 +348,9 @@ def gather(
             found, best = chain_votes(context, rx, nx, scratch)
         out_match[source] = best
         # The strong ones first, so that weak ones never take their place.
-        for bar in (max(least, _STRONG), least):
-            for j in range(found):
+        for strong in (True, False):
+            bar = max(least, _STRONG) if strong else least
+            for j in range(found if strong or least < _STRONG else 0):
                 if shares[j] > bar:
                     i = _slot(out_tokens, used, pool[j])
                     if i < 0 and used < MAX_CANDIDATES:
