@@ -13,7 +13,7 @@ import numpy as np
 from tascade.core import IntArray
 from tascade.draft.batch_budget import BatchBudget
 from tascade.draft.batch_kernels import SURVIVAL_BINS, cut_rows, draft_rows, new_batch_work
-from tascade.draft.batch_slots import LongArray, clear_slot, match_rows, new_slots
+from tascade.draft.batch_slots import LongArray, clear_slots, match_rows, new_slots
 from tascade.draft.calibrate import Calibration
 from tascade.draft.context import HashChain
 from tascade.draft.lanes import Lanes
@@ -185,9 +185,9 @@ class BatchDrafter:
         if self.budget is not None:
             self.budget.judge(promised, int(accepted))
         if self._admitted:
-            for row in np.flatnonzero(slot_of == -1).tolist():
-                prompt = int(lengths[row] - fresh[row])
-                slot_of[row] = self._admit(ids[row], prompt, int(wanted[row]))
+            rows = np.flatnonzero(slot_of == -1)
+            prompts = np.asarray(lengths[rows] - fresh[rows], np.int64)
+            slot_of[rows] = self._admit(ids, rows, prompts, wanted[rows])
         self.stats.steps += 1
         self.stats.rows += int(known) + self._admitted
         self.stats.accepted += int(accepted)
@@ -195,17 +195,29 @@ class BatchDrafter:
         self._seen[slot_of[slot_of >= 0]] = self.stats.steps
         return slot_of
 
-    def _admit(self, row: IntArray, prompt: int, task: int) -> int:
-        """Give a request that was not seen before the slot longest unused."""
+    def _admit(
+        self, ids: IntArray, rows: LongArray, prompts: LongArray, wanted: LongArray
+    ) -> LongArray:
+        """Give requests that were not seen before the slots longest unused."""
         free = np.where(self._claimed == 0, self._seen, np.iinfo(np.int64).max)
-        slot = int(free.argmin())
-        self._claimed[slot] = 1
-        similar, examples = self.tasks[task].similar, _NO_TOKENS
-        if similar is not None and prompt:
-            examples = in_a_row(similar.lookup(row[:prompt], top=_EXAMPLES))
-        clear_slot(self._slots, slot, task, prompt, examples)
-        self.stats.requests += 1
-        return slot
+        slots = np.argsort(free, kind="stable")[: len(rows)]
+        self._claimed[slots] = 1
+        examples = [
+            self._examples_for(ids[row, :prompt], task)
+            for row, prompt, task in zip(
+                rows.tolist(), prompts.tolist(), wanted.tolist(), strict=True
+            )
+        ]
+        ends = np.cumsum([len(some) for some in examples])
+        clear_slots(self._slots, slots, wanted, prompts, np.concatenate(examples), ends)
+        self.stats.requests += len(rows)
+        return slots
+
+    def _examples_for(self, prompt: IntArray, task: int) -> IntArray:
+        similar = self.tasks[task].similar
+        if similar is None or not len(prompt):
+            return _NO_TOKENS
+        return in_a_row(similar.lookup(prompt, top=_EXAMPLES))
 
     def _tell_ends(self, ids: IntArray, lengths: IntArray, slot_of: LongArray) -> None:
         assert self._on_end is not None

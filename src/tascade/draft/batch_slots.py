@@ -172,7 +172,7 @@ def match_rows(
 
 
 @kernel
-def clear_slot(slots: Any, s: int, task: int, prompt: int, examples: Any) -> None:
+def _clear_slot(slots: Any, s: int, task: int, prompt: int, examples: Any) -> None:
     """Make slot ``s`` a new request's: nothing of the one before remains reachable."""
     slots.task[s] = task
     slots.known[s] = 0
@@ -193,3 +193,15 @@ def clear_slot(slots: Any, s: int, task: int, prompt: int, examples: Any) -> Non
             examples[len(examples) - n :],
             HASH_BITS,
         )
+
+
+@kernel
+def clear_slots(slots: Any, which: Any, tasks: Any, prompts: Any, examples: Any, ends: Any) -> None:
+    """Make the slots ``which`` [N] new requests' (see :func:`_clear_slot`).
+
+    ``examples``: [T] int32, those of all requests, one behind the other, up to ``ends`` [N] each.
+    """
+    begin = 0
+    for i in range(len(which)):
+        _clear_slot(slots, which[i], tasks[i], prompts[i], examples[begin : ends[i]])
+        begin = ends[i]
