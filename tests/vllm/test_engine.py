@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 from vllm.sampling_params import StructuredOutputsParams
-from vllm_engine import engine, said, stats, watched
+from vllm_engine import engine, limits, said, stats, watched
 from watch import spoken
 
+import tascade
 from tascade import bundled
+from tascade.data.load import load_examples
 from tascade.draft.corpus import CorpusIndex
 from tascade.errors import FingerprintError, PackError
 from tascade.integrations.vllm import TascadeProposer
@@ -128,6 +130,39 @@ def config(**additional: Any) -> Any:
     return SimpleNamespace(
         additional_config=additional, model_config=model, parallel_config=parallel
     )
+
+
+def test_each_request_drafts_from_the_pack_it_names(
+    ticket_pack: Path,
+    tmp_path: Path,
+    prompts: list[dict[str, list[int]]],
+    plain_answers: list[list[int]],
+) -> None:
+    # The second pack knows another task: requests that name it have less of theirs accepted.
+    other = tmp_path / "notes"
+    recipe = dataclasses.replace(tascade.Recipe(dtype="float32"), max_new_tokens=32)
+    tascade.adapt(
+        bundled.model_path(),
+        [
+            {"prompt": row.prompt, "completion": row.completion}
+            for row in list(load_examples(bundled.data_path("notes")))[:200]
+        ],
+        out=other,
+        recipe=recipe,
+    )
+    several = engine(None, budget=False, packs={"tickets": str(ticket_pack), "notes": str(other)})
+    assert several.collective_rpc("tascade_bind") == [True]
+    tickets = range(0, 72, 3)
+    accepted = {}
+    for name in ("tickets", "notes"):
+        params = limits(len(prompts))
+        for each in params:
+            each.extra_args = {"tascade_pack": name}
+        before = stats(several)["accepted"]
+        found = said(several, [prompts[i] for i in tickets], [params[i] for i in tickets])
+        assert found == [plain_answers[i] for i in tickets]
+        accepted[name] = stats(several)["accepted"] - before
+    assert accepted["tickets"] > 1.1 * accepted["notes"]
 
 
 def test_a_folder_without_a_pack_is_refused(

@@ -9,16 +9,22 @@ PROPOSER = "watch.WatchedProposer"
 EXTENSION = "watch.WatchingExtension"
 
 
-def engine(pack: Path | None, *, budget: bool = True, **options: Any) -> Any:
-    """An engine of the bundled model; with a pack, tascade drafts in it, and is watched."""
+def engine(
+    pack: Path | None, *, budget: bool = True, packs: dict[str, str] | None = None, **options: Any
+) -> Any:
+    """An engine of the bundled model; with a pack, tascade drafts in it, and is watched.
+
+    ``packs``: several by name, in place of one.
+    """
     from tascade import bundled
     from vllm import LLM
 
-    if pack is not None:
+    if pack is not None or packs:
+        named: dict[str, Any] = {"packs": packs} if packs else {"pack": str(pack)}
         config = {"method": "custom_class", "model": PROPOSER, "num_speculative_tokens": 12}
         options |= {
             "speculative_config": config,
-            "additional_config": {"tascade": {"pack": str(pack), "budget": budget}},
+            "additional_config": {"tascade": named | {"budget": budget}},
             "worker_extension_cls": EXTENSION,
         }
     sizes = {"max_model_len": 1024, "max_num_seqs": 8, "seed": 0} | options
@@ -37,8 +43,8 @@ def limits(count: int) -> list[Any]:
     return [SamplingParams(temperature=0.0, max_tokens=8 + (29 * i) % 60) for i in range(count)]
 
 
-def said(llm: Any, prompts: list[dict[str, list[int]]]) -> list[list[int]]:
-    outputs = llm.generate(prompts, limits(len(prompts)), use_tqdm=False)
+def said(llm: Any, prompts: list[dict[str, list[int]]], params: Any = None) -> list[list[int]]:
+    outputs = llm.generate(prompts, params or limits(len(prompts)), use_tqdm=False)
     return [list(output.outputs[0].token_ids) for output in outputs]
 
 
