@@ -60,6 +60,56 @@ class SpecConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class TuneConfig:
+    """TASC-ft: new tokens, and the training that teaches a model to say them.
+
+    ``tokens``: how many, 0 for as many as are worth it. ``targets``: what is learned, the model's
+    ``own`` answers or the ``gold`` ones of the data. ``prompts``: how many prompts the model writes
+    itself, for each training prompt, to answer and learn from as well. ``start``: how new rows
+    begin (see :data:`tascade.train.rows.STARTS`), or ``probe`` to try each for ``probe_steps``.
+    ``row_steps`` steps with the rows alone at ``row_rate``; then ``epochs`` rounds with LoRA
+    (``rank``, ``alpha``, ``dropout``) at ``rate`` and the rows at ``row_factor`` times that.
+    ``batch``: samples a step; ``longest``: tokens of a sample, longer ones are left out.
+    ``length_power``: a token of n base tokens weighs n to this power. ``kl``: weight of the
+    divergence from the base model's next token. ``control``: also train LoRA alone, for comparison.
+    """
+
+    tokens: int = 0
+    targets: str = "own"
+    prompts: float = 1.0
+    start: str = "probe"
+    probe_steps: int = 50
+    row_steps: int = 100
+    row_rate: float = 5e-3
+    epochs: int = 3
+    rate: float = 2e-4
+    row_factor: float = 5.0
+    batch: int = 32
+    longest: int = 1024
+    rank: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+    length_power: float = 0.0
+    kl: float = 0.0
+    control: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _one_of("tune.targets", self.targets, ("own", "gold"))
+        for name in ("batch", "longest", "rank", "alpha"):
+            _at_least(f"tune.{name}", getattr(self, name), 1)
+        for name in ("tokens", "prompts", "probe_steps", "row_steps", "epochs", "kl", "seed"):
+            _at_least(f"tune.{name}", getattr(self, name), 0)
+        for name in ("row_rate", "rate", "row_factor"):
+            if getattr(self, name) <= 0.0:
+                got = getattr(self, name)
+                raise ConfigError(f"tune.{name} is out of range", got=got, wanted="above 0")
+        if not 0.0 <= self.dropout < 1.0:
+            got = self.dropout
+            raise ConfigError("tune.dropout is out of range", got=got, wanted="0 to below 1")
+
+
+@dataclass(frozen=True, slots=True)
 class Recipe:
     """A model, its task data, and what to build from them.
 
@@ -73,6 +123,7 @@ class Recipe:
     max_new_tokens: int = 256
     data: DataConfig = field(default_factory=DataConfig)
     spec: SpecConfig = field(default_factory=SpecConfig)
+    tune: TuneConfig = field(default_factory=TuneConfig)
 
     def __post_init__(self) -> None:
         _one_of("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
@@ -145,7 +196,7 @@ def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
         raise ConfigError(f"unknown {name}", got=value, wanted=" or ".join(known), where=name)
 
 
-def _at_least(name: str, value: int, least: int) -> None:
+def _at_least(name: str, value: float, least: int) -> None:
     if value < least:
         raise ConfigError(
             f"{name} is out of range", got=value, wanted=f"{least} or more", where=name

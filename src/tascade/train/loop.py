@@ -1,0 +1,127 @@
+"""The training loop: new rows first, then LoRA and rows together; a stopped run goes on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tascade.config import TuneConfig
+from tascade.train.adapter import lora_parameters, row_parameters
+from tascade.train.loss import AnswerLoss
+from tascade.train.samples import Sample, batches, collate
+from tascade.train.state import load_state, save_state
+
+Tell = Callable[[str, int, int | None], None]
+_WARM_UP, _LAST, _CLIP = 0.05, 0.1, 1.0
+
+
+@dataclass(slots=True)
+class Course:
+    """Where training stands: steps done, and the loss of each."""
+
+    done: int = 0
+    losses: list[float] = field(default_factory=list)
+
+
+class Trainer:
+    """Trains a PEFT model on samples, one step after another.
+
+    Which samples a step takes follows from ``config.seed`` and its number alone, so that a run
+    that was stopped goes on with the very steps it would have taken.
+
+    Args:
+        model: see :func:`tascade.train.adapter.wrap`.
+        samples: what to learn.
+        loss: of a batch.
+        config: how long and how fast.
+    """
+
+    def __init__(
+        self, model: Any, samples: Sequence[Sample], loss: AnswerLoss, config: TuneConfig
+    ) -> None:
+        self.model, self.samples, self.loss, self.config = model, samples, loss, config
+        self.course = Course()
+        self.round = math.ceil(len(samples) / config.batch)
+        self.lora, self.rows = lora_parameters(model), row_parameters(model)
+        row_steps = config.row_steps if self.rows else 0
+        self.row_steps = row_steps
+        self.steps = row_steps + config.epochs * self.round
+        groups = [{"params": part} for part in (self.lora, self.rows) if part]
+        self.optimizer = torch.optim.AdamW(groups, lr=config.rate, weight_decay=0.0)
+        self._queue: list[list[Sample]] = []
+        self._queue_of = -1
+
+    def run(self, until: int | None = None, tell: Tell | None = None) -> None:
+        """Train up to step ``until``, or to the end."""
+        end = self.steps if until is None else min(until, self.steps)
+        self.model.train()
+        while self.course.done < end:
+            self.course.losses.append(self.step(self.course.done))
+            self.course.done += 1
+            if tell is not None:
+                tell("tuning", self.course.done, self.steps)
+        self.model.eval()
+
+    def step(self, number: int) -> float:
+        """One step; returns its loss."""
+        alone = number < self.row_steps
+        for parameter in self.lora:
+            parameter.requires_grad_(not alone)
+        rates = self._rates(number)
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=False):
+            group["lr"] = rate
+        torch.manual_seed(self.config.seed * 1_000_003 + number)
+        batch = collate(self._take(number), with_base=self.loss.config.kl > 0)
+        loss = self.loss(self.model, batch.to(self.model.device))
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_([*self.lora, *self.rows], _CLIP)
+        self.optimizer.step()
+        return float(loss.detach())
+
+    def save(self, folder: Path) -> None:
+        """Write what is needed to go on from here, in place of what the folder holds."""
+        save_state(folder, self._named(), self.optimizer, self._about())
+
+    def load(self, folder: Path) -> None:
+        """Go on from a saved state.
+
+        Raises:
+            ConfigError: it was left by a run with other settings, data or model.
+        """
+        about = load_state(folder, self._named(), self.optimizer, self._about())
+        self.course = Course(int(about["done"]), [float(loss) for loss in about["losses"]])
+
+    def _named(self) -> dict[str, torch.nn.Parameter]:
+        return {str(i): p for i, p in enumerate([*self.lora, *self.rows])}
+
+    def _about(self) -> dict[str, Any]:
+        settings = asdict(self.config) | {"samples": len(self.samples), "steps": self.steps}
+        return {"settings": settings, "done": self.course.done, "losses": self.course.losses}
+
+    def _take(self, number: int) -> list[Sample]:
+        which, at = divmod(number, self.round)
+        if which != self._queue_of:
+            plan = self.config
+            self._queue = list(batches(self.samples, plan.batch, plan.seed * 10_007 + which))
+            self._queue_of = which
+        return self._queue[at % len(self._queue)]
+
+    def _rates(self, number: int) -> tuple[float, float]:
+        """Learning rates of LoRA and rows at a step."""
+        plan = self.config
+        if number < self.row_steps:
+            return 0.0, plan.row_rate * min(1.0, (number + 1) / (0.1 * self.row_steps + 1))
+        total = max(1, self.steps - self.row_steps)
+        done = (number - self.row_steps + 1) / total
+        if done < _WARM_UP:
+            share = done / _WARM_UP
+        else:
+            turn = (done - _WARM_UP) / (1.0 - _WARM_UP)
+            share = _LAST + 0.5 * (1.0 - _LAST) * (1.0 + math.cos(math.pi * turn))
+        return plan.rate * share, plan.rate * plan.row_factor * share

@@ -1,0 +1,113 @@
+"""The state of a training run on disk: tensors and JSON, so that opening it runs nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from tascade.errors import ConfigError
+from tascade.files import sync_folder
+
+_TENSORS, _ABOUT = "state.safetensors", "state.json"
+
+
+def save_state(
+    folder: Path,
+    parameters: dict[str, torch.nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    about: dict[str, Any],
+) -> None:
+    """Write parameters, the optimizer's moments and ``about``; the folder before is replaced.
+
+    A crash leaves either the state of before or this one under ``folder`` or ``<folder>.old``.
+    """
+    part, old = folder.with_name(folder.name + ".part"), _old(folder)
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    tensors = {f"p.{name}": p.detach().cpu().contiguous() for name, p in parameters.items()}
+    for name, parameter in parameters.items():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{key}.{name}"] = torch.as_tensor(value).detach().cpu().contiguous()
+    save_file(tensors, part / _TENSORS)
+    (part / _ABOUT).write_text(json.dumps(about))
+    sync_folder(part)
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    part.rename(folder)
+    sync_folder(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def has_state(folder: Path) -> bool:
+    """Whether a state was saved there."""
+    return any((place / _ABOUT).is_file() for place in (folder, _old(folder)))
+
+
+def _old(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".old")
+
+
+def load_state(
+    folder: Path,
+    parameters: dict[str, torch.nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    wanted: dict[str, Any],
+) -> dict[str, Any]:
+    """Put a saved state back into parameters and optimizer; returns what was saved with it.
+
+    Args:
+        folder: see :func:`save_state`.
+        parameters: to fill, by the names they were saved under.
+        optimizer: to fill.
+        wanted: its ``settings`` must be those the state was saved with.
+
+    Raises:
+        ConfigError: no readable state, or one of another run.
+    """
+    if not (folder / _ABOUT).is_file():
+        folder = _old(folder)
+    try:
+        about: dict[str, Any] = json.loads((folder / _ABOUT).read_text())
+        tensors = load_file(folder / _TENSORS)
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
+        raise ConfigError(
+            "cannot read the state of training", got=error, where=str(folder)
+        ) from error
+    shapes = {f"p.{name}": p.shape for name, p in parameters.items()}
+    found = {name: t.shape for name, t in tensors.items() if name.startswith("p.")}
+    settings = about.get("settings")
+    if found != shapes or settings != wanted["settings"]:
+        raise ConfigError(
+            "the state of training was left by another run",
+            got=_difference(settings, wanted["settings"]) or "other layers",
+            wanted="the same model, data and settings",
+            where=str(folder),
+            fix="remove the folder to begin anew, or run with the settings of before",
+        )
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[f"p.{name}"])
+            moments = {
+                key: tensors[f"{key}.{name}"]
+                for key in ("step", "exp_avg", "exp_avg_sq")
+                if f"{key}.{name}" in tensors
+            }
+            if moments:
+                step = moments.pop("step")
+                on_device = {key: value.to(parameter.device) for key, value in moments.items()}
+                optimizer.state[parameter] = {"step": step, **on_device}
+    return about
+
+
+def _difference(found: Any, wanted: dict[str, Any]) -> str:
+    if not isinstance(found, dict):
+        return "no settings"
+    keys = [key for key in wanted if found.get(key) != wanted[key]]
+    return ", ".join(f"{key} {found.get(key)!r} (now {wanted[key]!r})" for key in keys)
