@@ -28,8 +28,10 @@ ROWS = [
         "integrations",
         "inspection",
         "enrichment",
+        "tuning",
         "testing",
     },
+    {"lessons"},
     {"pipeline", "forecast"},
     {"model", "own", "learning"},
     {"draft", "decode", "tokens", "vocab", "train"},
@@ -41,7 +43,8 @@ ROWS = [
 TOP_ROW_ALLOWED = {
     "cli": {"cli_options", "cli_serve", "cli_train", "console", "demo", "bench", "inspection"},
     "cli_serve": {"cli_options", "console", "serve"},
-    "cli_train": {"cli_options", "console", "enrichment"},
+    "cli_train": {"cli_options", "console", "enrichment", "tuning"},
+    "tuning": {"enrichment"},
     "demo": {"console", "bench"},
 }
 

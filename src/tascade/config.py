@@ -60,6 +60,32 @@ class SpecConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class GateConfig:
+    """What a tuned model must hold to be exported, on held-out prompts.
+
+    ``most_drop``: of the mean task score, and of the share of valid JSON, below the base model's
+    (and the control's). ``least_agreement``: share of answers that are the base model's own.
+    ``least_adoption``: steps saved over those that the same texts could save. ``most_longer``: how
+    many times longer or shorter answers may be, in bytes. ``most_drift``: divergence from the base
+    model on other text, in nats a token.
+    """
+
+    most_drop: float = 0.01
+    least_agreement: float = 0.5
+    least_adoption: float = 0.95
+    most_longer: float = 1.1
+    most_drift: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("most_drop", "least_agreement", "least_adoption"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                got = getattr(self, name)
+                raise ConfigError(f"gate.{name} is out of range", got=got, wanted="0 to 1")
+        _at_least("gate.most_longer", self.most_longer, 1)
+        _at_least("gate.most_drift", self.most_drift, 0)
+
+
+@dataclass(frozen=True, slots=True)
 class TuneConfig:
     """TASC-ft: new tokens, and the training that teaches a model to say them.
 
@@ -93,6 +119,7 @@ class TuneConfig:
     kl: float = 0.0
     control: bool = False
     seed: int = 0
+    gate: GateConfig = field(default_factory=GateConfig)
 
     def __post_init__(self) -> None:
         _one_of("tune.targets", self.targets, ("own", "gold"))

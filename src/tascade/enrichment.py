@@ -10,13 +10,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tascade.config import DataConfig, Recipe, SpecConfig
+from tascade.config import DataConfig, Recipe
 from tascade.core import IntArray
 from tascade.encode import end_tokens, fingerprint
 from tascade.errors import ConfigError, DataError
 from tascade.files import write_atomic
+from tascade.lessons import own_lessons
 from tascade.load import ModelRef, load_model
-from tascade.pipeline import Prepared, Progress, adapt, prepare, silent, spread
+from tascade.own import Row
+from tascade.pipeline import Progress, prepare, silent, spread
 from tascade.tokens.counts import BARRIER
 from tascade.tokens.curve import Choice, StepCurve, best_at, choose_among, envelope, stop_at
 from tascade.tokens.extend import save_extended
@@ -115,8 +117,8 @@ def enrich(
     if out is not None and Path(out).exists():
         raise ConfigError("the folder exists already", got=str(out), wanted="a new folder")
     loaded, tokenizer, name = load_model(model)
-    family, ends = TokenizerFamily(tokenizer), end_tokens(loaded, tokenizer)
-    recipe = Recipe(data=DataConfig(on_error=on_error))
+    TokenizerFamily(tokenizer)  # a tokenizer that cannot be given tokens is refused at once
+    ends, recipe = end_tokens(loaded, tokenizer), Recipe(data=DataConfig(on_error=on_error))
     prepared = prepare(tokenizer, ends, data, held_out, recipe, tell)
     if len(prepared.validation) < 2:
         raise DataError(
@@ -126,13 +128,42 @@ def enrich(
             where=str(data),
             fix="pass held-out examples with --held-out",
         )
-    train, kept = _outputs(prepared, ends)
+    rows = prepared.train, spread(prepared.validation, _HELD_OUT_ROWS)
     if own_answers:
-        train, kept = _own_outputs((loaded, tokenizer), data, held_out, prepared, on_error, tell)
+        lessons = own_lessons((loaded, tokenizer, name), prepared, recipe, tell)
+        rows = lessons.train, lessons.held_out
     tell("choosing tokens", 0, None)
-    outputs = OutputCounts(train), OutputCounts(kept)
-    choice, size, why = _choose(outputs, family, rules, tokens, _row_share(loaded))
-    made = Enrichment(
+    made = choose_tokens(rows, (loaded, tokenizer, name), rules, wanted=tokens, own=own_answers)
+    if out is not None:
+        save_enrichment(made, tokenizer, Path(out))
+    return made
+
+
+def choose_tokens(
+    rows: tuple[Sequence[Row], Sequence[Row]],
+    loaded: tuple[Any, Any, str],
+    rules: MiningRules,
+    *,
+    wanted: int = 0,
+    own: bool = False,
+) -> Enrichment:
+    """Choose new tokens from answers, and predict the steps on others.
+
+    Args:
+        rows: (prompt, answer) pairs to choose from, and held-out ones.
+        loaded: model, tokenizer and name.
+        rules: how to choose, and how many at most.
+        wanted: how many; 0 for as many as are worth it.
+        own: whether the answers are the model's own.
+
+    Raises:
+        ConfigError: a tokenizer that cannot be given tokens.
+    """
+    model, tokenizer, name = loaded
+    family, ends = TokenizerFamily(tokenizer), end_tokens(model, tokenizer)
+    train, kept = (OutputCounts(_without_ends((a for _, a in part), ends)) for part in rows)
+    choice, size, why = _choose((train, kept), family, rules, wanted, _row_share(model))
+    return Enrichment(
         model=name,
         fingerprint=fingerprint(tokenizer),
         first=family.size,
@@ -141,11 +172,8 @@ def enrich(
         curve=choice.curve,
         stopped=why,
         rules=choice.rules,
-        own_answers=own_answers,
+        own_answers=own,
     )
-    if out is not None:
-        save_enrichment(made, tokenizer, Path(out))
-    return made
 
 
 def _choose(
@@ -177,12 +205,6 @@ def _row_share(model: Any) -> float:
     return float(head.shape[1] / max(read, 1))
 
 
-def _outputs(prepared: Prepared, ends: Sequence[int]) -> tuple[list[IntArray], list[IntArray]]:
-    return _without_ends((answer for _, answer in prepared.train), ends), _without_ends(
-        (answer for _, answer in spread(prepared.validation, _HELD_OUT_ROWS)), ends
-    )
-
-
 def _without_ends(answers: Iterable[IntArray], ends: Sequence[int]) -> list[IntArray]:
     """Answers without the end token, which no new token may hold: others become barriers."""
     found = []
@@ -194,33 +216,9 @@ def _without_ends(answers: Iterable[IntArray], ends: Sequence[int]) -> list[IntA
     return found
 
 
-def _own_outputs(
-    model: Any, data: Any, held_out: Any, prepared: Prepared, on_error: str, tell: Progress
-) -> tuple[list[IntArray], list[IntArray]]:
-    """The model's own answers to the training and the held-out prompts."""
-    spec = SpecConfig(own_answers=True)
-    recipe = Recipe(data=DataConfig(on_error=on_error), spec=spec)
-    adapted = adapt(model, data, validation=held_out, recipe=recipe, progress=tell)
-    try:
-        train = [document for _, document in adapted.corpus.documents()]
-        rows = [prompt for prompt, _ in spread(prepared.validation, _HELD_OUT_ROWS)]
-        kept = []
-        for number, prompt in enumerate(rows):
-            tell("answering held-out prompts", number, len(rows))
-            if prompt is not None:
-                tokens = adapted.decoder.generate(prompt, adapted.params()).tokens
-                kept.append(_as_ids(tokens))
-    finally:
-        adapted.corpus.close()
-        shutil.rmtree(adapted.pack.path, ignore_errors=True)
-    ends = adapted.ends
-    return _without_ends(train, ends), _without_ends(kept, ends)
-
-
-def _as_ids(tokens: Sequence[int]) -> IntArray:
-    import numpy as np
-
-    return np.asarray(tokens, np.int32)
+def write_tokens(made: Enrichment, folder: Path) -> None:
+    """Write ``tokens.json``."""
+    write_atomic(folder / TOKENS_FILE, (json.dumps(made.to_json(), indent=1) + "\n").encode())
 
 
 def save_enrichment(made: Enrichment, tokenizer: Any, folder: Path) -> None:
@@ -229,7 +227,7 @@ def save_enrichment(made: Enrichment, tokenizer: Any, folder: Path) -> None:
     part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         save_extended(tokenizer, made.expansions, made.first, part)
-        write_atomic(part / TOKENS_FILE, (json.dumps(made.to_json(), indent=1) + "\n").encode())
+        write_tokens(made, part)
         part.rename(folder)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from tascade.config import TuneConfig
 from tascade.train.adapter import lora_parameters, row_parameters
 from tascade.train.loss import AnswerLoss
 from tascade.train.samples import Sample, batches, collate
-from tascade.train.state import load_state, save_state
+from tascade.train.state import has_state, load_state, save_state
 
 Tell = Callable[[str, int, int | None], None]
 _WARM_UP, _LAST, _CLIP = 0.05, 0.1, 1.0
@@ -67,6 +68,28 @@ class Trainer:
                 tell("tuning", self.course.done, self.steps)
         self.model.eval()
 
+    def run_saving(self, folder: Path, tell: Tell | None = None, *, seconds: float = 60.0) -> None:
+        """Train to the end, going on from the state in ``folder`` and saving one there."""
+        if has_state(folder):
+            self.load(folder)
+        while self.course.done < self.steps:
+            start = time.monotonic()
+            while self.course.done < self.steps and time.monotonic() - start < seconds:
+                self.run(self.course.done + 1, tell)
+            self.save(folder)
+
+    @torch.inference_mode()
+    def held_out_loss(self, samples: Sequence[Sample]) -> float:
+        """Mean loss of samples that nothing was learned from."""
+        self.model.eval()
+        size, with_base = self.config.batch, self.config.kl > 0
+        parts = [samples[at : at + size] for at in range(0, len(samples), size)]
+        losses = [
+            float(self.loss(self.model, collate(part, with_base=with_base).to(self.model.device)))
+            for part in parts
+        ]
+        return math.fsum(a * len(b) for a, b in zip(losses, parts, strict=True)) / len(samples)
+
     def step(self, number: int) -> float:
         """One step; returns its loss."""
         alone = number < self.row_steps
@@ -102,6 +125,8 @@ class Trainer:
 
     def _about(self) -> dict[str, Any]:
         settings = asdict(self.config) | {"samples": len(self.samples), "steps": self.steps}
+        for name in ("gate", "control"):  # what happens afterwards
+            settings.pop(name)
         return {"settings": settings, "done": self.course.done, "losses": self.course.losses}
 
     def _take(self, number: int) -> list[Sample]:

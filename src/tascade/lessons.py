@@ -1,0 +1,117 @@
+"""What a model is taught: its own answers, to the task's prompts and to some it wrote itself."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from tascade.config import Recipe
+from tascade.errors import ConfigError
+from tascade.files import write_atomic
+from tascade.model import TaskModel
+from tascade.own import Row, own_answers
+from tascade.pipeline import Prepared, Progress, build, spread
+from tascade.train.prompts import own_prompts
+
+_NOTHING = np.empty(0, np.int32)
+_PARTS = ("train", "written", "held_out")
+
+
+@dataclass(slots=True)
+class Lessons:
+    """Rows (prompt, answer) in base token ids, the answers the model's own.
+
+    ``train``: the training prompts; ``written``: prompts the model wrote; ``held_out``: prompts to
+    judge by, which nothing is learned from.
+    """
+
+    train: list[Row] = field(default_factory=list)
+    written: list[Row] = field(default_factory=list)
+    held_out: list[Row] = field(default_factory=list)
+
+    def save(self, file: Path) -> None:
+        """Write to a safetensors file, atomically."""
+        tensors = {}
+        for part in _PARTS:
+            rows = getattr(self, part)
+            for number, side in enumerate(("prompts", "answers")):
+                ids = [_NOTHING if row[number] is None else row[number] for row in rows]
+                tensors[f"{part}.{side}"] = np.concatenate([_NOTHING, *ids])
+                tensors[f"{part}.{side}.ends"] = np.cumsum([0, *map(len, ids)])
+        write_atomic(file, save(tensors))
+
+    @classmethod
+    def load(cls, file: Path) -> Lessons:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            ConfigError: no such file, or a damaged one.
+        """
+        try:
+            tensors = load_file(file)
+            made = cls()
+            for part in _PARTS:
+                sides = [
+                    np.split(tensors[f"{part}.{side}"], tensors[f"{part}.{side}.ends"][1:-1])
+                    for side in ("prompts", "answers")
+                ]
+                count = len(tensors[f"{part}.answers.ends"]) - 1
+                setattr(made, part, list(zip(*sides, strict=True))[:count])
+        except (OSError, KeyError, ValueError, SafetensorError) as error:
+            raise ConfigError("cannot read the lessons", got=error, where=str(file)) from error
+        return made
+
+
+def own_lessons(
+    loaded: tuple[Any, Any, str],
+    prepared: Prepared,
+    recipe: Recipe,
+    tell: Progress,
+    *,
+    held_out: int = 500,
+    prompts: float = 0.0,
+) -> Lessons:
+    """Let the model answer the task's prompts, and others that it writes itself.
+
+    The references' index drafts meanwhile, so that it runs at the task's speed already.
+
+    Args:
+        loaded: model, tokenizer and name.
+        prepared: the examples.
+        recipe: ``max_new_tokens``, ``spec.own_seconds`` (for each part), ``tune.seed``.
+        tell: called with (stage, done, total).
+        held_out: at most so many held-out prompts, spread over the file.
+        prompts: how many prompts the model writes for each training prompt.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="tascade-lessons-"))
+    try:
+        pack = build(folder / "pack", loaded, prepared, recipe, tell)
+        task_model = TaskModel(loaded[0], loaded[1], pack, loaded[2])
+
+        def answered(rows: Sequence[Row]) -> list[Row]:
+            params = task_model.params(max_new_tokens=recipe.max_new_tokens)
+            limit = recipe.spec.own_seconds
+            rows, _ = own_answers(task_model.decoder, rows, params, seconds=limit, tell=tell)
+            return [(prompt, answer) for prompt, answer in rows if len(answer)]
+
+        lessons = Lessons(
+            train=answered(prepared.train), held_out=answered(spread(prepared.validation, held_out))
+        )
+        known = [prompt for prompt, _ in prepared.train if prompt is not None]
+        wanted = round(prompts * len(known))
+        if wanted:
+            seed = recipe.tune.seed
+            written = own_prompts(loaded[0], known, wanted, seed=seed, tell=tell)
+            lessons.written = answered([(prompt, _NOTHING) for prompt in written])
+        task_model.corpus.close()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return lessons

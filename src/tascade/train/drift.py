@@ -1,0 +1,42 @@
+"""How far a tuned model has moved from its base on text that has nothing to do with the task."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+_ROWS, _TOKENS = 16, 32
+
+
+def free_text(model: Any, size: int, *, seed: int = 0) -> torch.Tensor:
+    """Text the base model writes from random tokens: [rows, tokens] ids, below ``size``."""
+    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        begin = torch.randint(size, (_ROWS, 1)).to(model.device)
+        text: torch.Tensor = model.generate(
+            begin,
+            attention_mask=torch.ones_like(begin),
+            do_sample=True,
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+            max_new_tokens=_TOKENS - 1,
+            min_new_tokens=_TOKENS - 1,
+            pad_token_id=0,
+        )
+    return text
+
+
+@torch.inference_mode()
+def next_tokens(model: Any, text: torch.Tensor, size: int) -> torch.Tensor:
+    """Log-probabilities of the next base token: [rows * tokens, size]."""
+    logits = model(input_ids=text.to(model.device)).logits.float()
+    found: torch.Tensor = logits.log_softmax(-1)[..., :size].reshape(-1, size).cpu()
+    return found
+
+
+def divergence(base: torch.Tensor, tuned: torch.Tensor) -> float:
+    """KL(base || tuned) in nats a token, from log-probabilities [N, V] of each."""
+    return float(functional.kl_div(tuned, base, reduction="batchmean", log_target=True))

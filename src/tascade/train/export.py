@@ -1,0 +1,72 @@
+"""A tuned model as a plain Hugging Face checkpoint, with a tokenizer any engine opens."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tascade.errors import TascadeError
+from tascade.files import write_atomic
+from tascade.tokens.extend import save_extended
+
+TUNING_FILE = "tuning.json"
+_MOST_APART = {torch.float32: 1e-4}
+_COARSE = 0.25
+
+
+def write_model(
+    model: Any, tokenizer: Any, expansions: Sequence[Sequence[int]], first: int, folder: Path
+) -> None:
+    """Write weights, config and the extended tokenizer to ``folder``."""
+    model.save_pretrained(folder)
+    if expansions:
+        save_extended(tokenizer, expansions, first, folder)
+    else:
+        tokenizer.save_pretrained(folder)
+
+
+def reopen(folder: Path, model: Any, ids: Sequence[Sequence[int]]) -> tuple[Any, Any]:
+    """Open an export as anyone would, and compare it with the model it was made from.
+
+    Args:
+        folder: see :func:`write_model`.
+        model: what was written.
+        ids: token ids [T] each to compare logits on.
+
+    Returns:
+        (model, tokenizer) as opened.
+
+    Raises:
+        TascadeError: the logits differ, or something was lost.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    opened, info = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=model.dtype, use_safetensors=True, output_loading_info=True
+    )
+    lost = {key: sorted(value) for key, value in info.items() if value}
+    opened = opened.to(model.device).eval()
+    apart = 0.0
+    with torch.inference_mode():
+        for row in ids:
+            both = torch.tensor([list(row)], device=model.device)
+            gap = model(input_ids=both).logits - opened(input_ids=both).logits
+            apart = max(apart, float(gap.abs().max()))
+    if lost or apart > _MOST_APART.get(model.dtype, _COARSE):
+        raise TascadeError(
+            "the exported model is not the one that was trained",
+            got=f"logits {apart:.2g} apart, {lost or 'nothing'} lost",
+            wanted=f"at most {_MOST_APART.get(model.dtype, _COARSE)}",
+            where=str(folder),
+            fix="please report this",
+        )
+    return opened, AutoTokenizer.from_pretrained(folder)
+
+
+def write_about(folder: Path, about: dict[str, Any]) -> None:
+    """Write ``tuning.json``: how it was made, and what the gate found."""
+    write_atomic(folder / TUNING_FILE, (json.dumps(about, indent=1) + "\n").encode())
