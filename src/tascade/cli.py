@@ -313,6 +313,7 @@ def demo(
 
 
 app.command()(cli_train.enrich)
+app.command()(cli_train.tune)
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 app.command(context_settings=_PASS_ON)(cli_serve.serve)
 app.command()(cli_serve.learned)

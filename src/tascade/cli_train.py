@@ -1,9 +1,9 @@
-"""The verbs that change a model: `enrich`, which chooses new tokens."""
+"""The verbs that change a model: `enrich` chooses new tokens, `tune` teaches them."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -50,3 +50,60 @@ def enrich(
         console.print_json(made.to_json())
     else:
         console.out.print(made.describe())
+
+
+def tune(
+    data: Annotated[str, typer.Argument(help="Training examples: file, folder or hub id.")],
+    model: ModelOpt,
+    out: Annotated[Path, typer.Option("--out", "-o", help="New folder for the tuned model.")],
+    held_out: Annotated[
+        str, typer.Option(help="Held-out examples; a share of DATA if absent.")
+    ] = "",
+    tokens: Annotated[int, typer.Option(help="How many; 0 for as many as are worth it.")] = 0,
+    epochs: Annotated[int, typer.Option(help="Rounds over the examples [recipe: 3].")] = 0,
+    targets: Annotated[str, typer.Option(help="own [recipe's default] or gold answers.")] = "",
+    control: Annotated[
+        bool, typer.Option("--control", help="Train LoRA alone too, to compare with.")
+    ] = False,
+    recipe: Annotated[
+        Path | None, typer.Option(help="A recipe (YAML) with a tune section.")
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="Go on with the run that was stopped.")] = False,
+    on_error: OnError = "",
+    threads: Threads = 0,
+    json: Json = False,
+) -> None:
+    """Teach a model the task's tokens: fewer steps an answer, in any engine. Answers may change."""
+    import dataclasses
+
+    from tascade import console
+    from tascade.config import Recipe
+    from tascade.tuning import tune as run
+
+    use_threads(threads)
+    chosen = Recipe.from_yaml(recipe) if recipe else Recipe()
+    given: dict[str, Any] = {
+        "tokens": tokens,
+        "epochs": epochs,
+        "targets": targets,
+        "control": control,
+    }
+    stage = dataclasses.replace(chosen.tune, **{k: v for k, v in given.items() if v})
+    kept = dataclasses.replace(chosen.data, on_error=on_error or chosen.data.on_error)
+    with console.progress_bar() as progress:
+        made = run(
+            model,
+            data,
+            out=out,
+            held_out=held_out or None,
+            recipe=dataclasses.replace(chosen, tune=stage, data=kept),
+            resume=resume,
+            progress=progress,
+        )
+    if json:
+        console.print_json(made.to_json())
+    else:
+        console.out.print(made.enrichment.describe())
+        console.out.print(made.verdict.describe())
+    if made.path is None:
+        raise typer.Exit(1)

@@ -24,9 +24,8 @@ from tascade.tokens.curve import Choice, StepCurve, best_at, choose_among, envel
 from tascade.tokens.extend import save_extended
 from tascade.tokens.family import TokenizerFamily
 from tascade.tokens.mine import MiningRules, OutputCounts
+from tascade.tokens.stored import FORMAT, TOKENS_FILE, VERSION
 
-TOKENS_FILE = "tokens.json"
-FORMAT, VERSION = "tascade-tokens", 1
 _HELD_OUT_ROWS = 500
 
 

@@ -34,6 +34,8 @@ from tascade.load import ModelRef, load_model, machine_key
 from tascade.model import TaskModel
 from tascade.own import Row, own_answers
 from tascade.pack import Pack, PackInfo, provenance
+from tascade.tokens.segment import Merger
+from tascade.tokens.stored import read_tokens
 
 Progress = Callable[[str, int, int | None], None]
 """Called as ``progress(stage, done, total)``."""
@@ -94,6 +96,10 @@ def adapt(
         )
     loaded, tokenizer, name = load_model(model, dtype=recipe.dtype, device=recipe.device)
     prepared = prepare(tokenizer, end_tokens(loaded, tokenizer), data, validation, recipe, tell)
+    merger = read_tokens(name)
+    if merger is not None:  # a tuned model says its answers in them
+        prepared.train = _written(prepared.train, merger)
+        prepared.validation = _written(prepared.validation, merger)
     part = _work_folder(target)
     try:
         pack = build(part, (loaded, tokenizer, name), prepared, recipe, tell)
@@ -147,6 +153,10 @@ def prepare(
             fix="add prompts to the examples, or leave --self out",
         )
     return out
+
+
+def _written(rows: Sequence[Row], merger: Merger) -> list[Row]:
+    return [(prompt, merger.merge(answer)) for prompt, answer in rows]
 
 
 def _encoded(

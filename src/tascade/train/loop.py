@@ -74,6 +74,7 @@ class Trainer:
             self.load(folder)
         while self.course.done < self.steps:
             start = time.monotonic()
+            self.run(self.course.done + 1, tell)
             while self.course.done < self.steps and time.monotonic() - start < seconds:
                 self.run(self.course.done + 1, tell)
             self.save(folder)
