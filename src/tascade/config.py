@@ -89,8 +89,10 @@ class GateConfig:
 class TuneConfig:
     """TASC-ft: new tokens, and the training that teaches a model to say them.
 
-    ``tokens``: how many, 0 for as many as are worth it. ``targets``: what is learned, the model's
-    ``own`` answers or the ``gold`` ones of the data. ``prompts``: how many prompts the model writes
+    ``tokens``: how many, 0 for as many as are worth it. ``sure``: a new token may hold no base
+    token but the first that the model says with less probability than this, 0 to let it.
+    ``targets``: what is learned, the model's ``own`` answers or the ``gold`` ones of the data.
+    ``prompts``: how many prompts the model writes
     itself, for each training prompt, to answer and learn from as well. ``start``: how new rows
     begin (see :data:`tascade.train.rows.STARTS`), or ``probe`` to try each for ``probe_steps``.
     ``row_steps`` steps with the rows alone at ``row_rate``; then ``epochs`` rounds with LoRA
@@ -101,6 +103,7 @@ class TuneConfig:
     """
 
     tokens: int = 0
+    sure: float = 0.95
     targets: str = "own"
     prompts: float = 1.0
     start: str = "probe"
@@ -131,6 +134,8 @@ class TuneConfig:
             if getattr(self, name) <= 0.0:
                 got = getattr(self, name)
                 raise ConfigError(f"tune.{name} is out of range", got=got, wanted="above 0")
+        if not 0.0 <= self.sure <= 1.0:
+            raise ConfigError("tune.sure is out of range", got=self.sure, wanted="0 to 1")
         if not 0.0 <= self.dropout < 1.0:
             got = self.dropout
             raise ConfigError("tune.dropout is out of range", got=got, wanted="0 to below 1")

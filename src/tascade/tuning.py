@@ -23,12 +23,14 @@ from tascade.enrichment import Enrichment, choose_tokens, write_tokens
 from tascade.errors import ConfigError, DataError, TascadeError
 from tascade.lessons import Lessons, own_lessons
 from tascade.load import ModelRef, load_model
+from tascade.own import Row
 from tascade.pack import provenance
 from tascade.pipeline import Prepared, Progress, prepare, silent, spread
 from tascade.tokens.check import check_extension
 from tascade.tokens.family import TokenizerFamily
 from tascade.tokens.mine import MiningRules
 from tascade.tokens.segment import Merger
+from tascade.train.certainty import decisive_pieces
 from tascade.train.drift import divergence, free_text, next_tokens
 from tascade.train.export import reopen, write_about, write_model
 from tascade.train.judge import Said, Verdict, judge
@@ -181,7 +183,11 @@ class _Run:
         wanted = self.recipe.tune.tokens
         rules = MiningRules(tokens=wanted) if wanted else MiningRules()
         self.tell("choosing tokens", 0, None)
-        made = choose_tokens((self.rows, self.steer), self.loaded, rules, wanted=wanted, own=True)
+        rows: Sequence[Row] = self.rows
+        if self.recipe.tune.sure:
+            sure, longest = self.recipe.tune.sure, self.recipe.tune.longest
+            rows = [(None, part) for part in decisive_pieces(model, rows, sure, longest)]
+        made = choose_tokens((rows, self.steer), self.loaded, rules, wanted=wanted, own=True)
         merger = Merger(made.expansions, made.first)
         text = free_text(model, made.first)
         before = next_tokens(model, text, made.first)
