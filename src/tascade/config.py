@@ -92,12 +92,12 @@ class TuneConfig:
     ``tokens``: how many, 0 for as many as are worth it. ``sure``: a new token may hold no base
     token but the first that the model says with less probability than this, 0 to let it.
     ``targets``: what is learned, the model's ``own`` answers or the ``gold`` ones of the data.
-    ``prompts``: how many prompts the model writes
-    itself, for each training prompt, to answer and learn from as well. ``start``: how new rows
-    begin (see :data:`tascade.train.rows.STARTS`), or ``probe`` to try each for ``probe_steps``.
-    ``row_steps`` steps with the rows alone at ``row_rate``; then ``epochs`` rounds with LoRA
-    (``rank``, ``alpha``, ``dropout``) at ``rate`` and the rows at ``row_factor`` times that.
-    ``batch``: samples a step; ``longest``: tokens of a sample, longer ones are left out.
+    ``prompts``: how many prompts the model writes itself, for each training prompt, to answer and
+    learn from as well. ``start``: how new rows begin (see :data:`tascade.train.rows.STARTS`), or
+    ``probe`` to try each for ``probe_steps``. ``row_steps`` steps with the rows alone at
+    ``row_rate``; then ``epochs`` rounds with LoRA (``rank``, ``alpha``, ``dropout``) at ``rate``, 0
+    for one over the model's width, and the rows at ``row_factor`` times that. ``batch``: samples a
+    step; ``longest``: tokens of a sample, longer ones are left out. ``precision``: of training, float32, bfloat16, or auto for what the machine is fast at.
     ``length_power``: a token of n base tokens weighs n to this power. ``kl``: weight of the
     divergence from the base model's next token. ``control``: also train LoRA alone, for comparison.
     """
@@ -111,12 +111,13 @@ class TuneConfig:
     row_steps: int = 100
     row_rate: float = 5e-3
     epochs: int = 3
-    rate: float = 2e-4
+    rate: float = 0.0
     row_factor: float = 5.0
     batch: int = 32
     longest: int = 1024
-    rank: int = 16
-    alpha: int = 32
+    precision: str = "auto"
+    rank: int = 32
+    alpha: int = 64
     dropout: float = 0.0
     length_power: float = 0.0
     kl: float = 0.0
@@ -126,11 +127,21 @@ class TuneConfig:
 
     def __post_init__(self) -> None:
         _one_of("tune.targets", self.targets, ("own", "gold"))
+        _one_of("tune.precision", self.precision, ("auto", "float32", "bfloat16"))
         for name in ("batch", "longest", "rank", "alpha"):
             _at_least(f"tune.{name}", getattr(self, name), 1)
-        for name in ("tokens", "prompts", "probe_steps", "row_steps", "epochs", "kl", "seed"):
+        for name in (
+            "tokens",
+            "prompts",
+            "probe_steps",
+            "row_steps",
+            "epochs",
+            "rate",
+            "kl",
+            "seed",
+        ):
             _at_least(f"tune.{name}", getattr(self, name), 0)
-        for name in ("row_rate", "rate", "row_factor"):
+        for name in ("row_rate", "row_factor"):
             if getattr(self, name) <= 0.0:
                 got = getattr(self, name)
                 raise ConfigError(f"tune.{name} is out of range", got=got, wanted="above 0")

@@ -27,8 +27,9 @@ def engine(
             "additional_config": {"tascade": named | {"budget": budget}},
             "worker_extension_cls": EXTENSION,
         }
-    sizes = {"max_model_len": 1024, "max_num_seqs": 8, "seed": 0} | options
-    return LLM(model=str(bundled.model_path()), dtype="float32", **sizes)
+    sizes = {"max_model_len": 1024, "max_num_seqs": 8, "seed": 0}
+    given: dict[str, Any] = {"model": str(bundled.model_path()), "dtype": "float32"}
+    return LLM(**given | sizes | options)
 
 
 def stats(llm: Any) -> dict[str, Any]:
