@@ -67,7 +67,8 @@ class GateConfig:
     (and the control's). ``least_agreement``: share of answers that are the base model's own.
     ``least_adoption``: steps saved over those that the same texts could save. ``most_longer``: how
     many times longer or shorter answers may be, in bytes. ``most_drift``: divergence from the base
-    model on other text, in nats a token.
+    model on other text, in nats a token. ``refuse``: whether a model that fails is not exported;
+    else it is, and says so.
     """
 
     most_drop: float = 0.01
@@ -75,6 +76,7 @@ class GateConfig:
     least_adoption: float = 0.95
     most_longer: float = 1.1
     most_drift: float = 0.5
+    refuse: bool = True
 
     def __post_init__(self) -> None:
         for name in ("most_drop", "least_agreement", "least_adoption"):
@@ -97,7 +99,8 @@ class TuneConfig:
     ``probe`` to try each for ``probe_steps``. ``row_steps`` steps with the rows alone at
     ``row_rate``; then ``epochs`` rounds with LoRA (``rank``, ``alpha``, ``dropout``) at ``rate``, 0
     for one over the model's width, and the rows at ``row_factor`` times that. ``batch``: samples a
-    step; ``longest``: tokens of a sample, longer ones are left out. ``precision``: of training, float32, bfloat16, or auto for what the machine is fast at.
+    step; ``longest``: tokens of a sample, longer ones are left out. ``precision``: of training,
+    float32, bfloat16, or auto for what the machine is fast at.
     ``length_power``: a token of n base tokens weighs n to this power. ``kl``: weight of the
     divergence from the base model's next token. ``control``: also train LoRA alone, for comparison.
     """

@@ -44,12 +44,16 @@ Score = Callable[[str, str], float]
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
-    """What tuning made: where it lies (``None`` if the gate refused it), and how it did."""
+    """What tuning made: where it lies (``None`` if the gate refused it), and how it did.
+
+    ``control``: the model with LoRA alone, if one was asked for; it is not exported.
+    """
 
     path: Path | None
     enrichment: Enrichment
     taught: Taught
     verdict: Verdict
+    control: Taught | None = None
 
     def to_json(self) -> dict[str, Any]:
         """One JSON-ready object."""
@@ -191,7 +195,9 @@ class _Run:
         merger = Merger(made.expansions, made.first)
         text = free_text(model, made.first)
         before = next_tokens(model, text, made.first)
-        control = self._control(merger.first) if self.recipe.tune.control else []
+        nothing = Merger((), merger.first)
+        control = self._teach(nothing, "control") if self.recipe.tune.control else None
+        beside = [] if control is None else self._answers(control.model, nothing)
         taught = self._teach(merger, "tuned")
         target.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
@@ -205,10 +211,11 @@ class _Run:
                 self.recipe.tune.gate,
                 score,
                 drift=divergence(before, next_tokens(opened, text, made.first)),
-                control=control,
+                control=beside,
             )
-            tuned = Tuned(target if verdict.passed else None, made, taught, verdict)
-            if verdict.passed:
+            exported = verdict.passed or not self.recipe.tune.gate.refuse
+            tuned = Tuned(target if exported else None, made, taught, verdict, control)
+            if exported:
                 about = {"recipe": asdict(self.recipe.tune), **provenance(), **tuned.to_json()}
                 write_about(part, about)
                 part.rename(target)
@@ -240,11 +247,6 @@ class _Run:
                 fix="please report this",
             )
         return opened
-
-    def _control(self, first: int) -> list[Said]:
-        """What LoRA alone says, trained on the same rows for as many rounds."""
-        nothing = Merger((), first)
-        return self._answers(self._teach(nothing, "control").model, nothing)
 
     def _said(self, ids: IntArray, merger: Merger) -> Said:
         text = self.loaded[1].decode(merger.unmerge(ids), skip_special_tokens=True)

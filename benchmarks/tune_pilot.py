@@ -1,0 +1,214 @@
+"""TASC-ft end to end: tune a model on a task, judge it on test rows, time it alone and with drafts.
+
+    python benchmarks/tune_pilot.py --json benchmarks/tune_pilot.json
+
+For another model, on a GPU or not: ``--model Qwen/Qwen2.5-0.5B-Instruct --train train.jsonl
+--validation validation.jsonl --test test.jsonl --task mine``. Everything is learned and chosen on
+train and validation rows; test rows are answered once the model is exported. The control is LoRA on
+the same rows for as many rounds, without new tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import tascade
+from tascade.bench.machine import machine_info
+from tascade.config import GateConfig, SpecConfig, TuneConfig
+from tascade.data.load import load_examples
+from tascade.decode.loop import Decoder
+from tascade.decode.target import Target
+from tascade.draft.none import NoDrafter
+from tascade.model import TaskModel
+from tascade.pipeline import spread
+from tascade.tokens.segment import Merger
+from tascade.tokens.stored import read_tokens
+from tascade.train.judge import Said, judge
+from tascade.tuning import tune
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+TASKS = ("multilabel_nlupp", "text_to_sql_advising")
+TIMED_ROWS, REPEATS = 48, 5
+
+
+def equal(text: str, reference: str) -> float:
+    return float(text.split() == reference.split())
+
+
+def recipe(options: argparse.Namespace, epochs: int) -> tascade.Recipe:
+    stage = TuneConfig(
+        tokens=options.tokens,
+        epochs=epochs,
+        prompts=options.prompts,
+        control=True,
+        gate=GateConfig(refuse=False),
+    )
+    spec = SpecConfig(own_answers=True, own_seconds=3600.0)
+    return tascade.Recipe(dtype=options.dtype, spec=spec, tune=stage)
+
+
+def cpu_seconds() -> float:
+    return sum(
+        getattr(resource.getrusage(who), name)
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+        for name in ("ru_utime", "ru_stime")
+    )
+
+
+def answers(decoder: Decoder, task_model: TaskModel, prompts: Sequence[Any]) -> list[np.ndarray]:
+    params = task_model.params()
+    return [np.array(decoder.generate(p, params).tokens, np.int32) for p in prompts]
+
+
+def timed(ways: dict[str, Callable[[Any], int]], prompts: Sequence[Any]) -> dict[str, Any]:
+    """Seconds and steps of each way, in turns; the first round warms up and does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    steps: dict[str, int] = {}
+    for repeat in range(REPEATS + 1):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            steps[name] = sum(way(prompt) for prompt in prompts)
+            if repeat:
+                seconds[name].append(time.perf_counter() - start)
+    base = np.array(seconds["base"])
+    found = {}
+    for name in ways:
+        ratios = np.sort(base / np.array(seconds[name]))
+        found[name] = {
+            "seconds": seconds[name],
+            "forwards": steps[name],
+            "speedup": {
+                "median": float(np.median(ratios)),
+                "low": float(ratios[0]),
+                "high": float(ratios[-1]),
+            },
+        }
+    return found
+
+
+def measure(task: str, files: dict[str, str], options: argparse.Namespace, epochs: int) -> Any:
+    work = Path(options.work or tempfile.mkdtemp(prefix="tune-")) / task
+    chosen = recipe(options, epochs)
+    began, cpu = time.time(), cpu_seconds()
+    tuned = tune(
+        options.model,
+        files["train"],
+        held_out=files["validation"],
+        out=work / "model",
+        recipe=chosen,
+        progress=tell,
+    )
+    spent = {"seconds": time.time() - began, "cpu_seconds": cpu_seconds() - cpu}
+    assert tuned.path is not None
+    assert tuned.control is not None
+    merger = read_tokens(tuned.path)
+    assert merger is not None
+    packs = {}
+    for name, model in (("base", options.model), ("tuned", tuned.path)):
+        packs[name] = tascade.adapt(
+            model,
+            files["train"],
+            validation=files["validation"],
+            out=work / f"pack-{name}",
+            recipe=chosen,
+            progress=tell,
+        )
+    return {
+        "task": task,
+        "epochs": epochs,
+        "spent": spent,
+        "tuning": tuned.to_json(),
+        "test": judged(files["test"], tuned, merger, packs),
+        "speed": raced(files["test"], packs),
+    }
+
+
+def judged(test: str, tuned: Any, merger: Merger, packs: dict[str, TaskModel]) -> Any:
+    """The gate's figures, on test rows."""
+    base, new = packs["base"], packs["tuned"]
+    examples = [e for e in load_examples(test) if e.prompt is not None]
+    prompts = [base.encode(e.prompt) for e in examples]
+    control = Decoder(Target(tuned.control.model), NoDrafter(), None, base.tokenizer)
+    said = {}
+    for name, decoder in (("base", base.plain), ("tuned", new.plain), ("control", control)):
+        said[name] = [
+            Said(ids, base.tokenizer.decode(merger.unmerge(ids), skip_special_tokens=True))
+            for ids in answers(decoder, base, prompts)
+        ]
+    wanted = [e.completion for e in examples]
+    nothing = GateConfig(refuse=False)
+    verdict = judge(
+        said["tuned"], said["base"], wanted, merger, nothing, equal, control=said["control"]
+    )
+    found = verdict.to_json()
+    del found["drift"]  # not measured again
+    return found
+
+
+def raced(test: str, packs: dict[str, TaskModel]) -> Any:
+    """One request at a time: base, base with drafts, tuned, tuned with drafts."""
+    examples = [e for e in load_examples(test) if e.prompt is not None]
+    prompts = [packs["base"].encode(e.prompt) for e in spread(examples, TIMED_ROWS)]
+    ways = {}
+    for name, pack in packs.items():
+        for kind, decoder in (("", pack.plain), ("+spec", pack.decoder)):
+
+            def way(prompt: Any, decoder: Decoder = decoder, pack: TaskModel = pack) -> int:
+                return len(decoder.generate(prompt, pack.params()).steps)
+
+            ways[name + kind] = way
+    return timed(ways, prompts)
+
+
+def tell(stage: str, done: int, total: int | None) -> None:
+    if done % 200 == 0:
+        print(f"{time.strftime('%H:%M:%S')} {stage} {done}/{total}", file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default=str(SHARED / "models/pilot"))
+    parser.add_argument("--task", action="append")
+    parser.add_argument("--train")
+    parser.add_argument("--validation")
+    parser.add_argument("--test")
+    parser.add_argument("--tokens", type=int, default=40)
+    parser.add_argument("--epochs", type=int, action="append", help="for each task")
+    parser.add_argument("--prompts", type=float, default=2.0)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--work", help="keep models and packs here")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    tasks, results = options.task or list(TASKS), []
+    for number, task in enumerate(tasks):
+        given = {"train": options.train, "validation": options.validation, "test": options.test}
+        files = {k: v or str(SHARED / "data" / task / f"{k}.jsonl") for k, v in given.items()}
+        epochs = (options.epochs or [6])[min(number, len(options.epochs or [6]) - 1)]
+        results.append(measure(task, files, options, epochs))
+    settings = {k: v for k, v in vars(options).items() if k in ("tokens", "prompts", "dtype")}
+    found = {
+        "command": " ".join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
+        "machine": machine_info(),
+        "settings": settings | {"tune": dataclasses.asdict(TuneConfig())},
+        "results": results,
+    }
+    text = json.dumps(found, indent=1) + "\n"
+    if options.json:
+        options.json.write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
