@@ -166,7 +166,7 @@ def raced(test: str, packs: dict[str, TaskModel]) -> Any:
         for kind, decoder in (("", pack.plain), ("+spec", pack.decoder)):
 
             def way(prompt: Any, decoder: Decoder = decoder, pack: TaskModel = pack) -> int:
-                return len(decoder.generate(prompt, pack.params()).steps)
+                return decoder.generate(prompt, pack.params()).forwards
 
             ways[name + kind] = way
     return timed(ways, prompts)

@@ -42,7 +42,16 @@ ROWS = [
 ]
 # The top row is the user's side: these of its modules may use another one of it.
 TOP_ROW_ALLOWED = {
-    "cli": {"cli_options", "cli_serve", "cli_train", "console", "demo", "bench", "inspection"},
+    "cli": {
+        "cli_options",
+        "cli_serve",
+        "cli_train",
+        "console",
+        "demo",
+        "bench",
+        "inspection",
+        "tuning",
+    },
     "cli_serve": {"cli_options", "console", "serve"},
     "cli_train": {"cli_options", "console", "enrichment", "tuning"},
     "tuning": {"enrichment"},

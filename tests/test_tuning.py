@@ -13,11 +13,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tascade
 from tascade import bundled
+from tascade.bench.pack import BenchOptions, bench_pack
+from tascade.bench.report import write_report
 from tascade.config import GateConfig, TuneConfig
 from tascade.data.load import load_examples
 from tascade.errors import ConfigError, DataError
 from tascade.tokens.stored import read_tokens
-from tascade.tuning import Tuned, tune
+from tascade.tuning import Tuned, adapt_tuned, tune
 
 # Trained for seconds: what is tested is the way, not how good it gets.
 OPEN = GateConfig(
@@ -91,6 +93,37 @@ def test_a_pack_of_a_tuned_model_drafts_in_its_tokens(tuned: Tuned, tmp_path: Pa
         prompt = made.encode(row["prompt"])
         fast = made.decoder.generate(prompt, made.params()).tokens
         assert fast == made.plain.generate(prompt, made.params()).tokens
+
+
+def test_adapt_tuned_makes_one_pack_of_model_and_drafts(tmp_path: Path) -> None:
+    recipe = dataclasses.replace(
+        RECIPE,
+        dtype="float32",
+        tune=dataclasses.replace(BRIEF, start="mean", epochs=0),
+        spec=dataclasses.replace(RECIPE.spec, calibration_rows=2),
+    )
+    pack = tmp_path / "pack"
+    held_out = rows("validation", 8)
+    made, tuned = adapt_tuned(
+        bundled.model_path(), rows("train", 40), out=pack, validation=held_out, recipe=recipe
+    )
+    assert [p.name for p in tmp_path.iterdir()] == ["pack"]
+    assert tuned.path == pack / "model"
+    assert made.pack.info.stages == ["tasc-ft", "tasc-spec"]
+    assert made.pack.info.model == str(bundled.model_path())
+    assert made.pack.model == str(pack / "model")
+    assert made.pack.info.own_answers == 40
+    test = tmp_path / "test.jsonl"
+    test.write_text("".join(json.dumps(row) + "\n" for row in rows("test", 4)))
+    result = bench_pack(pack, test, dtype="float32", options=BenchOptions(repeats=1))
+    assert list(result["methods"]) == ["plain", "tasc-ft", "tasc-ft+spec"]
+    alone, drafted = result["methods"]["tasc-ft"], result["methods"]["tasc-ft+spec"]
+    assert alone["guarantee"] == drafted["guarantee"] == "retrained"
+    assert alone["tokens"] == drafted["tokens"]
+    assert drafted["steps"] < alone["steps"] < alone["tokens"]
+    assert drafted["quality"] == alone["quality"]
+    write_report(tmp_path / "report.html", [result], title="tuned")
+    assert "retrained" in (tmp_path / "report.html").read_text()
 
 
 def test_the_gate_refuses_and_nothing_is_exported(tmp_path: Path) -> None:

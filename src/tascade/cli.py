@@ -81,11 +81,14 @@ def adapt(
     own: Annotated[
         bool, typer.Option("--self", help="Index the model's own answers, not the references.")
     ] = False,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Teach the model the task's tokens first; see `tune`.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace the pack if it exists.")] = False,
     threads: Threads = 0,
     json: Json = False,
 ) -> None:
-    """Learn a task from examples, training-free: write a pack."""
+    """Learn a task from examples, training-free unless tuned: write a pack."""
     from dataclasses import replace
 
     from tascade import console
@@ -95,16 +98,17 @@ def adapt(
     wanted = _recipe(recipe, model, data, validation, dtype, max_new_tokens, on_error)
     if own:
         wanted = replace(wanted, spec=replace(wanted.spec, own_answers=True))
+    options = {"validation": wanted.data.validation or None, "out": out, "recipe": wanted}
     with console.progress_bar() as progress:
-        made = build(
-            wanted.model,
-            wanted.data.train,
-            validation=wanted.data.validation or None,
-            out=out,
-            recipe=wanted,
-            overwrite=overwrite,
-            progress=progress,
-        )
+        if tune:
+            from tascade.tuning import adapt_tuned
+
+            made, tuned = adapt_tuned(wanted.model, wanted.data.train, progress=progress, **options)
+        else:
+            options["overwrite"] = overwrite
+            made = build(wanted.model, wanted.data.train, progress=progress, **options)
+    if tune and not json:
+        console.out.print(tuned.verdict.describe())
     facts = {
         "pack": str(out),
         "model": made.pack.info.model,

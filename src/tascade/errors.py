@@ -52,3 +52,7 @@ class ConfigError(TascadeError):
 
 class UnsupportedModelError(TascadeError):
     """The model's state cannot be rewound, or its interfaces are not the ones tascade uses."""
+
+
+class GateError(TascadeError):
+    """A tuned model is not good enough to replace the one it was made from."""

@@ -68,7 +68,7 @@ class TaskModel:
         """
         opened = Pack.open(pack)
         loaded, tokenizer, name = load_model(
-            model if model is not None else opened.info.model, dtype=dtype, device=device
+            model if model is not None else opened.model, dtype=dtype, device=device
         )
         return cls(loaded, tokenizer, opened, name)
 
@@ -178,7 +178,7 @@ class TaskModel:
             yield from self.decoder.stream(prompt, params, processors)
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Save the pack (not the model's weights) to a new folder."""
+        """Save the pack to a new folder; weights are in it only if it holds a tuned model."""
         self.pack.copy_to(Path(path))
 
     def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None) -> str:

@@ -48,6 +48,16 @@ class Pack:
         self.path, self.info = path, info
 
     @property
+    def tuned(self) -> Path:
+        """Folder of the tuned model, in packs that hold one (TASC-ft)."""
+        return self.path / "model"
+
+    @property
+    def model(self) -> str:
+        """What to load and to serve: the tuned model, or the one the pack was made for."""
+        return str(self.tuned) if (self.tuned / "config.json").is_file() else self.info.model
+
+    @property
     def corpus(self) -> Path:
         """Folder of the corpus index."""
         return self.path / "corpus"

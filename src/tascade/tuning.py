@@ -6,7 +6,7 @@ import copy
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,13 @@ from tascade.decode.target import Target
 from tascade.draft.none import NoDrafter
 from tascade.encode import end_tokens
 from tascade.enrichment import Enrichment, choose_tokens, write_tokens
-from tascade.errors import ConfigError, DataError, TascadeError
+from tascade.errors import ConfigError, DataError, GateError, TascadeError
 from tascade.lessons import Lessons, own_lessons
 from tascade.load import ModelRef, load_model
+from tascade.model import TaskModel
 from tascade.own import Row
 from tascade.pack import provenance
-from tascade.pipeline import Prepared, Progress, prepare, silent, spread
+from tascade.pipeline import Prepared, Progress, adapt, prepare, silent, spread
 from tascade.tokens.check import check_extension
 from tascade.tokens.family import TokenizerFamily
 from tascade.tokens.mine import MiningRules
@@ -120,6 +121,68 @@ def tune(
     if tuned.path is not None:
         shutil.rmtree(work, ignore_errors=True)
     return tuned
+
+
+def adapt_tuned(
+    model: ModelRef,
+    data: Any,
+    *,
+    out: str | Path,
+    validation: Any = None,
+    recipe: Recipe | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> tuple[TaskModel, Tuned]:
+    """Tune a model, then learn the tuned one's answers: a pack with both (TASC-ft and TASC-spec).
+
+    Args:
+        model: see :func:`tune`.
+        data: training examples with prompts.
+        out: a new folder for the pack.
+        validation: held-out examples; a share of ``data`` when absent.
+        recipe: see :func:`tune`, and :func:`tascade.adapt`.
+        resume: go on with the run that was stopped.
+        progress: called with (stage, done, total).
+
+    Raises:
+        GateError: the gate refused the tuned model. What was trained lies beside ``out``.
+        DataError, ConfigError: see :func:`tune` and :func:`tascade.adapt`.
+    """
+    target, recipe = Path(out), recipe or Recipe()
+    if target.exists():
+        raise ConfigError("the folder exists already", got=str(out), wanted="a new folder")
+    staged = target.with_name(f".{target.name}.staged")
+    shutil.rmtree(staged / "model", ignore_errors=True)
+    tuned = tune(
+        model,
+        data,
+        out=staged / "model",
+        held_out=validation,
+        recipe=recipe,
+        resume=resume,
+        progress=progress,
+    )
+    if tuned.path is None:
+        raise GateError(
+            "the gate refused the tuned model",
+            got="; ".join(tuned.verdict.failures),
+            wanted="a model no worse than its base",
+            where=str(data),
+            fix="train longer or on more, add fewer tokens, or loosen tune.gate in the recipe",
+        )
+    own = replace(recipe, spec=replace(recipe.spec, own_answers=True))
+    shutil.rmtree(staged / "pack", ignore_errors=True)
+    made = adapt(
+        tuned.path, data, validation=validation, out=staged / "pack", recipe=own, progress=progress
+    )
+    made.corpus.close()
+    name = tuned.enrichment.model
+    base = str(Path(name).resolve()) if Path(name).is_dir() else name
+    made.pack.save_info(replace(made.pack.info, model=base, stages=["tasc-ft", "tasc-spec"]))
+    tuned.path.rename(made.pack.tuned)
+    made.pack.path.rename(target)
+    shutil.rmtree(staged, ignore_errors=True)
+    return TaskModel.from_pretrained(target), replace(tuned, path=target / "model")
 
 
 def _dtype(recipe: Recipe) -> str:

@@ -12,6 +12,7 @@ from tascade.core import Generation, IntArray
 from tascade.decode.loop import Decoder
 from tascade.decode.sample import SamplingParams
 from tascade.draft.calibrate import Calibration
+from tascade.tokens.segment import Merger
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +101,41 @@ class DecoderMethod:
         finally:
             self.decoder.drafter = inner
         return recorder.nodes
+
+
+@dataclass(slots=True)
+class InBaseTokens:
+    """A method of a model with new tokens, whose answers are counted in the base model's.
+
+    One step then says several tokens, as it does with drafts, and rows of both kinds compare.
+    """
+
+    inner: DecoderMethod
+    merger: Merger
+    name: str
+    guarantee: str = "retrained"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Those of the method within, and how many tokens are new."""
+        return {**self.inner.settings, "new_tokens": len(self.merger)}
+
+    def reset(self) -> None:
+        """Reset the method within."""
+        self.inner.reset()
+
+    def run(self, request: Request) -> Generation:
+        """Decode, and write the answer in base tokens."""
+        said = self.inner.run(request)
+        outside = len(said.tokens) - said.stepped_tokens
+        before = self.merger.unmerge(said.tokens[:outside]).tolist()
+        after = self.merger.unmerge(said.tokens[outside:]).tolist()
+        said.tokens, said.stepped_tokens = before + after, len(after)
+        return said
+
+    def trace(self, requests: Sequence[Request]) -> VerifiedNodes | None:
+        """As the method within."""
+        return self.inner.trace(requests)
 
 
 def restorer(decoder: Decoder, calibration: Calibration | None = None) -> Callable[[], None]:

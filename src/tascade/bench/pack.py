@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from tascade.bench.equality import NearTies
-from tascade.bench.methods import DecoderMethod, Method, Request, Skipped, restorer
+from tascade.bench.methods import DecoderMethod, InBaseTokens, Method, Request, Skipped, restorer
 from tascade.bench.peers import arctic_methods, hf_generate, hf_prompt_lookup
 from tascade.bench.report import write_report
 from tascade.bench.run import About, BenchSettings, run_bench
@@ -19,15 +19,20 @@ from tascade.core import IntArray
 from tascade.data.load import load_examples, source_hash
 from tascade.decode.loop import AllNodes, Decoder
 from tascade.decode.sample import SamplingParams
+from tascade.decode.target import Target
+from tascade.draft.none import NoDrafter
 from tascade.draft.paper import PaperDrafter
 from tascade.encode import encode_prompt
-from tascade.errors import ConfigError, DataError
+from tascade.errors import ConfigError, DataError, PackError
 from tascade.files import write_atomic
-from tascade.load import ModelRef
+from tascade.load import ModelRef, load_model
 from tascade.model import TaskModel
 from tascade.pack import Pack
 from tascade.pipeline import spread
+from tascade.tokens.stored import read_tokens
 
+TUNED = ("plain", "tasc-ft", "tasc-ft+spec")
+"""What is measured of a pack that holds a tuned model; ``plain`` is the model before tuning."""
 ALL = ("plain", "tasc-paper", "tasc-spec", "hf-generate", "hf-prompt-lookup", "arctic-suffix")
 _WARMUP_ROWS = 3
 Progress = Callable[[str, int, int | None], None]
@@ -44,18 +49,21 @@ class BenchOptions:
     temperature: float = 0.0
     seed: int = 0
 
-    def names(self) -> tuple[str, ...]:
+    def names(self, known: tuple[str, ...] = ALL) -> tuple[str, ...]:
         """The methods asked for; ``plain`` always comes first.
+
+        Args:
+            known: those there are for this kind of pack.
 
         Raises:
             ConfigError: an unknown method.
         """
         if "all" in self.methods:
-            return ALL
+            return known
         for name in self.methods:
-            if name not in ALL:
+            if name not in known:
                 raise ConfigError(
-                    "unknown method", got=name, wanted=", ".join(ALL), where="methods"
+                    "unknown method", got=name, wanted=", ".join(known), where="methods"
                 )
         return ("plain", *(name for name in self.methods if name != "plain"))
 
@@ -99,13 +107,19 @@ def bench_pack(
             "no rows to measure on", got="0 rows", wanted="one or more", where=str(data)
         )
     warm = spread(list(islice(_requests(task_model, warmup or data), 64)), _WARMUP_ROWS)
+    target = task_model.target
+    ways: Iterable[Method | Skipped]
+    if task_model.pack.tuned.is_dir():
+        ways, target = tuned_methods(task_model, params, options.names(TUNED), dtype)
+    else:
+        ways = methods(task_model, params, options.names())
     result = run_bench(
-        list(methods(task_model, params, options.names())),
+        list(ways),
         requests,
         BenchSettings(params, repeats=options.repeats),
         about=_about(task_model, pack, data),
         warmup=warm,
-        near_ties=NearTies(task_model.target, params),
+        near_ties=NearTies(target, params),
         progress=progress,
     )
     text = json.dumps(result, indent=1).encode()
@@ -164,6 +178,33 @@ def methods(
             yield hf_prompt_lookup(task_model.model, params, tokenizer)
         elif name == "arctic-suffix":
             yield from arctic_methods(target, _outputs(task_model), params, tokenizer)
+
+
+def tuned_methods(
+    task_model: TaskModel, params: SamplingParams, names: Sequence[str], dtype: str
+) -> tuple[list[Method], Target]:
+    """The methods of these names for a pack with a tuned model; and the base model as a target.
+
+    What the tuned model says is counted in the base model's tokens.
+    """
+    base, tokenizer, _ = load_model(task_model.pack.info.model, dtype=dtype)
+    target, merger = Target(base), read_tokens(task_model.pack.tuned)
+    if merger is None:
+        raise PackError(
+            "the pack's tuned model does not say what its new tokens stand for",
+            wanted="tokens.json beside its weights",
+            where=str(task_model.pack.tuned),
+            fix="tune again",
+        )
+    spec = _spec(task_model, params)
+    ways: dict[str, Method] = {
+        "plain": DecoderMethod("plain", Decoder(target, NoDrafter(), None, tokenizer), params),
+        "tasc-ft": InBaseTokens(
+            DecoderMethod("tasc-ft", task_model.plain, params), merger, "tasc-ft"
+        ),
+        "tasc-ft+spec": InBaseTokens(spec, merger, "tasc-ft+spec"),
+    }
+    return [ways[name] for name in names], target
 
 
 def _outputs(task_model: TaskModel) -> list[IntArray]:

@@ -258,6 +258,10 @@ def _measured(record: _Record, requests: Sequence[Request]) -> dict[str, Any]:
         "prefill_seconds": prefill,
         "tokens_per_second": median(n / s for n, s in zip(tokens, record.seconds, strict=True)),
         "decode_tokens_per_second": median(decoding),
+        "characters_per_second": median(
+            sum(len(g.text) for g in run) / s
+            for run, s in zip(record.runs, record.seconds, strict=True)
+        ),
         "tokens_per_step": sum(g.stepped_tokens for g in first) / max(1, forwards),
         "guarantee": record.method.guarantee,
         "quality": metrics.quality([g.text for g in first], [r.reference for r in requests]),

@@ -115,5 +115,5 @@ def named(pack: Path, model: str, name: str) -> str:
     """What the API calls the model: the given name, or the model's own."""
     if name:
         return name
-    chosen = model or Pack.open(pack).info.model
+    chosen = model or Pack.open(pack).info.model  # a tuned model goes by its base model's name
     return Path(chosen).name if Path(chosen).is_dir() else chosen

@@ -34,7 +34,7 @@ def vllm_command(
     return [
         "vllm",
         "serve",
-        model or pack.info.model,
+        model or str(Path(pack.model).resolve() if pack.model != pack.info.model else pack.model),
         *("--host", host, "--port", str(port)),
         *(("--served-model-name", name) if name else ()),
         *("--speculative-config", json.dumps(speculative)),
