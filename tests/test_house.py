@@ -55,6 +55,7 @@ TOP_ROW_ALLOWED = {
     "cli_serve": {"cli_options", "console", "serve"},
     "cli_train": {"cli_options", "console", "enrichment", "tuning"},
     "tuning": {"enrichment"},
+    "inspection": {"enrichment"},
     "demo": {"console", "bench"},
 }
 

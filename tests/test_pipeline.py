@@ -191,7 +191,11 @@ def test_inspect_predicts_before_anything_is_built(task_model: TaskModel) -> Non
     )
     assert found.to_dict()["verdict"] == "profits"
     assert "tokens" in found.describe()
+    assert found.to_dict()["new_tokens"]["fewer_steps"] > 2
+    assert "new tokens would take" in found.describe()
     noise = np.random.default_rng(0).integers(97, 122, (60, 40))
     rows = [bytes(row.tolist()).decode() for row in noise]
     poor = inspect(rows, (tiny_model("llama", vocab_size=260), byte_tokenizer()))
     assert poor.to_dict()["verdict"] == "will not profit"
+    gain = poor.to_dict()["new_tokens"]
+    assert gain is None or gain["fewer_steps"] < 1.2

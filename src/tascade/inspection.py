@@ -9,38 +9,53 @@ from tascade.config import DataConfig, Recipe
 from tascade.core import IntArray
 from tascade.draft.budget import CostTable
 from tascade.encode import end_tokens
-from tascade.errors import DataError
+from tascade.enrichment import Enrichment, choose_tokens
+from tascade.errors import ConfigError, DataError
 from tascade.forecast import Forecast, forecast
 from tascade.load import ModelRef, load_model
 from tascade.model import measure_cost
 from tascade.pipeline import Progress, prepare, silent, spread
+from tascade.tokens.mine import MiningRules
 
 _ROWS = 200
 
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """A forecast, and what it was made from."""
+    """A forecast, and what it was made from.
+
+    ``enrichment``: what new tokens would save once a model has learned them (``tascade tune``);
+    ``None`` for a tokenizer that cannot be given any.
+    """
 
     model: str
     data: str
     skipped: int
     forecast: Forecast
     cost: CostTable
+    enrichment: Enrichment | None
 
     def to_dict(self) -> dict[str, Any]:
         """One JSON-ready object."""
+        new = self.enrichment
         return {
             "model": self.model,
             "data": self.data,
             "skipped_rows": self.skipped,
             "step_cost": self.cost.to_json(),
+            "new_tokens": None
+            if new is None
+            else {"tokens": len(new.expansions), "fewer_steps": new.fewer_steps},
             **self.forecast.to_dict(),
         }
 
     def describe(self) -> str:
         """A few lines for a person."""
-        return f"{self.model} on {self.data}\n{self.forecast.describe()}"
+        text = f"{self.model} on {self.data}\n{self.forecast.describe()}"
+        if self.enrichment is not None:
+            count, fewer = len(self.enrichment.expansions), self.enrichment.fewer_steps
+            text += f"\n{count} new tokens would take {fewer:.2f}x fewer steps (`tascade tune`)"
+        return text
 
 
 def inspect(
@@ -94,8 +109,14 @@ def inspect(
         max_nodes=recipe.spec.max_nodes,
         train_prompts=[prompt for prompt, _ in prepared.train],
     )
+    tell("choosing tokens", 0, None)
+    try:
+        kept = spread(prepared.validation, _ROWS)
+        new = choose_tokens((prepared.train, kept), (loaded, tokenizer, name), MiningRules())
+    except ConfigError:  # a tokenizer of a kind that cannot be extended
+        new = None
     skipped = sum(report.skipped for report in prepared.reports)
-    return Inspection(name, str(data), skipped, found, cost)
+    return Inspection(name, str(data), skipped, found, cost, new)
 
 
 def _with_prompt(row: tuple[IntArray | None, IntArray]) -> tuple[IntArray, IntArray]:
