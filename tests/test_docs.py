@@ -82,7 +82,7 @@ def keys(config: Any, prefix: str = "") -> Iterator[tuple[str, str, str]]:
     for entry in dataclasses.fields(config):
         value = getattr(config, entry.name)
         if dataclasses.is_dataclass(value):
-            yield from keys(value, f"{entry.name}.")
+            yield from keys(value, f"{prefix}{entry.name}.")
         else:
             yield prefix + entry.name, type(value).__name__, repr(value)
 

@@ -82,9 +82,9 @@ class GateConfig:
         for name in ("most_drop", "least_agreement", "least_adoption"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 got = getattr(self, name)
-                raise ConfigError(f"gate.{name} is out of range", got=got, wanted="0 to 1")
-        _at_least("gate.most_longer", self.most_longer, 1)
-        _at_least("gate.most_drift", self.most_drift, 0)
+                raise ConfigError(f"tune.gate.{name} is out of range", got=got, wanted="0 to 1")
+        _at_least("tune.gate.most_longer", self.most_longer, 1)
+        _at_least("tune.gate.most_drift", self.most_drift, 0)
 
 
 @dataclass(frozen=True, slots=True)
