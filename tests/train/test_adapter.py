@@ -165,3 +165,17 @@ def test_a_state_of_another_run_is_refused(tmp_path: Path) -> None:
     other = ready(tiny_model("llama"), TuneConfig(epochs=2, row_steps=4, batch=4, rank=8))
     with pytest.raises(ConfigError, match="another run"):
         other.load(tmp_path / "state")
+
+
+def test_half_precision_learns_as_fast() -> None:
+    # A cast of LoRA's weights that outlived a step would freeze them: the loss would stand still.
+    last = {}
+    for precision in ("float32", "bfloat16"):
+        config = TuneConfig(
+            epochs=8, row_steps=0, batch=4, rate=1e-2, rank=4, alpha=8, precision=precision
+        )
+        trainer = ready(tiny_model("llama"), config)
+        trainer.run()
+        last[precision] = float(np.mean(trainer.course.losses[-4:]))
+        assert last[precision] < 0.6 * trainer.course.losses[0]
+    assert last["bfloat16"] == pytest.approx(last["float32"], rel=0.1)
