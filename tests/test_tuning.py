@@ -170,3 +170,11 @@ def test_what_cannot_be_done_is_said_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="too few examples with prompts"):
         tune(bundled.model_path(), outputs, out=tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_answers_without_repetition_are_not_worth_a_token(tmp_path: Path) -> None:
+    few = [{"prompt": f"say {i}", "completion": "abcdefghijkl"[i:]} for i in range(4)]
+    brief = dataclasses.replace(RECIPE, max_new_tokens=2)
+    with pytest.raises(DataError, match="nothing in these answers is worth a token"):
+        tune(bundled.model_path(), few, held_out=few, out=tmp_path / "new", recipe=brief)
+    assert not (tmp_path / "new").exists()

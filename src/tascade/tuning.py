@@ -241,20 +241,12 @@ class _Run:
     ) -> None:
         self.loaded, self.ends, self.lessons, self.work = loaded, ends, lessons, work
         self.recipe, self.tell = recipe, tell
-        self.rows = [*lessons.train, *lessons.written]
+        self.rows: list[Row] = [*lessons.train, *lessons.written]
         self.steer, self.asked = lessons.held_out[::2], lessons.held_out[1::2]
 
     def finish(self, target: Path, references: Sequence[str], score: Score) -> Tuned:
-        """Choose tokens, train, judge, export."""
-        model, _, _ = self.loaded
-        wanted = self.recipe.tune.tokens
-        rules = MiningRules(tokens=wanted) if wanted else MiningRules()
-        self.tell("choosing tokens", 0, None)
-        rows: Sequence[Row] = self.rows
-        if self.recipe.tune.sure:
-            sure, longest = self.recipe.tune.sure, self.recipe.tune.longest
-            rows = [(None, part) for part in decisive_pieces(model, rows, sure, longest)]
-        made = choose_tokens((rows, self.steer), self.loaded, rules, wanted=wanted, own=True)
+        """Train, judge, export."""
+        model, made = self.loaded[0], self._choose()
         merger = Merger(made.expansions, made.first)
         text = free_text(model, made.first)
         before = next_tokens(model, text, made.first)
@@ -285,6 +277,25 @@ class _Run:
         finally:
             shutil.rmtree(part, ignore_errors=True)
         return tuned
+
+    def _choose(self) -> Enrichment:
+        config, rows = self.recipe.tune, self.rows
+        rules = MiningRules(tokens=config.tokens) if config.tokens else MiningRules()
+        self.tell("choosing tokens", 0, None)
+        if config.sure:
+            pieces = decisive_pieces(self.loaded[0], rows, config.sure, config.longest)
+            rows = [(None, piece) for piece in pieces]
+        own = config.targets == "own"
+        parts = rows, self.steer
+        made = choose_tokens(parts, self.loaded, rules, wanted=config.tokens, own=own)
+        if not made.expansions:
+            raise DataError(
+                "nothing in these answers is worth a token",
+                got=f"{len(self.rows)} answers; {made.stopped}",
+                wanted="runs of tokens that come often",
+                fix="more examples, a lower tune.sure, or leave the vocabulary as it is",
+            )
+        return made
 
     def _teach(self, merger: Merger, name: str) -> Taught:
         model = copy.deepcopy(self.loaded[0])
