@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,14 @@ def test_what_cannot_be_done_is_said_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="too few examples with prompts"):
         tune(bundled.model_path(), outputs, out=tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_a_missing_library_is_named_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ConfigError, match=r"pip install 'tascade\[tune\]'"):
+        tune("no-such-model", rows("train", 4), out=tmp_path / "new")
 
 
 def test_answers_without_repetition_are_not_worth_a_token(tmp_path: Path) -> None:

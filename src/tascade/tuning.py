@@ -31,6 +31,7 @@ from tascade.tokens.check import check_extension
 from tascade.tokens.family import TokenizerFamily
 from tascade.tokens.mine import MiningRules
 from tascade.tokens.segment import Merger
+from tascade.train.adapter import load_peft
 from tascade.train.certainty import decisive_pieces
 from tascade.train.drift import divergence, free_text, next_tokens
 from tascade.train.export import reopen, write_about, write_model
@@ -104,8 +105,9 @@ def tune(
     recipe, tell, target = recipe or Recipe(), progress or silent, Path(out)
     if target.exists():
         raise ConfigError("the folder exists already", got=str(out), wanted="a new folder")
+    load_peft()  # what cannot be done is said at once
     loaded = load_model(model, dtype=_dtype(recipe), device=recipe.device)
-    TokenizerFamily(loaded[1])  # a tokenizer that cannot be given tokens is refused at once
+    TokenizerFamily(loaded[1])
     ends = end_tokens(*loaded[:2])
     prepared = _prepare(loaded[1], ends, data, held_out, recipe, tell)
     work = target.with_name(f".{target.name}.tuning")

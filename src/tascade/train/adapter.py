@@ -10,7 +10,12 @@ from tascade.config import TuneConfig
 from tascade.errors import ConfigError
 
 
-def _peft() -> Any:
+def load_peft() -> Any:
+    """The PEFT library.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
     try:
         import peft
     except ImportError as error:
@@ -29,7 +34,7 @@ def wrap(model: Any, first: int, rows: int, config: TuneConfig) -> Any:
     The rows are named table by table. A bare list of ids would train the input rows alone where
     the LM head is a table of its own.
     """
-    peft = _peft()
+    peft = load_peft()
     tables = _names(model, model.get_input_embeddings(), model.get_output_embeddings())
     ids = list(range(first, first + rows))
     adapter = peft.LoraConfig(
