@@ -56,7 +56,7 @@ TOP_ROW_ALLOWED = {
     "cli_train": {"cli_options", "console", "enrichment", "tuning"},
     "tuning": {"enrichment"},
     "inspection": {"enrichment"},
-    "demo": {"console", "bench", "tuning"},
+    "demo": {"console", "bench"},
 }
 
 
