@@ -14,11 +14,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tascade
 from tascade import bundled
-from tascade.bench.pack import BenchOptions, bench_pack
-from tascade.bench.report import write_report
+from tascade.bench.pack import BenchOptions, bench_pack, report_pack
 from tascade.config import GateConfig, TuneConfig
 from tascade.data.load import load_examples
-from tascade.errors import ConfigError, DataError
+from tascade.errors import ConfigError, DataError, PackError
 from tascade.tokens.stored import read_tokens
 from tascade.tuning import Tuned, adapt_tuned, tune
 
@@ -123,8 +122,20 @@ def test_adapt_tuned_makes_one_pack_of_model_and_drafts(tmp_path: Path) -> None:
     assert alone["tokens"] == drafted["tokens"]
     assert drafted["steps"] < alone["steps"] < alone["tokens"]
     assert drafted["quality"] == alone["quality"]
-    write_report(tmp_path / "report.html", [result], title="tuned")
-    assert "retrained" in (tmp_path / "report.html").read_text()
+    page = report_pack(pack).read_text()
+    gate = json.loads((pack / "model" / "tuning.json").read_text())["gate"]
+    for text in (
+        '<span class="badge retrained">',
+        f"{gate['fewer_steps']:.2f}×",
+        "12 new tokens",
+        f"{gate['adoption']:.1%}",
+        "new tokens 12,",  # a point of the curve
+        "passed the gate",
+    ):
+        assert text in page, text
+    (pack / "model" / "tuning.json").write_text('{"gate": {}}')
+    with pytest.raises(PackError, match="how the pack's model was tuned"):
+        report_pack(pack)
 
 
 def test_the_gate_refuses_and_nothing_is_exported(tmp_path: Path) -> None:

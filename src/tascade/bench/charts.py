@@ -114,6 +114,13 @@ def depth_chart(curves: Sequence[Curve], title: str) -> str:
     return _curve_chart(curves, title, ticks, span, ("draft depth", "accepted"))
 
 
+def steps_chart(curves: Sequence[Curve], title: str) -> str:
+    """Shares (0..1) of the base model's steps over the number of new tokens."""
+    most = max((p[0] for c in curves for p in c.points), default=1.0) or 1.0
+    ticks = [(tick, f"{tick:g}") for tick in _ticks(most)]
+    return _curve_chart(curves, title, ticks, (0.0, most), ("new tokens", "steps left"))
+
+
 def reliability_chart(curves: Sequence[Curve], title: str) -> str:
     """Realised over predicted shares, with the diagonal of perfect calibration."""
     ticks = [(t / 4, f"{t * 25}%") for t in range(5)]

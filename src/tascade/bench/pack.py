@@ -15,6 +15,7 @@ from tascade.bench.methods import DecoderMethod, InBaseTokens, Method, Request, 
 from tascade.bench.peers import arctic_methods, hf_generate, hf_prompt_lookup
 from tascade.bench.report import write_report
 from tascade.bench.run import About, BenchSettings, run_bench
+from tascade.bench.tuned import TunedView, tuned_view
 from tascade.core import IntArray
 from tascade.data.load import load_examples, source_hash
 from tascade.decode.loop import AllNodes, Decoder
@@ -29,7 +30,7 @@ from tascade.load import ModelRef, load_model
 from tascade.model import TaskModel
 from tascade.pack import Pack
 from tascade.pipeline import spread
-from tascade.tokens.stored import read_tokens
+from tascade.tokens.stored import TOKENS_FILE, TUNING_FILE, read_tokens
 
 TUNED = ("plain", "tasc-ft", "tasc-ft+spec")
 """What is measured of a pack that holds a tuned model; ``plain`` is the model before tuning."""
@@ -267,5 +268,22 @@ def report_pack(pack: str | Path, results: Sequence[Path] = (), out: Path | None
         "command": opened.info.command,
         "tascade": opened.info.tascade,
     }
-    write_report(page, loaded, title=f"tascade: {Path(pack).name}", pack=facts)
+    title = f"tascade: {Path(pack).name}"
+    write_report(page, loaded, title=title, pack=facts, tuned=_tuned_view(opened))
     return page
+
+
+def _tuned_view(pack: Pack) -> TunedView | None:
+    if not pack.tuned.is_dir():
+        return None
+    files = [pack.tuned / name for name in (TUNING_FILE, TOKENS_FILE)]
+    try:
+        return tuned_view(*(json.loads(file.read_bytes()) for file in files))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PackError(
+            "cannot read how the pack's model was tuned",
+            got=f"{type(error).__name__}: {error}",
+            wanted=f"{TUNING_FILE} and {TOKENS_FILE} as `tascade tune` writes them",
+            where=str(pack.tuned),
+            fix="tune again",
+        ) from error

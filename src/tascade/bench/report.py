@@ -30,6 +30,7 @@ from tascade.bench.charts import (
 )
 from tascade.bench.metrics import QUARTILES_FROM, spread
 from tascade.bench.schema import validate
+from tascade.bench.tuned import TunedView
 
 Json = Mapping[str, Any]
 
@@ -79,13 +80,20 @@ class Section:
     quality_names: Mapping[str, str]
 
 
-def render(results: Sequence[dict[str, Any]], *, title: str, pack: Json | None = None) -> str:
+def render(
+    results: Sequence[dict[str, Any]],
+    *,
+    title: str,
+    pack: Json | None = None,
+    tuned: TunedView | None = None,
+) -> str:
     """The page as a string.
 
     Args:
         results: Bench results (see ``schema.json``), one section each, in this order.
         title: Heading of the page.
         pack: What to say about the pack, as names and values; left out if None.
+        tuned: What to say of the pack's tuned model; left out if None.
 
     Raises:
         TascadeError: A result does not follow the schema.
@@ -95,6 +103,7 @@ def render(results: Sequence[dict[str, Any]], *, title: str, pack: Json | None =
     page = _template().render(
         title=title,
         pack=pack or {},
+        tuned=tuned,
         sections=[_section(result, f"run-{i}") for i, result in enumerate(results, 1)],
         sources=SOURCES,
         guarantees=_GUARANTEES,
@@ -108,10 +117,11 @@ def write_report(
     *,
     title: str,
     pack: Json | None = None,
+    tuned: TunedView | None = None,
 ) -> None:
     """Write :func:`render`'s page to ``path``: whole, or not at all."""
     target = Path(path)
-    page = render(results, title=title, pack=pack).encode("utf-8", "replace")
+    page = render(results, title=title, pack=pack, tuned=tuned).encode("utf-8", "replace")
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:

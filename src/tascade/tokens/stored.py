@@ -10,6 +10,8 @@ from tascade.errors import ConfigError
 from tascade.tokens.segment import Merger
 
 TOKENS_FILE = "tokens.json"
+TUNING_FILE = "tuning.json"
+"""How the model beside it was tuned, and what the gate found."""
 FORMAT, VERSION = "tascade-tokens", 1
 _LARGEST = 64 << 20
 _MOST = 1 << 20

@@ -12,8 +12,8 @@ import torch
 from tascade.errors import TascadeError
 from tascade.files import write_atomic
 from tascade.tokens.extend import save_extended
+from tascade.tokens.stored import TUNING_FILE
 
-TUNING_FILE = "tuning.json"
 _MOST_APART = {torch.float32: 1e-4}
 _COARSE = 0.25
 
