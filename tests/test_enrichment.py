@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
@@ -15,11 +16,14 @@ from tascade import bundled
 from tascade.cli import app
 from tascade.data.load import load_examples
 from tascade.encode import fingerprint
-from tascade.enrichment import TOKENS_FILE, Enrichment, enrich
+from tascade.enrichment import TOKENS_FILE, Decided, Enrichment, choose_tokens, enrich
 from tascade.errors import ConfigError, DataError
+from tascade.load import load_model
 from tascade.tokens.check import check_extension
 from tascade.tokens.curve import StepCurve, stop_at
-from tascade.tokens.segment import Merger
+from tascade.tokens.firm import firm_shares
+from tascade.tokens.mine import MiningRules
+from tascade.tokens.segment import Merger, pieces
 
 TASK = "tickets"
 
@@ -73,6 +77,28 @@ def test_no_token_holds_the_end_of_an_answer(made: tuple[Enrichment, Path]) -> N
     base = AutoTokenizer.from_pretrained(bundled.model_path())
     ends = {*base.all_special_ids}
     assert all(not ends & set(expansion) for expansion in found.expansions)
+
+
+def test_tokens_that_often_stand_over_a_decision_are_not_chosen() -> None:
+    loaded = load_model(bundled.model_path())
+    a, b, c, d, e = (np.array(x, np.int32) for x in ([10, 11], [12, 13], [14], [15], [16, 17]))
+    # Behind a, b always comes, and mostly as a matter of course; behind c it may be b or d.
+    said = [[a, b, e]] * 60 + [[c, b, e]] * 60 + [[c, d, e]] * 60
+    rows = [(None, np.concatenate(parts)) for parts in said]
+    places = [[]] * 60 + [[1]] * 120
+    cuts = [np.array(at, np.int32) for at in places]
+    rules = MiningRules(tokens=20, least=5)
+    free = choose_tokens((rows, rows), loaded, rules, wanted=20)
+    decided = Decided((cuts, cuts), 0.7)
+    firm = choose_tokens((rows, rows), loaded, rules, wanted=20, decided=decided)
+    assert any(14 in token for token in free.expansions)
+    assert not any(14 in token for token in firm.expansions)
+    merger = Merger(firm.expansions, firm.first)
+    assert firm_shares(merger, [row[1] for row in rows], cuts).min() >= 0.7
+    steps = sum(len(merger.merge(piece)) for row, at in zip(rows, cuts, strict=True)
+                for piece in pieces(row[1], at))  # fmt: skip
+    assert firm.curve.steps[-1] == steps + len(rows)  # and the end of each answer
+    assert free.curve.steps[-1] < firm.curve.steps[-1] < firm.curve.steps[0]
 
 
 def test_own_answers_are_what_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,7 @@ ROWS = [
         "inspection",
         "enrichment",
         "tuning",
+        "tuning_run",
         "testing",
     },
     {"lessons"},
@@ -54,7 +55,8 @@ TOP_ROW_ALLOWED = {
     },
     "cli_serve": {"cli_options", "console", "serve"},
     "cli_train": {"cli_options", "console", "enrichment", "tuning"},
-    "tuning": {"enrichment"},
+    "tuning": {"tuning_run"},
+    "tuning_run": {"enrichment"},
     "inspection": {"enrichment"},
     "demo": {"console", "bench"},
 }

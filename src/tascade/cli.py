@@ -101,12 +101,15 @@ def adapt(
     options = {"validation": wanted.data.validation or None, "out": out, "recipe": wanted}
     with console.progress_bar() as progress:
         if tune:
+            from tascade.train.fleet import join_fleet
             from tascade.tuning import adapt_tuned
 
             made, tuned = adapt_tuned(wanted.model, wanted.data.train, progress=progress, **options)
         else:
             options["overwrite"] = overwrite
             made = build(wanted.model, wanted.data.train, progress=progress, **options)
+    if tune and not join_fleet(wanted.device).first:
+        return
     if tune and not json:
         console.out.print(tuned.verdict.describe())
     facts = {

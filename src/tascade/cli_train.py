@@ -78,6 +78,7 @@ def tune(
 
     from tascade import console
     from tascade.config import Recipe
+    from tascade.train.fleet import join_fleet
     from tascade.tuning import tune as run
 
     use_threads(threads)
@@ -100,9 +101,10 @@ def tune(
             resume=resume,
             progress=progress,
         )
-    if json:
+    first = join_fleet(chosen.device).first
+    if json and first:
         console.print_json(made.to_json())
-    else:
+    elif first:
         console.out.print(made.enrichment.describe())
         console.out.print(made.verdict.describe())
     if made.path is None:

@@ -91,14 +91,15 @@ class GateConfig:
 class TuneConfig:
     """TASC-ft: new tokens, and the training that teaches a model to say them.
 
-    ``tokens``: how many, 0 for as many as are worth it. ``sure``: a new token may hold no base
-    token but the first that the model says with less probability than this, 0 to let it.
+    ``tokens``: how many, 0 for as many as are worth it. ``sure``: the model decides where it gives
+    a base token less probability than this, and no new token reaches over such a place; 0: any may.
+    ``firm``: tokens that would do so in more than ``1 - firm`` of their places are not chosen.
     ``targets``: what is learned, the model's ``own`` answers or the ``gold`` ones of the data.
     ``prompts``: how many prompts the model writes itself, for each training prompt, to answer and
     learn from as well. ``start``: how new rows begin (see :data:`tascade.train.rows.STARTS`), or
     ``probe`` to try each for ``probe_steps``. ``row_steps`` steps with the rows alone at
     ``row_rate``; then ``epochs`` rounds with LoRA (``rank``, ``alpha``, ``dropout``) at ``rate``, 0
-    for one over the model's width, and the rows at ``row_factor`` times that. ``batch``: samples a
+    for 0.4 over the model's width, and the rows at ``row_factor`` times that. ``batch``: samples a
     step; ``longest``: tokens of a sample, longer ones are left out. ``precision``: of training,
     float32, bfloat16, or auto for what the machine is fast at.
     ``length_power``: a token of n base tokens weighs n to this power. ``kl``: weight of the
@@ -106,7 +107,8 @@ class TuneConfig:
     """
 
     tokens: int = 0
-    sure: float = 0.95
+    sure: float = 0.8
+    firm: float = 0.7
     targets: str = "own"
     prompts: float = 1.0
     start: str = "probe"
@@ -148,8 +150,10 @@ class TuneConfig:
             if getattr(self, name) <= 0.0:
                 got = getattr(self, name)
                 raise ConfigError(f"tune.{name} is out of range", got=got, wanted="above 0")
-        if not 0.0 <= self.sure <= 1.0:
-            raise ConfigError("tune.sure is out of range", got=self.sure, wanted="0 to 1")
+        for name in ("sure", "firm"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                got = getattr(self, name)
+                raise ConfigError(f"tune.{name} is out of range", got=got, wanted="0 to 1")
         if not 0.0 <= self.dropout < 1.0:
             got = self.dropout
             raise ConfigError("tune.dropout is out of range", got=got, wanted="0 to below 1")

@@ -6,7 +6,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,36 @@ from tascade.load import ModelRef, load_model
 from tascade.own import Row
 from tascade.pipeline import Progress, prepare, silent, spread
 from tascade.tokens.counts import BARRIER
-from tascade.tokens.curve import Choice, StepCurve, best_at, choose_among, envelope, stop_at
+from tascade.tokens.curve import (
+    Choice,
+    StepCurve,
+    best_at,
+    choose_among,
+    envelope,
+    step_curve,
+    stop_at,
+)
 from tascade.tokens.extend import save_extended
 from tascade.tokens.family import TokenizerFamily
+from tascade.tokens.firm import firm_shares
 from tascade.tokens.mine import MiningRules, OutputCounts
+from tascade.tokens.segment import Merger, pieces
 from tascade.tokens.stored import FORMAT, TOKENS_FILE, VERSION
 
 _HELD_OUT_ROWS = 500
+_FIRM_ROUNDS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """Where decisions fall in the answers to choose from, and in held-out ones.
+
+    ``cuts``: of each part, each answer's ascending places; ``firm``: a token may stand over one in
+    no more than ``1 - firm`` of its places.
+    """
+
+    cuts: tuple[Sequence[IntArray], Sequence[IntArray]]
+    firm: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +168,7 @@ def choose_tokens(
     *,
     wanted: int = 0,
     own: bool = False,
+    decided: Decided | None = None,
 ) -> Enrichment:
     """Choose new tokens from answers, and predict the steps on others.
 
@@ -154,14 +178,26 @@ def choose_tokens(
         rules: how to choose, and how many at most.
         wanted: how many; 0 for as many as are worth it.
         own: whether the answers are the model's own.
+        decided: where decisions fall in these answers, which no new token is to reach over.
 
     Raises:
         ConfigError: a tokenizer that cannot be given tokens.
     """
     model, tokenizer, name = loaded
     family, ends = TokenizerFamily(tokenizer), end_tokens(model, tokenizer)
-    train, kept = (OutputCounts(_without_ends((a for _, a in part), ends)) for part in rows)
-    choice, size, why = _choose((train, kept), family, rules, wanted, _row_share(model))
+    if decided is None:
+        train, kept = (OutputCounts(_without_ends((a for _, a in part), ends)) for part in rows)
+        choices = choose_among(train, kept, family.size, rules, family.spell)
+    else:
+        choices = [_choose_firm(rows, decided, family, ends, rules)]
+    curve = envelope(choices)
+    size, why = curve.sizes[-1], "as many as asked for"
+    if not wanted:
+        size, why = stop_at(curve, _row_share(model))
+    choice = best_at(choices, size)
+    size = min(size, len(choice.tokens))
+    if size < wanted:
+        why = "no other n-gram is frequent enough, or would help"
     return Enrichment(
         model=name,
         fingerprint=fingerprint(tokenizer),
@@ -175,24 +211,40 @@ def choose_tokens(
     )
 
 
-def _choose(
-    outputs: tuple[OutputCounts, OutputCounts],
+def _choose_firm(
+    rows: tuple[Sequence[Row], Sequence[Row]],
+    decided: Decided,
     family: TokenizerFamily,
+    ends: Sequence[int],
     rules: MiningRules,
-    wanted: int,
-    row_share: float,
-) -> tuple[Choice, int, str]:
-    """The choice that generalises best, how many of its tokens to take, and why no more."""
-    choices = choose_among(*outputs, family.size, rules, family.spell)
-    curve = envelope(choices)
-    size, why = curve.sizes[-1], "as many as asked for"
-    if not wanted:
-        size, why = stop_at(curve, row_share)
-    choice = best_at(choices, size)
-    size = min(size, len(choice.tokens))
-    if size < wanted:
-        why = "no other n-gram is frequent enough, or would help"
-    return choice, size, why
+) -> Choice:
+    """Tokens from the pieces between decisions, without those that often reach over one.
+
+    What is certain in one answer may be a decision in another, where the token would stand as well.
+    Such are refused, and others chosen in their place, a few times over.
+    """
+    answers = [answer for _, answer in rows[0]]
+    cut = [
+        [piece for row, at in zip(part, places, strict=True) for piece in pieces(row[1], at)]
+        for part, places in zip(rows, decided.cuts, strict=True)
+    ]
+    train, kept = (
+        OutputCounts(_without_ends(parts, ends), len(part))
+        for parts, part in zip(cut, rows, strict=True)
+    )
+    refused: set[tuple[int, ...]] = set()
+    for _ in range(_FIRM_ROUNDS):
+        more = replace(rules, tokens=rules.tokens + len(refused))
+        choice = best_at(choose_among(train, kept, family.size, more, family.spell), more.tokens)
+        tokens = [token for token in choice.tokens if token not in refused][: rules.tokens]
+        shares = firm_shares(Merger(tokens, family.size), answers, decided.cuts[0])
+        infirm = {t for t, share in zip(tokens, shares, strict=True) if share < decided.firm}
+        refused |= infirm
+        if not infirm:
+            break
+    tokens = [token for token in tokens if token not in refused]
+    used = replace(choice.rules, tokens=rules.tokens)
+    return Choice(used, tokens, step_curve(tokens, family.size, kept))
 
 
 def _row_share(model: Any) -> float:

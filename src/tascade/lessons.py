@@ -14,11 +14,13 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from tascade.config import Recipe
+from tascade.core import IntArray
 from tascade.errors import ConfigError
 from tascade.files import write_atomic
 from tascade.model import TaskModel
 from tascade.own import Row, own_answers
 from tascade.pipeline import Prepared, Progress, build, spread
+from tascade.train.certainty import decisions
 from tascade.train.prompts import own_prompts
 
 _NOTHING = np.empty(0, np.int32)
@@ -30,20 +32,32 @@ class Lessons:
     """Rows (prompt, answer) in base token ids, the answers the model's own.
 
     ``train``: the training prompts; ``written``: prompts the model wrote; ``held_out``: prompts to
-    judge by, which nothing is learned from.
+    judge by, which nothing is learned from. ``cuts``: of each part, where decisions fall in each
+    answer (:meth:`decide`).
     """
 
     train: list[Row] = field(default_factory=list)
     written: list[Row] = field(default_factory=list)
     held_out: list[Row] = field(default_factory=list)
+    cuts: dict[str, list[IntArray]] = field(default_factory=dict)
+
+    def decide(self, model: Any, least: float, longest: int) -> None:
+        """Find where the model decides (see :func:`tascade.train.certainty.decisions`)."""
+        for part in _PARTS:
+            self.cuts[part] = decisions(model, getattr(self, part), least, longest)
 
     def save(self, file: Path) -> None:
         """Write to a safetensors file, atomically."""
         tensors = {}
         for part in _PARTS:
             rows = getattr(self, part)
-            for number, side in enumerate(("prompts", "answers")):
-                ids = [_NOTHING if row[number] is None else row[number] for row in rows]
+            cuts = self.cuts.get(part, [_NOTHING] * len(rows))
+            sides = {
+                "prompts": [_NOTHING if row[0] is None else row[0] for row in rows],
+                "answers": [row[1] for row in rows],
+                "cuts": cuts,
+            }
+            for side, ids in sides.items():
                 tensors[f"{part}.{side}"] = np.concatenate([_NOTHING, *ids])
                 tensors[f"{part}.{side}.ends"] = np.cumsum([0, *map(len, ids)])
         write_atomic(file, save(tensors))
@@ -61,10 +75,11 @@ class Lessons:
             for part in _PARTS:
                 sides = [
                     np.split(tensors[f"{part}.{side}"], tensors[f"{part}.{side}.ends"][1:-1])
-                    for side in ("prompts", "answers")
+                    for side in ("prompts", "answers", "cuts")
                 ]
                 count = len(tensors[f"{part}.answers.ends"]) - 1
-                setattr(made, part, list(zip(*sides, strict=True))[:count])
+                setattr(made, part, list(zip(*sides[:2], strict=True))[:count])
+                made.cuts[part] = sides[2][:count]
         except (OSError, KeyError, ValueError, SafetensorError) as error:
             raise ConfigError("cannot read the lessons", got=error, where=str(file)) from error
         return made

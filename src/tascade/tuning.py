@@ -2,72 +2,26 @@
 
 from __future__ import annotations
 
-import copy
 import shutil
-import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tascade.config import Recipe
-from tascade.core import IntArray
-from tascade.decode.loop import Decoder
-from tascade.decode.sample import SamplingParams
-from tascade.decode.target import Target
-from tascade.draft.none import NoDrafter
 from tascade.encode import end_tokens
-from tascade.enrichment import Enrichment, choose_tokens, write_tokens
-from tascade.errors import ConfigError, DataError, GateError, TascadeError
+from tascade.errors import ConfigError, DataError, GateError
 from tascade.lessons import Lessons, own_lessons
 from tascade.load import ModelRef, load_model
 from tascade.model import TaskModel
-from tascade.own import Row
-from tascade.pack import provenance
 from tascade.pipeline import Prepared, Progress, adapt, prepare, silent, spread
-from tascade.tokens.check import check_extension
 from tascade.tokens.family import TokenizerFamily
-from tascade.tokens.mine import MiningRules
-from tascade.tokens.segment import Merger
 from tascade.train.adapter import load_peft
-from tascade.train.certainty import decisive_pieces
-from tascade.train.drift import divergence, free_text, next_tokens
-from tascade.train.export import reopen, write_about, write_model
-from tascade.train.judge import Said, Verdict, judge
-from tascade.train.teach import Taught, teach
+from tascade.train.fleet import join_fleet
+from tascade.tuning_run import Score, Tuned, TuningRun
 
 _HELD_OUT_ROWS = 600
-_COMPARED = 3
-Score = Callable[[str, str], float]
-"""Of an answer against its reference, from 0 to 1."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tuned:
-    """What tuning made: where it lies (``None`` if the gate refused it), and how it did.
-
-    ``control``: the model with LoRA alone, if one was asked for; it is not exported.
-    """
-
-    path: Path | None
-    enrichment: Enrichment
-    taught: Taught
-    verdict: Verdict
-    control: Taught | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """One JSON-ready object."""
-        return {
-            "path": None if self.path is None else self.path.name,
-            "tokens": len(self.enrichment.expansions),
-            "predicted_fewer_steps": self.enrichment.fewer_steps,
-            "start": self.taught.start,
-            "probe": self.taught.probe,
-            "steps": len(self.taught.losses),
-            "gate": self.verdict.to_json(),
-        }
+_LESSONS = "lessons.safetensors"
 
 
 def tune(
@@ -97,30 +51,38 @@ def tune(
         resume: go on with the run that was stopped; its state lies beside ``out``.
         progress: called with (stage, done, total).
 
+    Started by ``accelerate launch``, the processes train together, and all return the same.
+
     Raises:
         DataError: a row cannot be used, or there are too few.
         ConfigError: a tokenizer that cannot be given tokens, ``out`` exists, PEFT is not
             installed, or the stopped run was another.
     """
-    recipe, tell, target = recipe or Recipe(), progress or silent, Path(out)
+    recipe, target = recipe or Recipe(), Path(out)
     if target.exists():
         raise ConfigError("the folder exists already", got=str(out), wanted="a new folder")
     load_peft()  # what cannot be done is said at once
+    fleet = join_fleet(recipe.device)
+    tell = progress if progress and fleet.first else silent
     loaded = load_model(model, dtype=_dtype(recipe), device=recipe.device)
     TokenizerFamily(loaded[1])
     ends = end_tokens(*loaded[:2])
     prepared = _prepare(loaded[1], ends, data, held_out, recipe, tell)
     work = target.with_name(f".{target.name}.tuning")
-    if not resume:
+    if fleet.first and not resume:
         shutil.rmtree(work, ignore_errors=True)
-    lessons = _lessons(loaded, prepared, recipe, work, tell)
-    run = _Run(loaded, ends, lessons, recipe, work, tell)
+    if fleet.first:
+        _make_lessons(loaded, prepared, recipe, work / _LESSONS, tell)
+    fleet.wait()
+    lessons = Lessons.load(work / _LESSONS)
+    run = TuningRun(loaded, ends, lessons, recipe, work, tell, fleet)
     references = [
         loaded[1].decode(answer, skip_special_tokens=True)
         for _, answer in prepared.validation[1::2]
     ]
     tuned = run.finish(target, references, score or _equal)
-    if tuned.path is not None:
+    fleet.wait()
+    if fleet.first and tuned.path is not None:
         shutil.rmtree(work, ignore_errors=True)
     return tuned
 
@@ -153,8 +115,10 @@ def adapt_tuned(
     target, recipe = Path(out), recipe or Recipe()
     if target.exists():
         raise ConfigError("the folder exists already", got=str(out), wanted="a new folder")
-    staged = target.with_name(f".{target.name}.staged")
-    shutil.rmtree(staged / "model", ignore_errors=True)
+    staged, fleet = target.with_name(f".{target.name}.staged"), join_fleet(recipe.device)
+    if fleet.first:
+        shutil.rmtree(staged / "model", ignore_errors=True)
+    fleet.wait()
     tuned = tune(
         model,
         data,
@@ -172,6 +136,23 @@ def adapt_tuned(
             where=str(data),
             fix="train longer or on more, add fewer tokens, or loosen tune.gate in the recipe",
         )
+    if fleet.first:
+        _pack(tuned, data, staged, target, validation, recipe, progress)
+    fleet.wait()
+    return TaskModel.from_pretrained(target), replace(tuned, path=target / "model")
+
+
+def _pack(
+    tuned: Tuned,
+    data: Any,
+    staged: Path,
+    target: Path,
+    validation: Any,
+    recipe: Recipe,
+    progress: Progress | None,
+) -> None:
+    """A pack of a tuned model and drafts from its own answers, in place of what was staged."""
+    assert tuned.path is not None
     own = replace(recipe, spec=replace(recipe.spec, own_answers=True))
     shutil.rmtree(staged / "pack", ignore_errors=True)
     made = adapt(
@@ -184,7 +165,6 @@ def adapt_tuned(
     tuned.path.rename(made.pack.tuned)
     made.pack.path.rename(target)
     shutil.rmtree(staged, ignore_errors=True)
-    return TaskModel.from_pretrained(target), replace(tuned, path=target / "model")
 
 
 def _dtype(recipe: Recipe) -> str:
@@ -214,131 +194,20 @@ def _prepare(
     return prepared
 
 
-def _lessons(
-    loaded: tuple[Any, Any, str], prepared: Prepared, recipe: Recipe, work: Path, tell: Progress
-) -> Lessons:
-    """The model's own answers, from the stopped run if there was one."""
-    file = work / "lessons.safetensors"
+def _make_lessons(
+    loaded: tuple[Any, Any, str], prepared: Prepared, recipe: Recipe, file: Path, tell: Progress
+) -> None:
+    """Write the model's own answers, unless the stopped run did."""
     if file.is_file():
-        return Lessons.load(file)
+        return
     prompts = recipe.tune.prompts
     lessons = own_lessons(loaded, prepared, recipe, tell, held_out=_HELD_OUT_ROWS, prompts=prompts)
     if recipe.tune.targets == "gold":
         lessons.train, lessons.written = prepared.train, []
+    if recipe.tune.sure:
+        tell("looking for decisions", 0, None)
+        lessons.decide(loaded[0], recipe.tune.sure, recipe.tune.longest)
     lessons.save(file)
-    return lessons
-
-
-class _Run:
-    """One tuning, from its lessons on."""
-
-    def __init__(
-        self,
-        loaded: tuple[Any, Any, str],
-        ends: tuple[int, ...],
-        lessons: Lessons,
-        recipe: Recipe,
-        work: Path,
-        tell: Progress,
-    ) -> None:
-        self.loaded, self.ends, self.lessons, self.work = loaded, ends, lessons, work
-        self.recipe, self.tell = recipe, tell
-        self.rows: list[Row] = [*lessons.train, *lessons.written]
-        self.steer, self.asked = lessons.held_out[::2], lessons.held_out[1::2]
-
-    def finish(self, target: Path, references: Sequence[str], score: Score) -> Tuned:
-        """Train, judge, export."""
-        model, made = self.loaded[0], self._choose()
-        merger = Merger(made.expansions, made.first)
-        text = free_text(model, made.first)
-        before = next_tokens(model, text, made.first)
-        nothing = Merger((), merger.first)
-        control = self._teach(nothing, "control") if self.recipe.tune.control else None
-        beside = [] if control is None else self._answers(control.model, nothing)
-        taught = self._teach(merger, "tuned")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
-        try:
-            opened = self._export(made, taught, merger, part)
-            verdict = judge(
-                self._answers(opened, merger),
-                [self._said(answer, merger) for _, answer in self.asked],
-                references,
-                merger,
-                self.recipe.tune.gate,
-                score,
-                drift=divergence(before, next_tokens(opened, text, made.first)),
-                control=beside,
-            )
-            exported = verdict.passed or not self.recipe.tune.gate.refuse
-            tuned = Tuned(target if exported else None, made, taught, verdict, control)
-            if exported:
-                about = {"recipe": asdict(self.recipe.tune), **provenance(), **tuned.to_json()}
-                write_about(part, about)
-                part.rename(target)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
-        return tuned
-
-    def _choose(self) -> Enrichment:
-        config, rows = self.recipe.tune, self.rows
-        rules = MiningRules(tokens=config.tokens) if config.tokens else MiningRules()
-        self.tell("choosing tokens", 0, None)
-        if config.sure:
-            pieces = decisive_pieces(self.loaded[0], rows, config.sure, config.longest)
-            rows = [(None, piece) for piece in pieces]
-        own = config.targets == "own"
-        parts = rows, self.steer
-        made = choose_tokens(parts, self.loaded, rules, wanted=config.tokens, own=own)
-        if not made.expansions:
-            raise DataError(
-                "nothing in these answers is worth a token",
-                got=f"{len(self.rows)} answers; {made.stopped}",
-                wanted="runs of tokens that come often",
-                fix="more examples, a lower tune.sure, or leave the vocabulary as it is",
-            )
-        return made
-
-    def _teach(self, merger: Merger, name: str) -> Taught:
-        model = copy.deepcopy(self.loaded[0])
-        config = self.recipe.tune
-        return teach(model, merger, self.rows, self.steer, config, self.work / name, self.tell)
-
-    def _export(self, made: Enrichment, taught: Taught, merger: Merger, part: Path) -> Any:
-        """Write the model, open it again as anyone would, and compare."""
-        tokenizer = self.loaded[1]
-        write_model(taught.model, tokenizer, made.expansions, made.first, part)
-        write_tokens(made, part)
-        prompts = [prompt for prompt, _ in self.asked if prompt is not None]
-        compared = [prompt.tolist() for prompt in spread(prompts, _COMPARED)]
-        opened, extended = reopen(part, taught.model, compared)
-        texts = [tokenizer.decode(prompt) for prompt in prompts]
-        answers = [self._said(answer, merger).text for _, answer in self.asked]
-        report = check_extension(tokenizer, extended, merger, texts, answers)
-        if not report.passed:
-            raise TascadeError(
-                "the exported tokenizer does not read and write as the base one",
-                got=report.failures,
-                where=str(part),
-                fix="please report this",
-            )
-        return opened
-
-    def _said(self, ids: IntArray, merger: Merger) -> Said:
-        text = self.loaded[1].decode(merger.unmerge(ids), skip_special_tokens=True)
-        return Said(ids, text)
-
-    def _answers(self, model: Any, merger: Merger) -> list[Said]:
-        decoder = Decoder(Target(model), NoDrafter(), None, self.loaded[1])
-        most = self.recipe.max_new_tokens
-        params = SamplingParams(max_new_tokens=most, end_tokens=self.ends)
-        said = []
-        for number, (prompt, _) in enumerate(self.asked):
-            self.tell("answering held-out prompts", number, len(self.asked))
-            assert prompt is not None
-            ids = np.array(decoder.generate(prompt, params).tokens, np.int32)
-            said.append(self._said(ids, merger))
-        return said
 
 
 def _equal(text: str, reference: str) -> float:

@@ -53,15 +53,18 @@ class OutputCounts:
 
     Args:
         outputs: base ids of each output, special ids left out or replaced by ``BARRIER``.
+        count: how many outputs there are, where those given are pieces of them.
     """
 
-    def __init__(self, outputs: Sequence[Sequence[int] | IntArray]) -> None:
+    def __init__(
+        self, outputs: Sequence[Sequence[int] | IntArray], count: int | None = None
+    ) -> None:
         kinds = Counter(np.asarray(output, np.int32).tobytes() for output in outputs)
         self.kinds = [np.frombuffer(raw, np.int32) for raw in kinds]
         self.weights = list(kinds.values())
         self.flat = np.concatenate([*self.kinds, np.empty(0, np.int32)])
         self.starts = np.cumsum([0] + [len(kind) for kind in self.kinds])
-        self.n_outputs = len(outputs)
+        self.n_outputs = len(outputs) if count is None else count
 
     @property
     def n_ids(self) -> int:

@@ -7,6 +7,7 @@ The base tokenizer stays as it is; what it says is merged afterwards, id by id, 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -161,6 +162,13 @@ class Merger:
                 found.append(token)
         return np.array(found, np.int32)
 
+    def lengths_of(self, ids: IntArray) -> LongArray:
+        """How many base ids each of ``ids`` [T] stands for."""
+        lengths = np.ones(len(ids), np.int64)
+        new = ids >= self.first
+        lengths[new] = self.lengths[ids[new] - self.first]
+        return lengths
+
     def usage(
         self, flat: IntArray, starts: LongArray, weights: LongArray, alive: Any = None
     ) -> tuple[int, LongArray]:
@@ -213,3 +221,9 @@ def _build_trie(expansions: Sequence[tuple[int, ...]]) -> tuple[Any, Any, Any]:
             at = (at + 1) & (size - 1)
         keys[at], nodes[at] = key, child
     return keys, nodes, np.array(ends, np.int64)
+
+
+def pieces(answer: IntArray, places: IntArray) -> list[IntArray]:
+    """An answer [T] cut before each of ``places``, ascending."""
+    bounds = [0, *places.tolist(), len(answer)]
+    return [answer[start:end] for start, end in pairwise(bounds)]

@@ -82,6 +82,14 @@ class Verdict:
         """One JSON-ready object."""
         return {"passed": self.passed, **asdict(self)}
 
+    @classmethod
+    def from_json(cls, found: dict[str, Any]) -> Verdict:
+        """What :meth:`to_json` made it."""
+        kept = {name: value for name, value in found.items() if name != "passed"}
+        for name in ("against_base", "against_control"):
+            kept[name] = Interval(**kept[name]) if kept[name] else None
+        return cls(**kept)
+
     def describe(self) -> str:
         """A few lines for a person."""
         gap = self.against_base

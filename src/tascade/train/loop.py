@@ -13,12 +13,14 @@ import torch
 
 from tascade.config import TuneConfig
 from tascade.train.adapter import lora_parameters, row_parameters
+from tascade.train.fleet import Fleet
 from tascade.train.loss import AnswerLoss
 from tascade.train.samples import Sample, batches, collate
 from tascade.train.state import has_state, load_state, save_state
 
 Tell = Callable[[str, int, int | None], None]
 _WARM_UP, _LAST, _CLIP = 0.05, 0.1, 1.0
+_RATE = 0.4
 
 
 @dataclass(slots=True)
@@ -50,21 +52,29 @@ class Trainer:
         samples: what to learn.
         loss: of a batch.
         config: how long and how fast.
+        fleet: the processes that train together.
     """
 
     def __init__(
-        self, model: Any, samples: Sequence[Sample], loss: AnswerLoss, config: TuneConfig
+        self,
+        model: Any,
+        samples: Sequence[Sample],
+        loss: AnswerLoss,
+        config: TuneConfig,
+        fleet: Fleet | None = None,
     ) -> None:
         self.model, self.samples, self.loss, self.config = model, samples, loss, config
+        self.fleet = fleet or Fleet()
         self.course = Course()
         self.round = math.ceil(len(samples) / config.batch)
         self.lora, self.rows = lora_parameters(model), row_parameters(model)
+        self.fleet.align([*self.lora, *self.rows])
         row_steps = config.row_steps if self.rows else 0
         self.row_steps = row_steps
         self.steps = row_steps + config.epochs * self.round
         groups = [{"params": part} for part in (self.lora, self.rows) if part]
-        # The wider a model, the smaller a step: LoRA's usual 2e-4 is one over the width of a 7B.
-        self.rate = config.rate or 1.0 / model.config.get_text_config().hidden_size
+        # The wider a model, the smaller a step: LoRA's usual 1e-4 is so much for the width of a 7B.
+        self.rate = config.rate or _RATE / model.config.get_text_config().hidden_size
         self.optimizer = torch.optim.AdamW(groups, lr=self.rate, weight_decay=0.0)
         self._precision = torch.autocast(
             model.device.type, torch.bfloat16, enabled=halves(config.precision, model.device)
@@ -92,7 +102,8 @@ class Trainer:
             self.run(self.course.done + 1, tell)
             while self.course.done < self.steps and time.monotonic() - start < seconds:
                 self.run(self.course.done + 1, tell)
-            self.save(folder)
+            if self.fleet.first:
+                self.save(folder)
 
     @torch.inference_mode()
     def held_out_loss(self, samples: Sequence[Sample]) -> float:
@@ -115,14 +126,24 @@ class Trainer:
         for group, rate in zip(self.optimizer.param_groups, rates, strict=False):
             group["lr"] = rate
         torch.manual_seed(self.config.seed * 1_000_003 + number)
-        batch = collate(self._take(number), with_base=self.loss.config.kl > 0)
-        with self._precision:
-            loss = self.loss(self.model, batch.to(self.model.device))
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        total = self._learn(self.fleet.part(self._take(number)))
+        self.fleet.sum_gradients([*self.lora, *self.rows])
         torch.nn.utils.clip_grad_norm_([*self.lora, *self.rows], _CLIP)
         self.optimizer.step()
-        return float(loss.detach())
+        return total
+
+    def _learn(self, samples: Sequence[Sample]) -> float:
+        """Gradients of this process's part of a batch; returns the loss of the whole."""
+        device, own = self.model.device, sum(len(sample.answer) for sample in samples)
+        share = own / self.fleet.total(own, device)
+        if not samples:
+            return self.fleet.total(0.0, device)
+        batch = collate(samples, with_base=self.loss.config.kl > 0)
+        with self._precision:
+            loss = share * self.loss(self.model, batch.to(device))
+        loss.backward()  # type: ignore[no-untyped-call]
+        return self.fleet.total(float(loss.detach()), device)
 
     def save(self, folder: Path) -> None:
         """Write what is needed to go on from here, in place of what the folder holds."""

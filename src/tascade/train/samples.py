@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from tascade.core import IntArray
-from tascade.tokens.segment import Merger
+from tascade.tokens.segment import Merger, pieces
 
+Pair = tuple[IntArray | None, IntArray]
+"""A prompt [P], if there is one, and its answer [A], in base ids."""
 NOTHING = -100
 """A target that is not asked for."""
 
@@ -54,26 +56,39 @@ class Batch:
 
 
 def merged(
-    rows: Iterable[tuple[IntArray | None, IntArray]], merger: Merger, longest: int
+    rows: Sequence[Pair],
+    merger: Merger,
+    longest: int,
+    cuts: Sequence[IntArray] | None = None,
 ) -> list[Sample]:
     """Samples from (prompt, answer) pairs in base ids, the answers written with new tokens.
 
-    Pairs without a prompt, or longer than ``longest`` tokens, are left out.
+    Args:
+        rows: pairs; those without a prompt, or longer than ``longest`` tokens, are left out.
+        merger: of the new tokens.
+        longest: tokens of a prompt and its answer in base ids.
+        cuts: ascending places of each row's answer that no new token reaches over.
     """
     found = []
-    for prompt, base in rows:
+    for number, (prompt, base) in enumerate(rows):
         if prompt is None or not len(prompt) or not len(base):
             continue
         if len(prompt) + len(base) <= longest:
-            found.append(Sample(prompt, *_written(base, merger)))
+            parts = [base] if cuts is None else pieces(base, cuts[number])
+            found.append(Sample(prompt, *_written(base, merger, parts)))
     return found
 
 
-def _written(base: IntArray, merger: Merger) -> tuple[IntArray, IntArray, IntArray]:
-    answer = merger.merge(base)
-    new = answer >= merger.first
-    lengths = np.ones(len(answer), np.int64)
-    lengths[new] = merger.lengths[answer[new] - merger.first]
+def prompt_length(row: Pair) -> int:
+    """How long a row's prompt is, 0 without one."""
+    return 0 if row[0] is None else len(row[0])
+
+
+def _written(
+    base: IntArray, merger: Merger, parts: Sequence[IntArray]
+) -> tuple[IntArray, IntArray, IntArray]:
+    answer = np.concatenate([merger.merge(part) for part in parts])
+    lengths = merger.lengths_of(answer)
     starts = (np.cumsum(lengths) - lengths).astype(np.int32)
     return answer, base, starts
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,14 @@ from tascade.config import TuneConfig
 from tascade.errors import DataError
 from tascade.tokens.segment import Merger
 from tascade.train.adapter import merge, wrap
+from tascade.train.fleet import Fleet
 from tascade.train.loop import Tell, Trainer
 from tascade.train.loss import AnswerLoss
 from tascade.train.rows import STARTS, make_room, start_rows
-from tascade.train.samples import Sample, merged
+from tascade.train.samples import Sample
 
 _PROBED = 256
+_SHORT = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,31 +39,32 @@ class Taught:
 def teach(
     model: Any,
     merger: Merger,
-    train: Sequence[Any],
-    held_out: Sequence[Any],
+    samples: Sequence[Sample],
+    held_out: Sequence[Sample],
     config: TuneConfig,
     state: Path,
     tell: Tell,
+    fleet: Fleet | None = None,
 ) -> Taught:
     """Train a model to answer in the merger's tokens; the model itself is changed.
 
     Args:
         model: the base model.
         merger: of the new tokens; one without any trains LoRA alone.
-        train: (prompt, answer) pairs in base ids to learn from.
-        held_out: pairs by which a start is chosen.
+        samples: what to learn, answers in the merger's tokens.
+        held_out: samples by which a start is chosen.
         config: how.
         state: folder to save the state in, and to go on from if there is one.
         tell: called with (stage, done, total).
+        fleet: the processes that train together.
 
     Raises:
-        DataError: no pair is short enough.
+        DataError: no samples.
     """
-    samples = merged(train, merger, config.longest)
     if not samples:
         raise DataError(
             "no examples to train on",
-            got=f"{len(train)} examples, none with a prompt and at most {config.longest} tokens",
+            got=f"none with a prompt and at most {config.longest} tokens",
             wanted="one or more",
             where="tune.longest",
             fix="raise tune.longest, or give examples with prompts",
@@ -70,18 +74,41 @@ def teach(
     if len(merger):
         make_room(model, merger.first + len(merger))
         if start == "probe":
-            kept = merged(held_out, merger, config.longest)[:_PROBED]
-            probed = _probe(model, merger, samples, kept or samples[:_PROBED], config, tell)
+            kept = held_out[:_PROBED] or samples[:_PROBED]
+            probed = _probe(model, merger, samples, kept, config, tell)
             start = min(probed, key=probed.__getitem__)
         start_rows(model, merger.expansions, merger.first, start)
-    trainer = _trainer(model, merger, samples, replace(config, start=start))
-    trainer.run_saving(state, tell)
+    with _short_attention(model, samples):
+        trainer = _trainer(model, merger, samples, replace(config, start=start), fleet)
+        trainer.run_saving(state, tell)
     return Taught(merge(trainer.model).eval(), start, probed, trainer.course.losses)
 
 
-def _trainer(model: Any, merger: Merger, samples: Sequence[Sample], config: TuneConfig) -> Trainer:
+@contextmanager
+def _short_attention(model: Any, samples: Sequence[Sample]) -> Iterator[None]:
+    """On a CPU the fused kernel's way back is slower than plain products of short sequences."""
+    before = getattr(model.config, "_attn_implementation", None)
+    short = max(map(len, samples)) <= _SHORT
+    if before != "sdpa" or not short or model.device.type != "cpu":
+        yield
+        return
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+def _trainer(
+    model: Any,
+    merger: Merger,
+    samples: Sequence[Sample],
+    config: TuneConfig,
+    fleet: Fleet | None = None,
+) -> Trainer:
     wrapped = wrap(model, merger.first, len(merger), config)
-    return Trainer(wrapped, samples, AnswerLoss(config, merger.expansions, merger.first), config)
+    loss = AnswerLoss(config, merger.expansions, merger.first)
+    return Trainer(wrapped, samples, loss, config, fleet)
 
 
 def _probe(

@@ -1,0 +1,206 @@
+"""One run of `tascade tune`, from its lessons on: choose, teach, judge, export."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tascade.config import Recipe
+from tascade.core import IntArray
+from tascade.decode.loop import Decoder
+from tascade.decode.sample import SamplingParams
+from tascade.decode.target import Target
+from tascade.draft.none import NoDrafter
+from tascade.enrichment import Decided, Enrichment, choose_tokens, write_tokens
+from tascade.errors import DataError, TascadeError
+from tascade.files import write_atomic
+from tascade.lessons import Lessons
+from tascade.own import Row
+from tascade.pack import provenance
+from tascade.pipeline import Progress, spread
+from tascade.tokens.check import check_extension
+from tascade.tokens.mine import MiningRules
+from tascade.tokens.segment import Merger
+from tascade.train.drift import divergence, free_text, next_tokens
+from tascade.train.export import reopen, write_about, write_model
+from tascade.train.fleet import Fleet
+from tascade.train.judge import Said, Verdict, judge
+from tascade.train.samples import merged
+from tascade.train.teach import Taught, teach
+
+_COMPARED = 3
+Score = Callable[[str, str], float]
+"""Of an answer against its reference, from 0 to 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """What tuning made: where it lies (``None`` if the gate refused it), and how it did.
+
+    ``control``: the model with LoRA alone, if one was asked for; it is not exported.
+    """
+
+    path: Path | None
+    enrichment: Enrichment
+    taught: Taught
+    verdict: Verdict
+    control: Taught | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """One JSON-ready object."""
+        return {
+            "path": None if self.path is None else self.path.name,
+            "tokens": len(self.enrichment.expansions),
+            "predicted_fewer_steps": self.enrichment.fewer_steps,
+            "start": self.taught.start,
+            "probe": self.taught.probe,
+            "steps": len(self.taught.losses),
+            "gate": self.verdict.to_json(),
+        }
+
+
+class TuningRun:
+    """One tuning, from its lessons on."""
+
+    def __init__(
+        self,
+        loaded: tuple[Any, Any, str],
+        ends: tuple[int, ...],
+        lessons: Lessons,
+        recipe: Recipe,
+        work: Path,
+        tell: Progress,
+        fleet: Fleet,
+    ) -> None:
+        self.loaded, self.ends, self.lessons, self.work = loaded, ends, lessons, work
+        self.recipe, self.tell, self.fleet = recipe, tell, fleet
+        self.rows: list[Row] = [*lessons.train, *lessons.written]
+        self.steer, self.asked = lessons.held_out[::2], lessons.held_out[1::2]
+
+    def finish(self, target: Path, references: Sequence[str], score: Score) -> Tuned:
+        """Train, judge, export; the last two on the fleet's first process alone."""
+        model, made = self.loaded[0], self._choose()
+        merger, nothing = Merger(made.expansions, made.first), Merger((), made.first)
+        text = free_text(model, made.first)
+        before = next_tokens(model, text, made.first)
+        control = self._teach(nothing, "control") if self.recipe.tune.control else None
+        taught = self._teach(merger, "tuned")
+        verdict_file = self.work / "verdict.json"
+        if not self.fleet.first:
+            self.fleet.wait()
+            verdict = Verdict.from_json(json.loads(verdict_file.read_bytes()))
+            return Tuned(self._goes_to(target, verdict), made, taught, verdict, control)
+        beside = [] if control is None else self._answers(control.model, nothing)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+        try:
+            opened = self._export(made, taught, merger, part)
+            verdict = judge(
+                self._answers(opened, merger),
+                [self._said(answer, merger) for _, answer in self.asked],
+                references,
+                merger,
+                self.recipe.tune.gate,
+                score,
+                drift=divergence(before, next_tokens(opened, text, made.first)),
+                control=beside,
+            )
+            tuned = Tuned(self._goes_to(target, verdict), made, taught, verdict, control)
+            if tuned.path is not None:
+                about = {"recipe": asdict(self.recipe.tune), **provenance(), **tuned.to_json()}
+                write_about(part, about)
+                part.rename(target)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+        write_atomic(verdict_file, json.dumps(verdict.to_json()).encode())
+        self.fleet.wait()
+        return tuned
+
+    def _goes_to(self, target: Path, verdict: Verdict) -> Path | None:
+        exported = verdict.passed or not self.recipe.tune.gate.refuse
+        return target if exported else None
+
+    def _choose(self) -> Enrichment:
+        config = self.recipe.tune
+        rules = MiningRules(tokens=config.tokens) if config.tokens else MiningRules()
+        lessons, parts = self.lessons, ["train", "written"]
+        if len(lessons.written) >= len(lessons.train):
+            # Of prompts it was trained on, a model is surer than it will be of others.
+            parts = ["written"]
+        rows = [row for part in parts for row in getattr(lessons, part)]
+        decided = None
+        if config.sure:
+            cuts = [places for part in parts for places in lessons.cuts[part]]
+            decided = Decided((cuts, lessons.cuts["held_out"][::2]), config.firm)
+        self.tell("choosing tokens", 0, None)
+        made = choose_tokens(
+            (rows, self.steer),
+            self.loaded,
+            rules,
+            wanted=config.tokens,
+            own=config.targets == "own",
+            decided=decided,
+        )
+        if not made.expansions:
+            raise DataError(
+                "nothing in these answers is worth a token",
+                got=f"{len(self.rows)} answers; {made.stopped}",
+                wanted="runs of tokens that come often",
+                fix="more examples, a lower tune.sure, or leave the vocabulary as it is",
+            )
+        return made
+
+    def _teach(self, merger: Merger, name: str) -> Taught:
+        model, config = copy.deepcopy(self.loaded[0]), self.recipe.tune
+        cuts, held_cuts = None, None
+        if config.sure and len(merger):
+            found = self.lessons.cuts
+            cuts, held_cuts = [*found["train"], *found["written"]], found["held_out"][::2]
+        samples = merged(self.rows, merger, config.longest, cuts)
+        held_out = merged(self.steer, merger, config.longest, held_cuts)
+        folder = self.work / name
+        return teach(model, merger, samples, held_out, config, folder, self.tell, self.fleet)
+
+    def _export(self, made: Enrichment, taught: Taught, merger: Merger, part: Path) -> Any:
+        """Write the model, open it again as anyone would, and compare."""
+        tokenizer = self.loaded[1]
+        write_model(taught.model, tokenizer, made.expansions, made.first, part)
+        write_tokens(made, part)
+        prompts = [prompt for prompt, _ in self.asked if prompt is not None]
+        compared = [prompt.tolist() for prompt in spread(prompts, _COMPARED)]
+        opened, extended = reopen(part, taught.model, compared)
+        texts = [tokenizer.decode(prompt) for prompt in prompts]
+        answers = [self._said(answer, merger).text for _, answer in self.asked]
+        report = check_extension(tokenizer, extended, merger, texts, answers)
+        if not report.passed:
+            raise TascadeError(
+                "the exported tokenizer does not read and write as the base one",
+                got=report.failures,
+                where=str(part),
+                fix="please report this",
+            )
+        return opened
+
+    def _said(self, ids: IntArray, merger: Merger) -> Said:
+        text = self.loaded[1].decode(merger.unmerge(ids), skip_special_tokens=True)
+        return Said(ids, text)
+
+    def _answers(self, model: Any, merger: Merger) -> list[Said]:
+        decoder = Decoder(Target(model), NoDrafter(), None, self.loaded[1])
+        most = self.recipe.max_new_tokens
+        params = SamplingParams(max_new_tokens=most, end_tokens=self.ends)
+        said = []
+        for number, (prompt, _) in enumerate(self.asked):
+            self.tell("answering held-out prompts", number, len(self.asked))
+            assert prompt is not None
+            ids = np.array(decoder.generate(prompt, params).tokens, np.int32)
+            said.append(self._said(ids, merger))
+        return said
