@@ -18,11 +18,12 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 import tascade
 from tascade.bench.machine import machine_info
@@ -39,19 +40,30 @@ from tascade.train.judge import Said, judge
 from tascade.tuning import tune
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
-TASKS = ("multilabel_nlupp", "text_to_sql_advising")
-TIMED_ROWS, REPEATS = 48, 5
+TIMED_ROWS, BATCH, REPEATS = 48, 8, 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """New tokens, prompts of the model's own for each training prompt, and rounds."""
+
+    tokens: int
+    prompts: float
+    epochs: int
+
+
+PLANS = {"multilabel_nlupp": Plan(40, 4.0, 4), "text_to_sql_advising": Plan(60, 1.0, 4)}
 
 
 def equal(text: str, reference: str) -> float:
     return float(text.split() == reference.split())
 
 
-def recipe(options: argparse.Namespace, epochs: int) -> tascade.Recipe:
+def recipe(options: argparse.Namespace, plan: Plan) -> tascade.Recipe:
     stage = TuneConfig(
-        tokens=options.tokens,
-        epochs=epochs,
-        prompts=options.prompts,
+        tokens=plan.tokens,
+        epochs=plan.epochs,
+        prompts=plan.prompts,
         control=True,
         gate=GateConfig(refuse=False),
     )
@@ -72,7 +84,7 @@ def answers(decoder: Decoder, task_model: TaskModel, prompts: Sequence[Any]) -> 
     return [np.array(decoder.generate(p, params).tokens, np.int32) for p in prompts]
 
 
-def timed(ways: dict[str, Callable[[Any], int]], prompts: Sequence[Any]) -> dict[str, Any]:
+def timed(ways: Mapping[str, Callable[[Any], int]], prompts: Sequence[Any]) -> dict[str, Any]:
     """Seconds and steps of each way, in turns; the first round warms up and does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     steps: dict[str, int] = {}
@@ -98,9 +110,9 @@ def timed(ways: dict[str, Callable[[Any], int]], prompts: Sequence[Any]) -> dict
     return found
 
 
-def measure(task: str, files: dict[str, str], options: argparse.Namespace, epochs: int) -> Any:
+def measure(task: str, files: dict[str, str], options: argparse.Namespace, plan: Plan) -> Any:
     work = Path(options.work or tempfile.mkdtemp(prefix="tune-")) / task
-    chosen = recipe(options, epochs)
+    chosen = recipe(options, plan)
     began, cpu = time.time(), cpu_seconds()
     tuned = tune(
         options.model,
@@ -127,7 +139,7 @@ def measure(task: str, files: dict[str, str], options: argparse.Namespace, epoch
         )
     return {
         "task": task,
-        "epochs": epochs,
+        "plan": dataclasses.asdict(plan),
         "spent": spent,
         "tuning": tuned.to_json(),
         "test": judged(files["test"], tuned, merger, packs),
@@ -157,8 +169,32 @@ def judged(test: str, tuned: Any, merger: Merger, packs: dict[str, TaskModel]) -
     return found
 
 
+def together(pack: TaskModel) -> Callable[[list[Any]], int]:
+    """Transformers' generate over prompts padded on the left; returns the steps."""
+
+    def way(prompts: list[Any]) -> int:
+        longest = max(map(len, prompts))
+        ids = torch.zeros(len(prompts), longest, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for row, prompt in enumerate(prompts):
+            ids[row, longest - len(prompt) :] = torch.as_tensor(prompt)
+            mask[row, longest - len(prompt) :] = 1
+        device = pack.model.device
+        out = pack.model.generate(
+            ids.to(device),
+            attention_mask=mask.to(device),
+            max_new_tokens=pack.params().max_new_tokens,
+            do_sample=False,
+            eos_token_id=list(pack.ends),
+            pad_token_id=0,
+        )
+        return int(out.shape[1]) - longest
+
+    return way
+
+
 def raced(test: str, packs: dict[str, TaskModel]) -> Any:
-    """One request at a time: base, base with drafts, tuned, tuned with drafts."""
+    """One request at a time: base, base with drafts, tuned, tuned with drafts; and 8 together."""
     examples = [e for e in load_examples(test) if e.prompt is not None]
     prompts = [packs["base"].encode(e.prompt) for e in spread(examples, TIMED_ROWS)]
     ways = {}
@@ -169,7 +205,10 @@ def raced(test: str, packs: dict[str, TaskModel]) -> Any:
                 return decoder.generate(prompt, pack.params()).forwards
 
             ways[name + kind] = way
-    return timed(ways, prompts)
+    order = sorted(prompts, key=len)
+    groups = [order[at : at + BATCH] for at in range(0, len(order), BATCH)]
+    batched = {name: together(pack) for name, pack in packs.items()}
+    return {"batch_1": timed(ways, prompts), f"batch_{BATCH}": timed(batched, groups)}
 
 
 def tell(stage: str, done: int, total: int | None) -> None:
@@ -184,24 +223,29 @@ def main() -> None:
     parser.add_argument("--train")
     parser.add_argument("--validation")
     parser.add_argument("--test")
-    parser.add_argument("--tokens", type=int, default=40)
-    parser.add_argument("--epochs", type=int, action="append", help="for each task")
-    parser.add_argument("--prompts", type=float, default=2.0)
+    parser.add_argument("--tokens", type=int)
+    parser.add_argument("--prompts", type=float)
+    parser.add_argument("--epochs", type=int)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--work", help="keep models and packs here")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    tasks, results = options.task or list(TASKS), []
-    for number, task in enumerate(tasks):
+    tasks, results = options.task or list(PLANS), []
+    for task in tasks:
         given = {"train": options.train, "validation": options.validation, "test": options.test}
         files = {k: v or str(SHARED / "data" / task / f"{k}.jsonl") for k, v in given.items()}
-        epochs = (options.epochs or [6])[min(number, len(options.epochs or [6]) - 1)]
-        results.append(measure(task, files, options, epochs))
-    settings = {k: v for k, v in vars(options).items() if k in ("tokens", "prompts", "dtype")}
+        asked = {k: getattr(options, k) for k in ("tokens", "prompts", "epochs")}
+        plan = PLANS.get(task, Plan(100, 1.0, 3))
+        plan = dataclasses.replace(plan, **{k: v for k, v in asked.items() if v is not None})
+        results.append(measure(task, files, options, plan))
+        write(options, results)
+
+
+def write(options: argparse.Namespace, results: list[Any]) -> None:
     found = {
         "command": " ".join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
         "machine": machine_info(),
-        "settings": settings | {"tune": dataclasses.asdict(TuneConfig())},
+        "settings": {"dtype": options.dtype, "tune": dataclasses.asdict(TuneConfig())},
         "results": results,
     }
     text = json.dumps(found, indent=1) + "\n"

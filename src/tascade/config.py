@@ -96,12 +96,14 @@ class TuneConfig:
     ``firm``: tokens that would do so in more than ``1 - firm`` of their places are not chosen.
     ``targets``: what is learned, the model's ``own`` answers or the ``gold`` ones of the data.
     ``prompts``: how many prompts the model writes itself, for each training prompt, to answer and
-    learn from as well. ``start``: how new rows begin (see :data:`tascade.train.rows.STARTS`), or
-    ``probe`` to try each for ``probe_steps``. ``row_steps`` steps with the rows alone at
-    ``row_rate``; then ``epochs`` rounds with LoRA (``rank``, ``alpha``, ``dropout``) at ``rate``, 0
-    for 0.4 over the model's width, and the rows at ``row_factor`` times that. ``batch``: samples a
-    step; ``longest``: tokens of a sample, longer ones are left out. ``precision``: of training,
-    float32, bfloat16, or auto for what the machine is fast at.
+    learn from as well. ``replay``: how many texts of its own making are said again, for each of all
+    these prompts, so that what is not of the task stays. ``start``: how new rows begin (see
+    :data:`tascade.train.rows.STARTS`), or ``probe`` to try each for ``probe_steps``. ``row_steps``
+    steps with the rows alone at ``row_rate``; then ``epochs`` rounds with LoRA (``rank``,
+    ``alpha``, ``dropout``) at ``rate``, 0 for 0.4 over the model's width, and the rows at
+    ``row_factor`` times that. ``batch``: samples a step; ``longest``: tokens of a sample, longer
+    ones are left out. ``precision``: of training, float32, bfloat16, or auto for what the machine
+    is fast at.
     ``length_power``: a token of n base tokens weighs n to this power. ``kl``: weight of the
     divergence from the base model's next token. ``control``: also train LoRA alone, for comparison.
     """
@@ -111,6 +113,7 @@ class TuneConfig:
     firm: float = 0.7
     targets: str = "own"
     prompts: float = 1.0
+    replay: float = 0.1
     start: str = "probe"
     probe_steps: int = 50
     row_steps: int = 100
@@ -138,6 +141,7 @@ class TuneConfig:
         for name in (
             "tokens",
             "prompts",
+            "replay",
             "probe_steps",
             "row_steps",
             "epochs",

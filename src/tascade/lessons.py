@@ -20,24 +20,28 @@ from tascade.files import write_atomic
 from tascade.model import TaskModel
 from tascade.own import Row, own_answers
 from tascade.pipeline import Prepared, Progress, build, spread
+from tascade.tokens.family import TokenizerFamily
 from tascade.train.certainty import decisions
+from tascade.train.drift import free_text
 from tascade.train.prompts import own_prompts
 
 _NOTHING = np.empty(0, np.int32)
-_PARTS = ("train", "written", "held_out")
+_PARTS = ("train", "written", "free", "held_out")
 
 
 @dataclass(slots=True)
 class Lessons:
     """Rows (prompt, answer) in base token ids, the answers the model's own.
 
-    ``train``: the training prompts; ``written``: prompts the model wrote; ``held_out``: prompts to
-    judge by, which nothing is learned from. ``cuts``: of each part, where decisions fall in each
+    ``train``: the training prompts; ``written``: prompts the model wrote; ``free``: text it wrote
+    from a single token on, to remember by; ``held_out``: prompts to judge by, which nothing is
+    learned from. ``cuts``: of each part, where decisions fall in each
     answer (:meth:`decide`).
     """
 
     train: list[Row] = field(default_factory=list)
     written: list[Row] = field(default_factory=list)
+    free: list[Row] = field(default_factory=list)
     held_out: list[Row] = field(default_factory=list)
     cuts: dict[str, list[IntArray]] = field(default_factory=dict)
 
@@ -93,6 +97,7 @@ def own_lessons(
     *,
     held_out: int = 500,
     prompts: float = 0.0,
+    replay: float = 0.0,
 ) -> Lessons:
     """Let the model answer the task's prompts, and others that it writes itself.
 
@@ -105,6 +110,7 @@ def own_lessons(
         tell: called with (stage, done, total).
         held_out: at most so many held-out prompts, spread over the file.
         prompts: how many prompts the model writes for each training prompt.
+        replay: how many texts of its own it writes, for each of all these prompts.
     """
     folder = Path(tempfile.mkdtemp(prefix="tascade-lessons-"))
     try:
@@ -126,7 +132,18 @@ def own_lessons(
             seed = recipe.tune.seed
             written = own_prompts(loaded[0], known, wanted, seed=seed, tell=tell)
             lessons.written = answered([(prompt, _NOTHING) for prompt in written])
+        lessons.free = _free_rows(
+            loaded, round(replay * (len(known) + len(lessons.written))), recipe.tune.seed
+        )
         task_model.corpus.close()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return lessons
+
+
+def _free_rows(loaded: tuple[Any, Any, str], count: int, seed: int) -> list[Row]:
+    """Texts of the model's own: the first token as the prompt, the rest as the answer."""
+    if not count:
+        return []
+    text = free_text(loaded[0], TokenizerFamily(loaded[1]).size, rows=count, seed=seed + 1)
+    return [(ids[:1], ids[1:]) for ids in text.cpu().numpy().astype(np.int32)]

@@ -200,8 +200,15 @@ def _make_lessons(
     """Write the model's own answers, unless the stopped run did."""
     if file.is_file():
         return
-    prompts = recipe.tune.prompts
-    lessons = own_lessons(loaded, prepared, recipe, tell, held_out=_HELD_OUT_ROWS, prompts=prompts)
+    lessons = own_lessons(
+        loaded,
+        prepared,
+        recipe,
+        tell,
+        held_out=_HELD_OUT_ROWS,
+        prompts=recipe.tune.prompts,
+        replay=recipe.tune.replay,
+    )
     if recipe.tune.targets == "gold":
         lessons.train, lessons.written = prepared.train, []
     if recipe.tune.sure:

@@ -165,6 +165,7 @@ class TuningRun:
             found = self.lessons.cuts
             cuts, held_cuts = [*found["train"], *found["written"]], found["held_out"][::2]
         samples = merged(self.rows, merger, config.longest, cuts)
+        samples += merged(self.lessons.free, Merger((), merger.first), config.longest)
         held_out = merged(self.steer, merger, config.longest, held_cuts)
         folder = self.work / name
         return teach(model, merger, samples, held_out, config, folder, self.tell, self.fleet)

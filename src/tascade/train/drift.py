@@ -7,14 +7,22 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-_ROWS, _TOKENS = 16, 32
+_ROWS, _TOKENS, _SIDE_BY_SIDE = 16, 32, 64
 
 
-def free_text(model: Any, size: int, *, seed: int = 0) -> torch.Tensor:
+def free_text(model: Any, size: int, *, rows: int = _ROWS, seed: int = 0) -> torch.Tensor:
     """Text the base model writes from random tokens: [rows, tokens] ids, below ``size``."""
+    parts = [
+        _write(model, size, min(_SIDE_BY_SIDE, rows - at), seed * 1_000_003 + at)
+        for at in range(0, rows, _SIDE_BY_SIDE)
+    ]
+    return torch.cat(parts)
+
+
+def _write(model: Any, size: int, rows: int, seed: int) -> torch.Tensor:
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)
-        begin = torch.randint(size, (_ROWS, 1)).to(model.device)
+        begin = torch.randint(size, (rows, 1)).to(model.device)
         text: torch.Tensor = model.generate(
             begin,
             attention_mask=torch.ones_like(begin),
