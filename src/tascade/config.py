@@ -103,7 +103,7 @@ class TuneConfig:
     ``alpha``, ``dropout``) at ``rate``, 0 for 0.4 over the model's width, and the rows at
     ``row_factor`` times that. ``batch``: samples a step; ``longest``: tokens of a sample, longer
     ones are left out. ``precision``: of training, float32, bfloat16, or auto for what the machine
-    is fast at.
+    is fast at. ``load``: ``4bit`` or ``8bit`` to train over a quantised base (bitsandbytes).
     ``length_power``: a token of n base tokens weighs n to this power. ``kl``: weight of the
     divergence from the base model's next token. ``control``: also train LoRA alone, for comparison.
     """
@@ -124,6 +124,7 @@ class TuneConfig:
     batch: int = 32
     longest: int = 1024
     precision: str = "auto"
+    load: str = ""
     rank: int = 32
     alpha: int = 64
     dropout: float = 0.0
@@ -135,6 +136,7 @@ class TuneConfig:
 
     def __post_init__(self) -> None:
         _one_of("tune.targets", self.targets, ("own", "gold"))
+        _one_of("tune.load", self.load, ("", "4bit", "8bit"))
         _one_of("tune.precision", self.precision, ("auto", "float32", "bfloat16"))
         for name in ("batch", "longest", "rank", "alpha"):
             _at_least(f"tune.{name}", getattr(self, name), 1)

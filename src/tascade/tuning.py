@@ -62,6 +62,13 @@ def tune(
     if target.exists():
         raise ConfigError("the folder exists already", got=str(out), wanted="a new folder")
     load_peft()  # what cannot be done is said at once
+    if recipe.tune.load and isinstance(model, tuple):
+        raise ConfigError(
+            "a model in memory cannot be loaded quantised",
+            got=f"tune.load: {recipe.tune.load}",
+            wanted="a hub id or a folder",
+            where="model",
+        )
     fleet = join_fleet(recipe.device)
     tell = progress if progress and fleet.first else silent
     loaded = load_model(model, dtype=_dtype(recipe), device=recipe.device)

@@ -33,6 +33,7 @@ from tascade.train.drift import divergence, free_text, next_tokens
 from tascade.train.export import reopen, write_about, write_model
 from tascade.train.fleet import Fleet
 from tascade.train.judge import Said, Verdict, judge
+from tascade.train.quantised import load_quantised
 from tascade.train.samples import merged
 from tascade.train.teach import Taught, teach
 
@@ -159,7 +160,7 @@ class TuningRun:
         return made
 
     def _teach(self, merger: Merger, name: str) -> Taught:
-        model, config = copy.deepcopy(self.loaded[0]), self.recipe.tune
+        config = self.recipe.tune
         cuts, held_cuts = None, None
         if config.sure and len(merger):
             found = self.lessons.cuts
@@ -167,8 +168,17 @@ class TuningRun:
         samples = merged(self.rows, merger, config.longest, cuts)
         samples += merged(self.lessons.free, Merger((), merger.first), config.longest)
         held_out = merged(self.steer, merger, config.longest, held_cuts)
-        folder = self.work / name
-        return teach(model, merger, samples, held_out, config, folder, self.tell, self.fleet)
+        base, device, full = self.loaded[0], self.loaded[0].device, None
+        if config.load:
+            base.to("cpu")  # the quantised one takes its place meanwhile
+            model, full = load_quantised(self.loaded[2], config.load, device), copy.deepcopy(base)
+        else:
+            model = copy.deepcopy(base)
+        parts, folder = (samples, held_out), self.work / name
+        taught = teach(model, merger, *parts, config, folder, self.tell, self.fleet, full)
+        base.to(device)
+        taught.model.to(device)
+        return taught
 
     def _export(self, made: Enrichment, taught: Taught, merger: Merger, part: Path) -> Any:
         """Write the model, open it again as anyone would, and compare."""

@@ -15,6 +15,7 @@ from tascade.train.adapter import merge, wrap
 from tascade.train.fleet import Fleet
 from tascade.train.loop import Tell, Trainer
 from tascade.train.loss import AnswerLoss
+from tascade.train.quantised import merge_into
 from tascade.train.rows import STARTS, make_room, start_rows
 from tascade.train.samples import Sample
 
@@ -45,6 +46,7 @@ def teach(
     state: Path,
     tell: Tell,
     fleet: Fleet | None = None,
+    full: Any = None,
 ) -> Taught:
     """Train a model to answer in the merger's tokens; the model itself is changed.
 
@@ -57,6 +59,7 @@ def teach(
         state: folder to save the state in, and to go on from if there is one.
         tell: called with (stage, done, total).
         fleet: the processes that train together.
+        full: where ``model`` is quantised, the base to merge into; it is changed instead.
 
     Raises:
         DataError: no samples.
@@ -72,7 +75,9 @@ def teach(
     probed: dict[str, float] = {}
     start = config.start
     if len(merger):
-        make_room(model, merger.first + len(merger))
+        for each in (model, full):
+            if each is not None:
+                make_room(each, merger.first + len(merger))
         if start == "probe":
             kept = held_out[:_PROBED] or samples[:_PROBED]
             probed = _probe(model, merger, samples, kept, config, tell)
@@ -81,7 +86,8 @@ def teach(
     with _short_attention(model, samples):
         trainer = _trainer(model, merger, samples, replace(config, start=start), fleet)
         trainer.run_saving(state, tell)
-    return Taught(merge(trainer.model).eval(), start, probed, trainer.course.losses)
+    plain = merge(trainer.model) if full is None else merge_into(trainer.model, full)
+    return Taught(plain.eval(), start, probed, trainer.course.losses)
 
 
 @contextmanager
