@@ -48,6 +48,7 @@ def test_the_export_opens_in_transformers_and_says_the_base_text(tuned: Tuned) -
     model = AutoModelForCausalLM.from_pretrained(tuned.path)
     tokenizer = AutoTokenizer.from_pretrained(tuned.path)
     base = AutoTokenizer.from_pretrained(bundled.model_path())
+    assert model.dtype == AutoModelForCausalLM.from_pretrained(bundled.model_path()).dtype
     merger = read_tokens(tuned.path)
     assert merger is not None
     assert len(merger) == 12

@@ -42,6 +42,17 @@ def load_model(ref: ModelRef, *, dtype: str = "auto", device: str = "auto") -> t
     return model.to(device).eval(), tokenizer, name
 
 
+def stored_dtype(model: Any, name: str) -> Any:
+    """The precision a model's checkpoint is stored in; its own, if it came from none."""
+    from transformers import AutoConfig
+
+    try:
+        stored = AutoConfig.from_pretrained(name).get_text_config().dtype
+    except (OSError, ValueError, KeyError):
+        stored = None
+    return stored or model.dtype
+
+
 def machine_key(model: Any) -> str:
     """Names the conditions a measured step cost holds under."""
     import torch

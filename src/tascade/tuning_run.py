@@ -23,6 +23,7 @@ from tascade.enrichment import Decided, Enrichment, choose_tokens, write_tokens
 from tascade.errors import DataError, TascadeError
 from tascade.files import write_atomic
 from tascade.lessons import Lessons
+from tascade.load import stored_dtype
 from tascade.own import Row
 from tascade.pack import provenance
 from tascade.pipeline import Progress, spread
@@ -181,8 +182,12 @@ class TuningRun:
         return taught
 
     def _export(self, made: Enrichment, taught: Taught, merger: Merger, part: Path) -> Any:
-        """Write the model, open it again as anyone would, and compare."""
-        tokenizer = self.loaded[1]
+        """Write the model, open it again as anyone would, and compare.
+
+        It is stored in the base checkpoint's precision, so that what is judged has been rounded.
+        """
+        tokenizer, working = self.loaded[1], self.loaded[0].dtype
+        taught.model.to(stored_dtype(self.loaded[0], self.loaded[2]))
         write_model(taught.model, tokenizer, made.expansions, made.first, part)
         write_tokens(made, part)
         prompts = [prompt for prompt, _ in self.asked if prompt is not None]
@@ -198,7 +203,7 @@ class TuningRun:
                 where=str(part),
                 fix="please report this",
             )
-        return opened
+        return opened.to(working)
 
     def _said(self, ids: IntArray, merger: Merger) -> Said:
         text = self.loaded[1].decode(merger.unmerge(ids), skip_special_tokens=True)
