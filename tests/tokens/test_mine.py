@@ -112,6 +112,15 @@ def test_fewer_tokens_are_the_start_of_more(task: tuple[OutputCounts, OutputCoun
     assert gains[4] > 1.2
 
 
+def test_nearly_every_token_is_used_after_pruning(task: tuple[OutputCounts, OutputCounts]) -> None:
+    train, _ = task
+    chosen = choose(train, FIRST, MiningRules(tokens=60, least=5, method="pruned"))
+    weights = np.array(train.weights, np.int64)
+    _, uses = Merger(chosen, FIRST).usage(train.flat, train.starts, weights)
+    assert len(chosen) >= 12  # the phrases
+    assert np.mean(uses > 0) >= 0.95
+
+
 def test_rules_of_a_choice_hold(task: tuple[OutputCounts, OutputCounts]) -> None:
     train, _ = task
     refused = (train.kinds[0][0],)

@@ -184,7 +184,8 @@ def _by_usefulness(
 ) -> list[tuple[int, ...]]:
     """Order tokens by when they would be dropped, if the least useful ones always went first.
 
-    A token's use is what its absence would cost, the others taking its place as they can.
+    A token's use is what its absence would cost, the others taking its place as they can. Those
+    without any are left out.
     """
     merger = Merger(tokens, first)
     weights = np.array(outputs.weights, np.int64)
@@ -198,5 +199,5 @@ def _by_usefulness(
         order = living[np.lexsort((-living, saved[living]))]
         gone = order[: max(1, int(_DROPPED * len(living)))]
         alive[gone] = False
-        dropped += gone.tolist()
+        dropped += gone[saved[gone] > 0].tolist()
     return [tokens[i] for i in dropped[::-1]]
