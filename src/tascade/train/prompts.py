@@ -18,6 +18,7 @@ from tascade.core import IntArray
 
 _SHARED = 0.02
 _FEWEST = 4
+_STEMS = 32
 
 
 def own_prompts(
@@ -26,7 +27,7 @@ def own_prompts(
     count: int,
     *,
     seed: int = 0,
-    batch: int = 64,
+    batch: int = 0,
     tell: Callable[[str, int, int | None], None] | None = None,
 ) -> list[IntArray]:
     """Prompts like the task's, continued by the model from their common beginnings.
@@ -36,7 +37,8 @@ def own_prompts(
         prompts: the training prompts, token ids [T] each.
         count: how many to try for.
         seed: of the sampling.
-        batch: how many are written side by side.
+        batch: how many are written side by side, from one stem; 0 for as many as leave a variety
+            of stems, 256 at most.
         tell: called with (stage, done, total).
 
     Returns:
@@ -47,6 +49,7 @@ def own_prompts(
     ending = _common_ending(ids)
     if not ending or count < 1:
         return []
+    batch = batch or min(256, max(64, count // _STEMS))
     most = max(map(len, ids)) + 16
     known = {tuple(prompt) for prompt in ids}
     found: list[IntArray] = []
