@@ -23,7 +23,7 @@ from tascade.pipeline import Prepared, Progress, build, spread
 from tascade.tokens.family import TokenizerFamily
 from tascade.train.certainty import decisions
 from tascade.train.drift import free_text
-from tascade.train.prompts import own_prompts
+from tascade.train.prompts import own_prompts, spliced_prompts
 
 _NOTHING = np.empty(0, np.int32)
 _PARTS = ("train", "written", "free", "held_out")
@@ -131,6 +131,7 @@ def own_lessons(
         if wanted:
             seed = recipe.tune.seed
             written = own_prompts(loaded[0], known, wanted, seed=seed, tell=tell)
+            written += spliced_prompts(known, wanted - len(written), seed=seed)
             lessons.written = answered([(prompt, _NOTHING) for prompt in written])
         lessons.free = _free_rows(
             loaded, round(replay * (len(known) + len(lessons.written))), recipe.tune.seed

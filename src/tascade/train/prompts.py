@@ -19,6 +19,7 @@ from tascade.core import IntArray
 _SHARED = 0.02
 _FEWEST = 4
 _STEMS = 32
+_DRAWS = 40
 
 
 def own_prompts(
@@ -64,6 +65,41 @@ def own_prompts(
         if len(found) >= count:
             break
     return found[:count]
+
+
+def spliced_prompts(prompts: Sequence[IntArray], count: int, *, seed: int = 0) -> list[IntArray]:
+    """Prompts made of the beginning of one and the rest of another, where both have two tokens.
+
+    For a model that was taught answers alone, and so cannot write prompts.
+
+    Args:
+        prompts: the training prompts, token ids [T] each.
+        count: how many to try for.
+        seed: of the draws.
+
+    Returns:
+        At most ``count``, each once, none of them one of ``prompts`` or longer than all of them.
+    """
+    ids = [prompt.tolist() for prompt in prompts]
+    places: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for number, prompt in enumerate(ids):
+        for at in range(2, len(prompt)):
+            places.setdefault((prompt[at - 2], prompt[at - 1]), []).append((number, at))
+    known = {tuple(prompt) for prompt in ids}
+    longest, rng = max(map(len, ids), default=0), np.random.default_rng(seed)
+    found: list[IntArray] = []
+    for _ in range(_DRAWS * count if longest > 2 else 0):
+        one = ids[int(rng.integers(len(ids)))]
+        if len(found) == count or len(one) < 3:
+            continue
+        at = int(rng.integers(2, len(one)))
+        meeting = places[one[at - 2], one[at - 1]]
+        number, start = meeting[int(rng.integers(len(meeting)))]
+        child = (*one[:at], *ids[number][start:])
+        if child not in known and len(child) <= longest:
+            known.add(child)
+            found.append(np.array(child, np.int32))
+    return found
 
 
 def _common_ending(prompts: Sequence[list[int]]) -> list[int]:
