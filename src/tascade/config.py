@@ -72,7 +72,7 @@ class GateConfig:
     """
 
     most_drop: float = 0.01
-    least_agreement: float = 0.5
+    least_agreement: float = 0.25
     least_adoption: float = 0.95
     most_longer: float = 1.1
     most_drift: float = 0.5
