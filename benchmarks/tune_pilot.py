@@ -52,7 +52,7 @@ class Plan:
     epochs: int
 
 
-PLANS = {"multilabel_nlupp": Plan(40, 4.0, 4), "text_to_sql_advising": Plan(60, 1.0, 4)}
+PLANS = {"multilabel_nlupp": Plan(40, 4.0, 4), "text_to_sql_advising": Plan(60, 1.0, 3)}
 
 
 def equal(text: str, reference: str) -> float:
