@@ -126,6 +126,9 @@ def test_stops_where_little_is_saved() -> None:
     curve = StepCurve((0, 25, 50, 75), (1000, 500, 490, 489), 10)
     assert stop_at(curve)[0] == 50
     assert stop_at(curve, row_share=0.001)[0] == 25
+    # Fewer tokens at a time need to save less.
+    assert stop_at(StepCurve((0, 5, 10), (10_000, 9_980, 9_000), 10))[0] == 10
+    assert stop_at(StepCurve((0, 5, 10), (10_000, 9_995, 9_000), 10))[0] == 0
     assert stop_at(StepCurve((0,), (10,), 1)) == (0, "no more tokens were chosen")
 
 

@@ -12,7 +12,8 @@ from tascade.tokens.mine import MiningRules, OutputCounts, Spell, choose
 from tascade.tokens.segment import Merger
 
 STRIDE = 25
-"""Tokens between two points of a curve."""
+"""Tokens between two points of a curve, fewer where it is short."""
+_POINTS = 8
 _LEAST_GAIN = 0.005
 
 
@@ -44,14 +45,15 @@ class StepCurve:
 
 
 def step_curve(tokens: Sequence[tuple[int, ...]], first: int, held_out: OutputCounts) -> StepCurve:
-    """Count steps on held-out outputs, ``STRIDE`` tokens by ``STRIDE``.
+    """Count steps on held-out outputs, ``STRIDE`` tokens by ``STRIDE`` or in smaller steps.
 
     Args:
         tokens: base ids of the new tokens, the most useful first.
         first: the id of the first one.
         held_out: outputs that the tokens were not chosen from.
     """
-    sizes = [*range(0, len(tokens), STRIDE), len(tokens)] if tokens else [0]
+    stride = min(STRIDE, max(1, len(tokens) // _POINTS))
+    sizes = [*range(0, len(tokens), stride), len(tokens)] if tokens else [0]
     merger = Merger(tokens, first)
     weights = np.array(held_out.weights, np.int64)
     steps = []
@@ -112,8 +114,8 @@ def envelope(choices: Sequence[Choice]) -> StepCurve:
 def stop_at(curve: StepCurve, row_share: float = 0.0) -> tuple[int, str]:
     """How many tokens are worth adding, and why no more.
 
-    Stops where the next ``STRIDE`` tokens would save less than half a percent of held-out steps,
-    or less than their rows add to a step.
+    Stops where ``STRIDE`` more tokens would save less than half a percent of held-out steps, or
+    less than their rows add to a step.
 
     Args:
         curve: held-out steps.
@@ -122,8 +124,11 @@ def stop_at(curve: StepCurve, row_share: float = 0.0) -> tuple[int, str]:
     for i in range(len(curve.sizes) - 1):
         more = curve.sizes[i + 1] - curve.sizes[i]
         saved = 1.0 - curve.steps[i + 1] / curve.steps[i]
-        if saved < _LEAST_GAIN:
-            return curve.sizes[i], f"{more} more tokens would save less than 0.5% of the steps"
+        least = _LEAST_GAIN * min(1.0, more / STRIDE)
+        if saved < least:
+            return curve.sizes[
+                i
+            ], f"{more} more tokens would save less than {least:.1%} of the steps"
         if saved < more * row_share:
             return curve.sizes[i], f"{more} more tokens would cost more than they save"
     return curve.sizes[-1], "no more tokens were chosen"
