@@ -126,9 +126,8 @@ def stop_at(curve: StepCurve, row_share: float = 0.0) -> tuple[int, str]:
         saved = 1.0 - curve.steps[i + 1] / curve.steps[i]
         least = _LEAST_GAIN * min(1.0, more / STRIDE)
         if saved < least:
-            return curve.sizes[
-                i
-            ], f"{more} more tokens would save less than {least:.1%} of the steps"
+            why = f"{more} more tokens would save less than {least:.1%} of the steps"
+            return curve.sizes[i], why
         if saved < more * row_share:
             return curve.sizes[i], f"{more} more tokens would cost more than they save"
     return curve.sizes[-1], "no more tokens were chosen"
