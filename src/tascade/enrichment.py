@@ -233,9 +233,11 @@ def _choose_firm(
         for parts, part in zip(cut, rows, strict=True)
     )
     refused: set[tuple[int, ...]] = set()
+    settled = rules
     for _ in range(_FIRM_ROUNDS):
-        more = replace(rules, tokens=rules.tokens + len(refused))
+        more = replace(settled, tokens=rules.tokens + len(refused))
         choice = best_at(choose_among(train, kept, family.size, more, family.spell), more.tokens)
+        settled = choice.rules  # what generalises best is found out once
         tokens = [token for token in choice.tokens if token not in refused][: rules.tokens]
         shares = firm_shares(Merger(tokens, family.size), answers, decided.cuts[0])
         infirm = {t for t, share in zip(tokens, shares, strict=True) if share < decided.firm}
@@ -243,8 +245,9 @@ def _choose_firm(
         if not infirm:
             break
     tokens = [token for token in tokens if token not in refused]
-    used = replace(choice.rules, tokens=rules.tokens)
-    return Choice(used, tokens, step_curve(tokens, family.size, kept))
+    return Choice(
+        replace(settled, tokens=rules.tokens), tokens, step_curve(tokens, family.size, kept)
+    )
 
 
 def _row_share(model: Any) -> float:
