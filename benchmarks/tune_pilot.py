@@ -120,6 +120,7 @@ def measure(task: str, files: dict[str, str], options: argparse.Namespace, plan:
         held_out=files["validation"],
         out=work / "model",
         recipe=chosen,
+        resume=options.resume,
         progress=tell,
     )
     spent = {"seconds": time.time() - began, "cpu_seconds": cpu_seconds() - cpu}
@@ -229,6 +230,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--work", help="keep models and packs here")
+    parser.add_argument("--resume", action="store_true", help="go on with what --work holds")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     tasks, results = options.task or list(PLANS), []

@@ -54,7 +54,7 @@ def row(result: dict[str, Any]) -> list[str]:
 
 
 def table(report: dict[str, Any]) -> str:
-    lines = [f"| {' | '.join(HEAD)} |", "|---" * len(HEAD) + "|"]
+    lines = [f"| {' | '.join(HEAD)} |", "|---" + "|---:" * (len(HEAD) - 1) + "|"]
     lines += [f"| {' | '.join(row(result))} |" for result in report["results"]]
     spent = ", ".join(
         f"{r['task']} {r['spent']['seconds'] / 60:.0f} min" for r in report["results"]
