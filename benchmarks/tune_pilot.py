@@ -123,7 +123,8 @@ def measure(task: str, files: dict[str, str], options: argparse.Namespace, plan:
         resume=options.resume,
         progress=tell,
     )
-    spent = {"seconds": time.time() - began, "cpu_seconds": cpu_seconds() - cpu}
+    spent: dict[str, Any] = {"seconds": time.time() - began, "cpu_seconds": cpu_seconds() - cpu}
+    spent |= {"resumed": True} if options.resume else {}
     assert tuned.path is not None
     assert tuned.control is not None
     merger = read_tokens(tuned.path)

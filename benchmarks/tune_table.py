@@ -57,7 +57,9 @@ def table(report: dict[str, Any]) -> str:
     lines = [f"| {' | '.join(HEAD)} |", "|---" + "|---:" * (len(HEAD) - 1) + "|"]
     lines += [f"| {' | '.join(row(result))} |" for result in report["results"]]
     spent = ", ".join(
-        f"{r['task']} {r['spent']['seconds'] / 60:.0f} min" for r in report["results"]
+        f"{r['task']} {r['spent']['seconds'] / 60:.0f} min"
+        + (" (the last part, after lessons and control)" if r["spent"].get("resumed") else "")
+        for r in report["results"]
     )
     rows = ", ".join(f"{r['test']['rows']} of {r['task']}" for r in report["results"])
     lines += [
