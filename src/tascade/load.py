@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +24,21 @@ def load_model(ref: ModelRef, *, dtype: str = "auto", device: str = "auto") -> t
         model, tokenizer = ref
         return model.eval(), tokenizer, str(getattr(model, "name_or_path", "") or "in-memory model")
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     name = str(ref)
     kind = dtype if dtype == "auto" else getattr(torch, dtype)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+    with loading(name):
+        tokenizer = load_tokenizer(name)
         model = AutoModelForCausalLM.from_pretrained(name, dtype=kind, use_safetensors=True)
+    return model.to(pick_device(device)).eval(), tokenizer, name
+
+
+@contextmanager
+def loading(name: str) -> Iterator[None]:
+    """Turn what Transformers and the hub raise about a model into a ConfigError."""
+    try:
+        yield
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(
             "cannot load the model",
@@ -37,9 +47,38 @@ def load_model(ref: ModelRef, *, dtype: str = "auto", device: str = "auto") -> t
             where="model",
             fix="check the name; offline, give the path of a downloaded folder",
         ) from error
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.to(device).eval(), tokenizer, name
+
+
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer of a hub id or a folder."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(name)
+
+
+def checkpoint_folder(name: str, weights: str | None = None) -> Path:
+    """The folder of a model's safetensors files: itself, or the hub's snapshot, fetched if need be.
+
+    Args:
+        name: a hub id or a folder.
+        weights: the name of the weights' file, where the model's config gives one.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+
+    files = [weights] if weights else ["model.safetensors", "model-*-of-*.safetensors"]
+    files += ["model.safetensors.index.json", "adapter_config.json"]
+    return Path(snapshot_download(name, allow_patterns=files))
+
+
+def pick_device(device: str) -> str:
+    """The device meant by ``auto``: a GPU if there is one."""
+    if device != "auto":
+        return device
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def stored_dtype(model: Any, name: str) -> Any:
