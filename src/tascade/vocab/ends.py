@@ -1,0 +1,227 @@
+"""The two ends of a causal LM: the modules of its vocabulary tables, and their tensors' names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tascade.errors import ConfigError, UnsupportedModelError
+from tascade.vocab.checkpoint import Checkpoint
+from tascade.vocab.table import RowTable, mapped
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """Input embedding and LM head of a model, with their names in it.
+
+    ``tied``: the model says that both use one tensor (a checkpoint may still hold two).
+    """
+
+    embedding_name: str
+    embedding: Any
+    head_name: str
+    head: Any
+    tied: bool
+
+    @classmethod
+    def of(cls, model: Any) -> Ends:
+        """Find them by the model's own ``get_input_embeddings`` and ``get_output_embeddings``.
+
+        Raises:
+            UnsupportedModelError: there is none, the head is no plain linear layer, or their
+                tensors are tied to others as well.
+        """
+        embedding_name, embedding = _end(model, "get_input_embeddings")
+        head_name, head = _end(model, "get_output_embeddings")
+        tied = _declared_tied(model, embedding_name, head_name)
+        ends = cls(embedding_name, embedding, head_name, head, tied)
+        if type(ends.head) is not torch.nn.Linear:
+            raise _unsupported(model, f"LM head: {type(ends.head).__name__}", "torch.nn.Linear")
+        return ends
+
+    def put(self, model: Any, embedding: torch.nn.Module, head: torch.nn.Module) -> None:
+        """Install other modules in their places."""
+        for name, module in ((self.embedding_name, embedding), (self.head_name, head)):
+            parent, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(parent), leaf, module)
+
+    def untie(self, model: Any) -> None:
+        """Make the model forget that its ends' tensors are tied: they are gone from it."""
+        ours = {f"{self.embedding_name}.weight", f"{self.head_name}.weight"}
+        for attribute in ("all_tied_weights_keys", "_tied_weights_keys"):
+            ties = getattr(model, attribute, None)
+            if isinstance(ties, dict):
+                kept = {a: b for a, b in ties.items() if not {a, b} & ours}
+                setattr(model, attribute, kept)
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """The ends' tensors; ``head`` is ``embedding`` itself where the checkpoint holds one."""
+
+    embedding: RowTable
+    head: RowTable
+    bias: torch.Tensor | None
+    names: tuple[str, ...]
+    """Checkpoint names of all tensors of the ends, used or not."""
+
+    @property
+    def tied(self) -> bool:
+        """Whether both ends use one table."""
+        return self.head is self.embedding
+
+
+def find_tables(checkpoint: Checkpoint, model: Any, ends: Ends) -> Tables:
+    """Map the tables of a checkpoint, without loading the model.
+
+    A name is that of the model's parameter, with the renaming Transformers does while loading, and
+    with or without the prefix of the base model.
+
+    Args:
+        checkpoint: the model's.
+        model: of the checkpoint's kind, possibly on the meta device.
+        ends: of that model.
+
+    Raises:
+        UnsupportedModelError: a table is not there under any of the names, is converted while
+            loading, or comes with tensors a plain layer has not (a quantised one).
+        ConfigError: a table of another shape or type than the model's.
+    """
+    named = _names_in_model(model, checkpoint.places)
+    ours: dict[str, str] = {}
+    for original, name in named.items():
+        if name.startswith((f"{ends.embedding_name}.", f"{ends.head_name}.")):
+            ours[name] = original
+    wanted = {
+        f"{ends.embedding_name}.weight": ends.embedding,
+        f"{ends.head_name}.weight": ends.head,
+    }
+    known = {*wanted, f"{ends.head_name}.bias"}
+    if extra := sorted(set(ours) - known):
+        raise _unsupported(model, f"tensors {extra}", f"only {sorted(known)}")
+    lacking = [name for name in wanted if name not in ours]
+    if len(lacking) > ends.tied:
+        raise _unsupported(
+            model,
+            f"a checkpoint with {sorted(checkpoint.places)[:5]} ...",
+            f"tensors {' and '.join(lacking)}, under these or their original names",
+        )
+    tables = [
+        _sized(RowTable.from_checkpoint(checkpoint, ours[name]), module)
+        for name, module in wanted.items()
+        if name in ours
+    ]
+    # Transformers ties two stored tensors only where they are equal.
+    if ends.tied and _equal(tables[0], tables[-1]):
+        tables = tables[:1]
+    return Tables(tables[0], tables[-1], _bias(checkpoint, ours, model, ends), tuple(ours.values()))
+
+
+def unexpected_patterns(tables: Tables, ends: Ends) -> set[str]:
+    """What Transformers may call the tables' tensors when a model has no place for them."""
+    names = {f"{ends.embedding_name}.weight", f"{ends.head_name}.weight", f"{ends.head_name}.bias"}
+    # The model's prefix is added or dropped where that finds a place, which here it cannot.
+    names |= {name.partition(".")[2] for name in names if name.count(".") > 1} | set(tables.names)
+    return {f"^{re.escape(name)}$" for name in names}
+
+
+def _names_in_model(model: Any, keys: Iterable[str]) -> dict[str, str]:
+    """The model's name of each tensor of a checkpoint; converted tensors are left out."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter
+
+    transforms = get_model_conversion_mapping(model)
+    # Transformers applies all renamings in turn, and then at most one conversion.
+    transforms.sort(key=lambda transform: isinstance(transform, WeightConverter))
+    own = set(model.state_dict())
+    names = {}
+    for key in sorted(keys):
+        name = key
+        for transform in transforms:
+            name, pattern = transform.rename_source_key(name)
+            if pattern is not None and isinstance(transform, WeightConverter):
+                break
+        else:
+            names[key] = _prefixed(key if key in own else name, model.base_model_prefix, own)
+    return names
+
+
+def _prefixed(name: str, prefix: str, own: set[str]) -> str:
+    """The name with the base model's prefix added or dropped, where only that is the model's."""
+    if name not in own:
+        for other in (f"{prefix}.{name}", name.removeprefix(f"{prefix}.")):
+            if other in own:
+                return other
+    return name
+
+
+def _end(model: Any, getter: str) -> tuple[str, Any]:
+    """Name and module of what one of the model's getters gives."""
+    try:
+        module = getattr(model, getter)()
+    except (NotImplementedError, AttributeError):
+        module = None
+    for name, other in model.named_modules(remove_duplicate=False):
+        if other is module and name:
+            return name, module
+    raise _unsupported(model, f"{getter}() gives {module}", "a module of the model")
+
+
+def _declared_tied(model: Any, embedding: str, head: str) -> bool:
+    ours = {f"{embedding}.weight", f"{head}.weight"}
+    ties = [{a, b} for a, b in (getattr(model, "all_tied_weights_keys", None) or {}).items()]
+    touching = [pair for pair in ties if pair & ours]
+    if any(pair != ours for pair in touching):
+        raise _unsupported(model, f"tied tensors {touching}", "at most the two tables tied")
+    return bool(touching)
+
+
+def _sized(table: RowTable, module: Any) -> RowTable:
+    if table.shape != tuple(module.weight.shape):
+        raise ConfigError(
+            "the checkpoint's vocabulary table has another shape than config.json says",
+            got=list(table.shape),
+            wanted=str(list(module.weight.shape)),
+            where=table.where,
+        )
+    return table
+
+
+def _equal(one: RowTable, other: RowTable) -> bool:
+    if one is other or (one.shape, one.dtype) != (other.shape, other.dtype):
+        return one is other
+    return torch.equal(one.rows, other.rows)
+
+
+def _bias(
+    checkpoint: Checkpoint, ours: dict[str, str], model: Any, ends: Ends
+) -> torch.Tensor | None:
+    """The head's bias [V], as stored."""
+    if ends.head.bias is None:
+        return None
+    key = ours.get(f"{ends.head_name}.bias")
+    if key is None:
+        raise _unsupported(model, "a checkpoint without it", f"the tensor {ends.head_name}.bias")
+    bias = mapped(checkpoint.place(key), f"{checkpoint.folder}: {key}")
+    if bias.shape != ends.head.bias.shape:
+        raise ConfigError(
+            "the LM head's bias has another shape than config.json says",
+            got=list(bias.shape),
+            wanted=str(list(ends.head.bias.shape)),
+            where=f"{checkpoint.folder}: {key}",
+        )
+    return bias
+
+
+def _unsupported(model: Any, got: str, wanted: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        "the vocabulary tables of this model cannot be kept off the device",
+        got=got,
+        wanted=wanted,
+        where=type(model).__name__,
+        fix="use the model without tailoring its vocabulary",
+    )

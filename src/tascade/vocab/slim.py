@@ -1,0 +1,188 @@
+"""A causal LM without its vocabulary tables on the device: not even while it is loaded."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tascade.errors import UnsupportedModelError
+from tascade.load import checkpoint_folder, load_tokenizer, loading, pick_device
+from tascade.vocab.checkpoint import Checkpoint
+from tascade.vocab.ends import Ends, Tables, find_tables, unexpected_patterns
+from tascade.vocab.fullhead import FullHead
+from tascade.vocab.store import EmbeddingStore
+from tascade.vocab.table import RowTable
+
+HeadFactory = Callable[[RowTable, torch.Tensor | None], torch.nn.Module]
+"""Makes the module that takes the LM head's place, from its table [V, d] and its bias [V].
+
+It maps hidden states [..., d] to logits. The bias is on the model's device, in its precision.
+"""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SlimModel:
+    """A model whose input embedding is an :class:`EmbeddingStore`, and the tables it left out.
+
+    ``head`` is ``embedding`` itself in a model whose two tables are one (``tied``).
+    """
+
+    model: Any
+    tokenizer: Any
+    name: str
+    embedding: RowTable
+    head: RowTable
+    head_bias: torch.Tensor | None
+    tied: bool
+
+
+def load_slim(
+    name: str | Path,
+    *,
+    head: HeadFactory = FullHead,
+    dtype: str = "auto",
+    device: str = "auto",
+) -> SlimModel:
+    """Load a model as Transformers would, but for its two vocabulary tables.
+
+    They stay in the checkpoint, memory-mapped: neither the host nor the device ever holds a copy.
+    All else (precision, generation config, attention, rotary tables, renamed weights) is left to
+    ``from_pretrained``. Such a model is for generating: ``save_pretrained`` would write a
+    checkpoint without tables. (VocabTailor, section 3.2.)
+
+    Args:
+        name: a hub id or a folder; the weights must be safetensors. Remote code is never run.
+        head: makes the module that computes logits; the default streams the whole table.
+        dtype: precision of the model; ``auto`` is the checkpoint's. The tables keep theirs.
+        device: where to put the rest; ``auto`` is a GPU if there is one.
+
+    Raises:
+        ConfigError: nothing loadable under that name, or a damaged checkpoint.
+        UnsupportedModelError: the tables cannot be found or left out, or an adapter is in the
+            folder.
+    """
+    name = str(name)
+    kind = dtype if dtype == "auto" else getattr(torch, dtype)
+    with loading(name):
+        tokenizer = load_tokenizer(name)
+        config, skeleton = _skeleton(name)
+        weights = getattr(config, "transformers_weights", None)
+        folder = checkpoint_folder(name, weights)
+    _refuse_adapter(folder)
+    ends = Ends.of(skeleton)
+    tables = find_tables(Checkpoint(folder, weights), skeleton, ends)
+    EmbeddingStore.replacing(ends.embedding, tables.embedding)  # refuses before anything is loaded
+    with loading(name):
+        slim, ends = _body(type(skeleton), tables, name, config, kind)
+    slim = slim.to(pick_device(device))
+    return _furnished(slim, tokenizer, name, ends, tables, head)
+
+
+@contextmanager
+def slimmed(model: Any, tokenizer: Any, *, head: HeadFactory = FullHead) -> Iterator[SlimModel]:
+    """Take the tables out of a loaded model, in place; on leaving, they are put back.
+
+    The model's own tensors serve as tables, uncopied. Those of a model on an accelerator are moved
+    to the host meanwhile, and back at the end.
+
+    Args:
+        model: a loaded Transformers causal LM.
+        tokenizer: of that model.
+        head: as for :func:`load_slim`.
+
+    Raises:
+        UnsupportedModelError: as :func:`load_slim`.
+        ConfigError: tables that are quantised, or otherwise no plain rows.
+    """
+    ends = Ends.of(model)
+    device = ends.embedding.weight.device
+    names = ("all_tied_weights_keys", "_tied_weights_keys")
+    ties = {name: vars(model)[name] for name in names if name in vars(model)}
+    try:
+        for module in (ends.embedding, ends.head):
+            module.to("cpu")
+        embedding, output = ends.embedding.weight, ends.head.weight
+        table = RowTable.from_tensor(embedding)
+        own = table if output is embedding else RowTable.from_tensor(output)
+        bias = None if ends.head.bias is None else ends.head.bias.detach()
+        name = str(getattr(model, "name_or_path", "") or "in-memory model")
+        tables = Tables(table, own, bias, ())
+        yield _furnished(model, tokenizer, name, ends, tables, head, device)
+    finally:
+        ends.put(model, ends.embedding.to(device), ends.head.to(device))
+        for attribute in names:
+            vars(model).pop(attribute, None)
+        vars(model).update(ties)
+
+
+def _furnished(
+    model: Any,
+    tokenizer: Any,
+    name: str,
+    ends: Ends,
+    tables: Tables,
+    head: HeadFactory,
+    device: Any = None,
+) -> SlimModel:
+    """Install the store and the head in a model."""
+    device = model.device if device is None else device
+    bias = tables.bias
+    if bias is not None:
+        bias = bias.to(device, ends.head.bias.dtype, copy=True)
+    store = EmbeddingStore.replacing(ends.embedding, tables.embedding)
+    ends.put(model, store.to(device).eval(), head(tables.head, bias).to(device).eval())
+    ends.untie(model)
+    return SlimModel(model, tokenizer, name, tables.embedding, tables.head, bias, tables.tied)
+
+
+def _skeleton(name: str) -> tuple[Any, Any]:
+    """The config of a model, and the model without any memory for its weights."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    whole = AutoConfig.from_pretrained(name)
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(copy.deepcopy(whole), trust_remote_code=False)
+    # A model of text and images may be of a kind whose text model has a class of its own.
+    config = whole if type(whole) is type(skeleton.config) else whole.get_text_config()
+    return config, skeleton
+
+
+def _body(kind: type[Any], tables: Tables, name: str, config: Any, dtype: Any) -> tuple[Any, Ends]:
+    """Let Transformers load a model that has no tables, and say what its ends would have been.
+
+    The tables are taken out of a subclass as soon as it is constructed, while nothing has memory
+    yet: the loader finds no place for their tensors and leaves them in the file.
+    """
+    taken: list[Ends] = []
+
+    def construct(self: Any, *args: Any, **kwargs: Any) -> None:
+        kind.__init__(self, *args, **kwargs)
+        ends = Ends.of(self)
+        ends.put(self, torch.nn.Identity(), torch.nn.Identity())
+        ends.untie(self)
+        known = self._keys_to_ignore_on_load_unexpected or ()
+        self._keys_to_ignore_on_load_unexpected = {*known, *unexpected_patterns(tables, ends)}
+        taken.append(ends)
+
+    place = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    subclass: Any = type(kind.__name__, (kind,), {"__init__": construct, **place})
+    model = subclass.from_pretrained(name, config=config, dtype=dtype, use_safetensors=True)
+    model.__class__ = kind
+    return model, taken[-1]
+
+
+def _refuse_adapter(folder: Path) -> None:
+    if (folder / "adapter_config.json").is_file():
+        raise UnsupportedModelError(
+            "an adapter is not loaded without the vocabulary tables of its model",
+            got="adapter_config.json",
+            wanted="a whole model",
+            where=str(folder),
+            fix="merge the adapter into the model (merge_and_unload) and save that",
+        )
