@@ -1,0 +1,256 @@
+"""The tokens a task's answers need, whatever the prompt: VocabTailor's static list."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tascade.core import IntArray
+from tascade.encode import fingerprint as tokenizer_fingerprint
+from tascade.errors import ConfigError, FingerprintError, PackError
+from tascade.files import write_atomic
+from tascade.vocab.counts import DocumentCounts, Row
+from tascade.vocab.coverage import Coverage, measure_coverage
+from tascade.vocab.letters import Letters
+from tascade.vocab.pins import pinned_tokens
+
+FORMAT, VERSION = "tascade-vocabulary", 1
+_MOST_BYTES = 256 << 20
+_MOST_TOKENS = 1 << 24
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A list of tokens, and what it was made from.
+
+    ids: [n] int32, ascending; those that are always kept among them.
+    counts: [n] int64, documents whose answer has the token and whose prompt has not.
+    vocab_size: rows of the model's LM head.
+    fingerprint: of the tokenizer (see :func:`tascade.encode.fingerprint`).
+    corpus: sha256 of what was counted. documents: how many. counted: ``own`` or ``gold`` answers.
+    tolerance: what was asked for. missing: tokens an answer lacks, on average, on those documents.
+    held_out: coverage of answers that were not counted.
+    """
+
+    ids: IntArray
+    counts: npt.NDArray[np.int64]
+    vocab_size: int
+    fingerprint: str
+    corpus: str
+    documents: int
+    counted: str
+    tolerance: float
+    missing: float
+    held_out: Coverage | None = None
+
+    def save(self, path: str | Path, tokenizer: Any = None) -> None:
+        """Write it as JSON, a token a line: id, documents, and its string where there is one."""
+        names: list[Any] = [None] * len(self.ids)
+        if tokenizer is not None:
+            names = tokenizer.convert_ids_to_tokens(self.ids.tolist())
+        head = {"format": FORMAT, "version": VERSION}
+        head |= {f.name: getattr(self, f.name) for f in fields(self)[2:]}
+        head["held_out"] = None if self.held_out is None else asdict(self.held_out)
+        lines = [
+            json.dumps([token, count, name], ensure_ascii=False)
+            for token, count, name in zip(
+                self.ids.tolist(), self.counts.tolist(), names, strict=True
+            )
+        ]
+        text = (
+            json.dumps(head, indent=1)[:-2] + ',\n "tokens": [\n' + ",\n".join(lines) + "\n]\n}\n"
+        )
+        write_atomic(Path(path), text.encode())
+
+    @classmethod
+    def load(cls, path: str | Path, *, vocab_size: int, fingerprint: str) -> Profile:
+        """Read a list, for a model of this vocabulary.
+
+        Raises:
+            PackError: no such file, or not one written by :meth:`save`.
+            FingerprintError: it was made for another tokenizer, or another size of vocabulary.
+        """
+        file = Path(path)
+        try:
+            if file.stat().st_size > _MOST_BYTES:
+                raise ValueError("the file is too large")
+            profile = _parsed(json.loads(file.read_bytes()))
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
+            raise PackError(
+                "cannot read the tailored vocabulary",
+                got=f"{type(error).__name__}: {error}"[:300],
+                wanted="a file written by `tascade tailor`",
+                where=str(file),
+                fix="run `tascade tailor` again",
+            ) from error
+        if (profile.fingerprint, profile.vocab_size) != (fingerprint, vocab_size):
+            raise FingerprintError(
+                "this vocabulary was made for another tokenizer",
+                got=f"tokenizer {fingerprint}, {vocab_size} rows",
+                wanted=f"tokenizer {profile.fingerprint}, {profile.vocab_size} rows",
+                where=str(file),
+                fix="run `tascade tailor` again, for this model",
+            )
+        return profile
+
+
+def _parsed(raw: Any) -> Profile:
+    if (raw["format"], raw["version"]) != (FORMAT, VERSION):
+        raise ValueError(f"{raw['format']!r} version {raw['version']!r}")
+    size = _whole(raw["vocab_size"], 1, _MOST_TOKENS)
+    tokens = [(_whole(t, 0, size - 1), _whole(n, 0, 1 << 53)) for t, n, _ in raw["tokens"]]
+    ids = [token for token, _ in tokens]
+    if any(a >= b for a, b in pairwise(ids)):
+        raise ValueError("token ids do not ascend")
+    held_out = raw["held_out"]
+    return Profile(
+        ids=np.asarray(ids, np.int32),
+        counts=np.asarray([count for _, count in tokens], np.int64),
+        vocab_size=size,
+        fingerprint=_text(raw["fingerprint"]),
+        corpus=_text(raw["corpus"]),
+        documents=_whole(raw["documents"], 0, 1 << 53),
+        counted=_text(raw["counted"]),
+        tolerance=_number(raw["tolerance"]),
+        missing=_number(raw["missing"]),
+        held_out=None if held_out is None else _coverage(held_out),
+    )
+
+
+def _coverage(raw: dict[str, Any]) -> Coverage:
+    return Coverage(
+        documents=_whole(raw["documents"], 0, 1 << 53),
+        tokens=_whole(raw["tokens"], 0, 1 << 53),
+        misses=_whole(raw["misses"], 0, 1 << 53),
+        missed_documents=_whole(raw["missed_documents"], 0, 1 << 53),
+        per_document=_number(raw["per_document"]),
+        low=_number(raw["low"]),
+        high=_number(raw["high"]),
+        share=_number(raw["share"]),
+    )
+
+
+def _whole(value: Any, least: int, most: int) -> int:
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError(f"{value!r:.40} is not a whole number from {least} to {most}")
+    return value
+
+
+def _number(value: Any) -> float:
+    if type(value) not in (int, float) or not 0 <= value < 1e18:
+        raise ValueError(f"{value!r:.40} is not a number from 0 up")
+    return float(value)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or len(value) > 1000:
+        raise ValueError("not a short text")
+    return value
+
+
+def build_profile(
+    counts: DocumentCounts,
+    tokenizer: Any,
+    ends: Sequence[int],
+    *,
+    vocab_size: int,
+    tolerance: float = 0.01,
+    scripts: Sequence[str] = (),
+    counted: str = "gold",
+    held_out: Iterable[Row] | None = None,
+) -> Profile:
+    """List the tokens that answers need and prompts do not bring (2508.15229, section 3.3).
+
+    Three stages: tokens that answers have and their own prompts have not; of these, tokens that
+    ``scripts`` write; of these, all but the rarest, as far as ``tolerance`` allows. What the second
+    stage leaves out counts against the tolerance too, and comes back where it is too much. Bytes,
+    added tokens, end tokens, white space and digits are in the list whatever the counts say.
+
+    Args:
+        counts: of the task's answers.
+        tokenizer: the model's.
+        ends: the model's end tokens.
+        vocab_size: rows of the model's LM head.
+        tolerance: how many distinct tokens an answer may lack, on average, on what was counted.
+        scripts: names in :data:`tascade.vocab.letters.SCRIPTS`; none leaves the second stage out.
+        counted: ``own`` or ``gold``, whose answers were counted.
+        held_out: rows that were not counted, to measure coverage on.
+
+    Raises:
+        ConfigError: an unknown script, a tolerance below 0, or ids beyond ``vocab_size``.
+    """
+    if tolerance < 0:
+        raise ConfigError("the tolerance is out of range", got=tolerance, wanted="0 or more")
+    if len(counts.said) > vocab_size:
+        raise ConfigError(
+            "an answer has a token that the model has no row for",
+            got=len(counts.said) - 1,
+            wanted=f"ids below {vocab_size}",
+            fix="count with the model's own tokenizer",
+        )
+    pins = pinned_tokens(tokenizer, ends)
+    pins = pins[pins < vocab_size]  # a tokenizer may have more entries than a model has rows
+    missing = np.zeros(vocab_size, np.int64)
+    missing[: len(counts.missing)] = counts.missing
+    missing[pins] = 0  # never lacking
+    foreign = _foreign(missing, tokenizer, scripts)
+    dropped = droppable(missing, tolerance * counts.documents, foreign)
+    lost = int(missing[dropped].sum())
+    missing[dropped] = 0
+    ids = np.union1d(np.flatnonzero(missing), pins).astype(np.int32)
+    held = counts.missing
+    return Profile(
+        ids=ids,
+        counts=np.asarray([held[i] if i < len(held) else 0 for i in ids.tolist()], np.int64),
+        vocab_size=vocab_size,
+        fingerprint=tokenizer_fingerprint(tokenizer),
+        corpus=counts.corpus,
+        documents=counts.documents,
+        counted=counted,
+        tolerance=float(tolerance),
+        missing=lost / max(counts.documents, 1),
+        held_out=None if held_out is None else measure_coverage(ids, held_out),
+    )
+
+
+def droppable(
+    missing: npt.NDArray[np.int64], budget: float, first: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.int64]:
+    """Tokens to leave out: ids, whose counts add up to at most ``budget``.
+
+    Args:
+        missing: [V] documents that would lack each token.
+        budget: documents' tokens that may be lacking in all.
+        first: [V] tokens to leave out before any other, the rarest of them first.
+
+    The rarest go first; of two alike, the one of the higher id.
+    """
+    held = np.flatnonzero(missing)
+    order = held[np.lexsort((-held, missing[held], ~first[held]))]
+    return order[: int(np.searchsorted(np.cumsum(missing[order]), budget, side="right"))]
+
+
+def _foreign(
+    missing: npt.NDArray[np.int64], tokenizer: Any, scripts: Sequence[str]
+) -> npt.NDArray[np.bool_]:
+    """[V] tokens that the scripts do not write."""
+    out = np.zeros(len(missing), np.bool_)
+    if scripts:
+        letters = Letters(scripts)
+        for token in np.flatnonzero(missing).tolist():
+            out[token] = not letters.write(tokenizer.decode([token]))
+    return out
+
+
+def lint(profile: Profile, tokenizer: Any, ends: Sequence[int]) -> list[str]:
+    """What is wrong with a list: tokens that it must have and has not. Empty when it is sound."""
+    lacking = np.setdiff1d(pinned_tokens(tokenizer, ends), profile.ids)
+    names = tokenizer.convert_ids_to_tokens(lacking[lacking < profile.vocab_size].tolist())
+    return [f"{name!r} is not in the list, and some texts cannot be said" for name in names]
