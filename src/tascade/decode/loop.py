@@ -61,7 +61,9 @@ class AllNodes:
 
 
 @dataclass(slots=True)
-class _Request:
+class Request:
+    """A request being decoded: what was asked, and what there is so far."""
+
     prompt: IntArray
     chooser: Chooser
     stop: StopRule
@@ -104,7 +106,7 @@ class Decoder:
     ) -> None:
         self.target, self.drafter, self.tokenizer = target, drafter, tokenizer
         self.budget: NodeBudget = budget or AllNodes()
-        self._current: _Request | None = None
+        self._current: Request | None = None
 
     def generate(
         self,
@@ -131,7 +133,7 @@ class Decoder:
         return last
 
     @torch.inference_mode()
-    def _advance(self, request: _Request) -> list[int]:
+    def _advance(self, request: Request) -> list[int]:
         return self.step(request) if request.result.tokens else self.prefill(request)
 
     def stream(
@@ -151,10 +153,9 @@ class Decoder:
             raise ConfigError("the prompt is empty", got="0 tokens", wanted="at least one token")
         stop = StopRule(params, self.tokenizer, extra_stop)
         device = self.target.device
-        request = _Request(ids, Chooser(params, processors), stop, Generation([]), device)
+        request = Request(ids, Chooser(params, processors), stop, Generation([]), device)
         request.result.prompt_tokens = len(ids)
-        self.target.begin()
-        self.drafter.start(ids)
+        self.begin(request)
         self._current = request
         while not request.done:
             if self._current is not request:
@@ -167,7 +168,12 @@ class Decoder:
                 self._finish(request)
             yield tokens, request.result
 
-    def prefill(self, request: _Request) -> list[int]:
+    def begin(self, request: Request) -> None:
+        """Forget the request before."""
+        self.target.begin(request.prompt)
+        self.drafter.start(request.prompt)
+
+    def prefill(self, request: Request) -> list[int]:
         """First forward: the prompt and, where it is short enough, a first draft behind it."""
         drafting = len(request.prompt) <= PREFILL_DRAFT_LIMIT
         tree, draft_seconds = self.propose(request, drafting)
@@ -179,12 +185,12 @@ class Decoder:
             result.forwards, result.stepped_tokens = 0, 0
         return tokens
 
-    def step(self, request: _Request) -> list[int]:
+    def step(self, request: Request) -> list[int]:
         """One round: propose, verify, commit. Returns the newly committed ids."""
         tree, draft_seconds = self.propose(request)
         return self._verify(request, request.result.tokens[-1:], tree, draft_seconds)
 
-    def propose(self, request: _Request, drafting: bool = True) -> tuple[DraftTree, float]:
+    def propose(self, request: Request, drafting: bool = True) -> tuple[DraftTree, float]:
         """Ask the drafter for as many nodes as are worth verifying now."""
         start = time.perf_counter()
         left = request.stop.left(request.result.tokens) - 1
@@ -202,7 +208,7 @@ class Decoder:
         return tree, time.perf_counter() - start
 
     def _verify(
-        self, request: _Request, tokens: list[int], tree: DraftTree, draft_seconds: float
+        self, request: Request, tokens: list[int], tree: DraftTree, draft_seconds: float
     ) -> list[int]:
         start = time.perf_counter()
         base = self.target.length + len(tokens)
@@ -229,7 +235,7 @@ class Decoder:
         result.stepped_tokens += len(outcome.tokens)
         return outcome.tokens
 
-    def commit(self, request: _Request, base: int, tree: DraftTree, outcome: Walk) -> None:
+    def commit(self, request: Request, base: int, tree: DraftTree, outcome: Walk) -> None:
         """Keep what was accepted in the cache, the drafter and the result."""
         self.target.keep(base, outcome.path)
         request.result.tokens += outcome.tokens
@@ -238,7 +244,7 @@ class Decoder:
         request.done = outcome.stopped
         self.drafter.commit(np.asarray(outcome.tokens, np.int32), len(tree), outcome.path)
 
-    def _finish(self, request: _Request) -> None:
+    def _finish(self, request: Request) -> None:
         result = request.result
         result.finish_reason = request.stop.reason
         result.text = request.stop.text(result.tokens)

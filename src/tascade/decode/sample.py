@@ -71,6 +71,7 @@ class Chooser:
 
     def __init__(self, params: SamplingParams, processors: Sequence[Processor] = ()) -> None:
         self.params = params
+        self.given = tuple(processors)
         self._processors = [*processors, *_warpers(params)]
         self.sampled = params.temperature > 0
         self.needs_prefix = bool(processors) or params.repetition_penalty != 1.0

@@ -26,7 +26,7 @@ class StopRule:
     ) -> None:
         if params.stop and tokenizer is None:
             raise ConfigError("stop strings need a tokenizer", fix="pass tokenizer=...")
-        self._params, self._tokenizer, self._extra = params, tokenizer, extra
+        self.params, self._tokenizer, self._extra = params, tokenizer, extra
         self._ends = frozenset() if params.ignore_end else frozenset(params.end_tokens)
         self._window = max((len(s.encode()) for s in params.stop), default=0) + 4
         self.reason = "length"
@@ -37,27 +37,27 @@ class StopRule:
         if stopped or output[-1] in self._ends:
             self.reason = "stop"
             return True
-        if self._params.stop and self.found(self._tail(output)) is not None:
+        if self.params.stop and self.found(self._tail(output)) is not None:
             self.reason = "stop"
             return True
-        return len(output) >= self._params.max_new_tokens
+        return len(output) >= self.params.max_new_tokens
 
     def left(self, output: Sequence[int]) -> int:
         """Tokens the limit still allows."""
-        return self._params.max_new_tokens - len(output)
+        return self.params.max_new_tokens - len(output)
 
     def found(self, text: str) -> int | None:
         """Where the first stop string begins in ``text``."""
-        at = [i for i in (text.find(s) for s in self._params.stop) if i >= 0]
+        at = [i for i in (text.find(s) for s in self.params.stop) if i >= 0]
         return min(at, default=None)
 
     def text(self, output: Sequence[int]) -> str:
         """The text of ``output`` without end tokens, cut before the first stop string."""
         if self._tokenizer is None:
             return ""
-        ids = [t for t in output if t not in self._params.end_tokens]
+        ids = [t for t in output if t not in self.params.end_tokens]
         text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
-        cut = self.found(text) if self._params.stop else None
+        cut = self.found(text) if self.params.stop else None
         return text if cut is None else text[:cut]
 
     def _tail(self, output: Sequence[int]) -> str:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 
-from tascade.core import ROOT, DraftTree
+from tascade.core import ROOT, DraftTree, IntArray
 from tascade.decode.cache import RewindableCache
+from tascade.decode.heads import SmallHead, install_slot
 from tascade.decode.mask import MaskBuilder, ancestors, depths
 from tascade.errors import UnsupportedModelError
 
@@ -68,11 +70,20 @@ class Target:
 
     ``grain``: prefills are filled up to a multiple of so many tokens, 0 for not at all.
     Holds one request's cache at a time; :meth:`begin` forgets the request before and keeps buffers.
+
+    Args:
+        model: a causal model.
+        head: a head of fewer tokens to use instead of the model's own, which stays in place.
+
+    Attributes:
+        states: [1 + N, d] the final hidden states behind the last logits; only with a ``head``.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, head: SmallHead | None = None) -> None:
         check_rewindable(model)
-        self.model = model
+        self.model, self.head = model, head
+        self._slot = None if head is None else install_slot(model)
+        self.states = torch.empty(0)
         self.config = model.config.get_text_config()
         self.cache = RewindableCache()
         self.device: torch.device = model.device
@@ -118,9 +129,11 @@ class Target:
             return None
         return max(0, self._edge - base)
 
-    def begin(self) -> None:
-        """Start a new request with an empty cache."""
+    def begin(self, prompt: IntArray | None = None) -> None:
+        """Start a new request with an empty cache; a small head takes the tokens of ``prompt``."""
         self.cache.truncate(0)
+        if self.head is not None and prompt is not None:
+            self.head.begin(prompt)
 
     def forward(self, tokens: Sequence[int], tree: DraftTree | None = None) -> torch.Tensor:
         """Run ``tokens`` and then the tree's nodes, all behind the cached prefix.
@@ -149,16 +162,20 @@ class Target:
             mask = self._select(
                 {k: self._tree_mask(m, past, t, seen, depth) for k, m in self._masks.items()}
             )
-        output = self.model(
-            input_ids=torch.tensor([ids + [ids[-1]] * fill], device=self.device),
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1 + n + fill,
-        )
-        logits: torch.Tensor = output.logits[0]
-        return logits[-(1 + n + fill) :][: 1 + n]
+        with nullcontext() if self._slot is None else self._slot.using(self.head):
+            output = self.model(
+                input_ids=torch.tensor([ids + [ids[-1]] * fill], device=self.device),
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=self.cache,
+                use_cache=True,
+                logits_to_keep=1 + n + fill,
+            )
+        asked = slice(-(1 + n + fill), -fill or None)
+        if self._slot is not None:
+            self.states = self._slot.states[0, asked]
+        logits: torch.Tensor = output.logits[0, asked]
+        return logits if self.head is None else self.head.spread(logits)
 
     def _filling(self, past: int, n: int) -> int:
         """How many idle tokens to put behind the ``n`` of a prefill, which nothing else looks at.

@@ -1,0 +1,185 @@
+"""Exact decoding with a small head: guess, then check all guesses with the full head in one pass.
+
+The final hidden states do not depend on the head, so up to the first wrong guess they are plain
+decoding's. There the full head's token takes the guess's place, the cache is rewound, and it goes
+on. What is given out has passed the check: tokens come some steps late, and are plain decoding's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from tascade.core import Drafter, DraftTree, Generation, Source
+from tascade.decode.deferral import Deferral
+from tascade.decode.loop import Decoder, NodeBudget, Request
+from tascade.decode.sample import argmax_rows, log_probability
+from tascade.decode.stop import StopRule
+from tascade.decode.target import Target
+from tascade.decode.verify import Walk
+from tascade.errors import ConfigError
+
+Full = Callable[[torch.Tensor], torch.Tensor]
+"""[K, d] final states -> [K, V] the model's logits."""
+
+
+class DeferredDecoder(Decoder):
+    """Decodes one request at a time with a small head, and gives plain decoding's tokens.
+
+    Works with any drafter: drafts are verified with the small head and then checked like guesses.
+
+    Args:
+        target: with a small head.
+        drafter, budget, tokenizer: as in :class:`Decoder`.
+        full: the full head, with what the model does to its logits.
+        deferral: how many guesses to make before a check.
+
+    In ``Generation.extra``: ``checks``, ``misses`` (guesses put right) and ``full_steps`` (steps
+    taken with the full head because guessing did not pay).
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        drafter: Drafter,
+        full: Full,
+        deferral: Deferral,
+        budget: NodeBudget | None = None,
+        tokenizer: Any = None,
+    ) -> None:
+        super().__init__(target, drafter, budget, tokenizer)
+        if target.head is None:
+            raise ConfigError("there is nothing to defer", got="no head", wanted="a small head")
+        self.head, self.full, self.deferral = target.head, full, deferral
+        self._guess: Request | None = None
+        self._may_repeat = True
+        self._states: list[torch.Tensor] = []
+
+    def begin(self, request: Request) -> None:
+        """Forget the request before."""
+        self.target.head = self.head
+        super().begin(request)
+        # Guesses are a request of their own: they end as the request will, but ask no caller's
+        # rule, which may count what it is asked.
+        quiet = StopRule(request.stop.params, self.tokenizer)
+        self._guess = Request(
+            request.prompt, request.chooser, quiet, Generation([]), request.device
+        )
+        self._states.clear()
+        # A check asks for scores a second time, which a caller's own processor may not bear.
+        self._may_repeat = all(
+            type(given).__module__.startswith("transformers.") for given in request.chooser.given
+        )
+        request.result.extra |= {"misses": 0, "checks": 0, "full_steps": 0}
+
+    def _advance(self, request: Request) -> list[int]:
+        """One round: guesses up to a check, and the check. Returns the tokens that passed."""
+        guess = self._guess
+        assert guess is not None
+        wanted = self.deferral.plan() if self._may_repeat else 0
+        self.target.head = self.head if wanted else None
+        first = len(request.result.tokens)
+        while not guess.done and len(guess.result.tokens) - first < max(wanted, 1):
+            self._guess_once(guess, wanted > 0)
+        passed = self._check(request, guess) if wanted else self._pass_on(request, guess)
+        self._account(request, guess)
+        return passed
+
+    def _guess_once(self, guess: Request, small: bool) -> None:
+        start, before = time.perf_counter(), len(guess.result.tokens)
+        super()._advance(guess)
+        new = guess.result.tokens[before:]
+        if not before:
+            return  # a prefill is not what a step costs
+        rows, seconds = 1 + guess.result.steps[-1].drafted, time.perf_counter() - start
+        if small:
+            self.deferral.guessed(len(new), rows, seconds)
+        else:
+            missing = sum(token not in self.head for token in new)
+            self.deferral.stepped(len(new), rows, seconds, missing)
+            self.head.extend(new)
+
+    def commit(self, request: Request, base: int, tree: DraftTree, outcome: Walk) -> None:
+        """Keep what was accepted, and the states that its tokens were chosen from."""
+        rows = [0, *(node + 1 for node in outcome.path)][: len(outcome.tokens)]
+        self._states.append(self.target.states[rows])
+        super().commit(request, base, tree, outcome)
+
+    @torch.inference_mode()
+    def _check(self, request: Request, guess: Request) -> list[int]:
+        """Compare the guesses with the full head's choices; rewind to the first wrong one."""
+        result, first = request.result, len(request.result.tokens)
+        logits = self.full(torch.cat(self._states))
+        self._states.clear()
+        best = argmax_rows(logits) if request.chooser.is_argmax else None
+        passed: list[int] = []
+        missed = False
+        for i, token in enumerate(guess.result.tokens[first:]):
+            right = best[i] if best else self._choice(request, logits[i], passed)
+            passed.append(right)
+            missed = right != token
+            if (top := request.chooser.params.logprobs) is not None:
+                result.logprobs.append(log_probability(logits[i], right, top))
+            request.done = request.stop.is_last(result.tokens + passed)
+            if missed or request.done:
+                break
+        self.deferral.checked(len(passed) - missed, missed)
+        result.extra["checks"] += 1
+        result.extra["misses"] += missed
+        end = first + len(passed)
+        result.tokens += passed
+        result.sources += guess.result.sources[first:end]
+        if missed:
+            result.sources[-1] = int(Source.TARGET)
+            self._rewind(request, guess)
+        return passed
+
+    def _choice(self, request: Request, logits: torch.Tensor, passed: list[int]) -> int:
+        """What plain decoding takes behind ``passed``. ``logits``: [V]."""
+        chooser = request.chooser
+        before = request.prefix(passed) if chooser.needs_prefix else logits.new_empty(1, 0).long()
+        return chooser.choose(logits, before, len(request.result.tokens) + len(passed))
+
+    def _rewind(self, request: Request, guess: Request) -> None:
+        """Put the guesses back to what has passed, as if the last token had been guessed right."""
+        tokens = request.result.tokens
+        guess.result.stepped_tokens -= len(guess.result.tokens) - len(tokens)
+        guess.result.tokens, guess.result.sources = list(tokens), list(request.result.sources)
+        guess.result.logprobs = list(request.result.logprobs)
+        guess.known = min(guess.known, len(tokens) - 1)
+        guess.done = request.done
+        self.target.keep(len(request.prompt) + len(tokens) - 1, ())
+        self.head.extend(tokens[-1:])
+        # A drafter cannot be rewound: it is told the request again.
+        self.drafter.start(request.prompt)
+        for token in tokens:
+            self.drafter.commit(np.asarray([token], np.int32), 0, ())
+
+    def _pass_on(self, request: Request, guess: Request) -> list[int]:
+        """Take tokens that the full head chose itself; a caller's rule may end them early."""
+        result, first = request.result, len(request.result.tokens)
+        self._states.clear()
+        result.extra["full_steps"] += 1
+        passed: list[int] = []
+        for token in guess.result.tokens[first:]:
+            passed.append(token)
+            request.done = request.stop.is_last(result.tokens + passed)
+            if request.done:
+                break
+        end = first + len(passed)
+        result.tokens += passed
+        result.sources += guess.result.sources[first:end]
+        result.logprobs += guess.result.logprobs[first:end]
+        return passed
+
+    def _account(self, request: Request, guess: Request) -> None:
+        """What the guesses' forwards came to."""
+        result, made = request.result, guess.result
+        outside = len(made.tokens) - made.stepped_tokens
+        result.steps, result.forwards = made.steps, made.forwards
+        result.prefill_seconds = made.prefill_seconds
+        result.stepped_tokens = len(result.tokens) - outside

@@ -1,0 +1,149 @@
+"""LM heads that can be changed under a model: a slot where its own head was, and what goes in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+
+from tascade.core import IntArray
+from tascade.errors import UnsupportedModelError
+
+Finish = Callable[[torch.Tensor], torch.Tensor]
+"""What a model does to its head's output [..., V] before it calls it logits."""
+
+
+class SmallHead(Protocol):
+    """A head over some of the vocabulary's tokens. See :class:`tascade.vocab.head.TailoredHead`."""
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[..., d] final states -> [..., n] logits of the tokens it has."""
+        ...
+
+    def __contains__(self, token: object) -> bool:
+        """Whether it has this token."""
+        ...
+
+    def begin(self, prompt: IntArray) -> None:
+        """Start a request: forget the tokens of the one before, take those of ``prompt`` [T]."""
+        ...
+
+    def extend(self, tokens: Sequence[int] | IntArray) -> int:
+        """Take these tokens too; how many of them were new."""
+        ...
+
+    def spread(self, logits: torch.Tensor) -> torch.Tensor:
+        """[N, n] -> [N, V] float32 by token id, minus infinity where it has no token."""
+        ...
+
+
+class HeadSlot(torch.nn.Module):
+    """Stands where a model's LM head was, and keeps the final states that go through it.
+
+    Attributes:
+        full: the head of the whole vocabulary.
+        states: [1, n, d] what it was last given.
+    """
+
+    def __init__(self, full: torch.nn.Module) -> None:
+        super().__init__()
+        self.full = full
+        # In a tuple, so that a module that is only visiting does not become a part of this one.
+        self._guest: tuple[Callable[[torch.Tensor], torch.Tensor] | None] = (None,)
+        self.states = torch.empty(0)
+
+    @property
+    def weight(self) -> Any:
+        """The full head's, for models that ask their head for its precision."""
+        return self.full.weight
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[B, n, d] -> the logits of the head in use."""
+        self.states = hidden
+        guest = self._guest[0]
+        logits: torch.Tensor = self.full(hidden) if guest is None else guest(hidden)
+        return logits
+
+    @contextmanager
+    def using(self, head: Callable[[torch.Tensor], torch.Tensor] | None) -> Iterator[None]:
+        """Use another head for a while; ``None`` for the full one."""
+        self._guest = (head,)
+        try:
+            yield
+        finally:
+            self._guest = (None,)
+
+
+def install_slot(model: Any) -> HeadSlot:
+    """The slot of a model whose head is to be changed; put in, in place, where there is none.
+
+    Raises:
+        UnsupportedModelError: the model has no LM head that can be replaced.
+    """
+    head = model.get_output_embeddings()
+    if isinstance(head, HeadSlot):
+        return head
+    if head is None:
+        raise UnsupportedModelError(
+            "this model has no LM head to make smaller",
+            got=type(model).__name__,
+            wanted="a causal model with get_output_embeddings()",
+            fix="use it without a tailored vocabulary",
+        )
+    slot = HeadSlot(head)
+    model.set_output_embeddings(slot)
+    return slot
+
+
+def remove_slot(model: Any) -> None:
+    """Give a model its own head back."""
+    slot = model.get_output_embeddings()
+    if isinstance(slot, HeadSlot):
+        model.set_output_embeddings(slot.full)
+
+
+@torch.inference_mode()
+def finisher(model: Any) -> Finish:
+    """What a model with a :class:`HeadSlot` does to the logits behind its head.
+
+    Found by its config's fields (soft caps of Gemma, scales of Cohere and Granite), and then tried
+    on a few tokens: what is not one of these is refused, not guessed.
+
+    Raises:
+        UnsupportedModelError: it does something else.
+    """
+    slot, config = install_slot(model), model.config.get_text_config()
+    raw: list[torch.Tensor] = []
+
+    def few(hidden: torch.Tensor) -> torch.Tensor:
+        # Any numbers will do, and these need no weights.
+        raw.append(hidden[..., : min(64, hidden.shape[-1])] * 8)
+        return raw[0].clone()
+
+    with slot.using(few):
+        ids = torch.arange(1, 9, device=model.device)[None]
+        seen = model(input_ids=ids, use_cache=False).logits
+    for finish in _finishes(config):
+        if torch.equal(finish(raw[0].clone()).to(seen.dtype), seen):
+            return finish
+    raise UnsupportedModelError(
+        "this model changes its logits in a way that tascade does not know",
+        got=type(model).__name__,
+        wanted="logits that are the LM head's output, soft-capped or scaled at most",
+        fix="use it without a tailored vocabulary",
+    )
+
+
+def _finishes(config: Any) -> Iterator[Finish]:
+    yield lambda logits: logits
+    cap = getattr(config, "final_logit_softcapping", None)
+    if cap:
+        yield lambda logits: torch.tanh(logits / cap) * cap
+    scale = getattr(config, "logit_scale", None)
+    if scale:
+        yield lambda logits: logits * scale
+    scaling = getattr(config, "logits_scaling", None)
+    if scaling:
+        yield lambda logits: logits / scaling

@@ -1,0 +1,307 @@
+"""Masked, a tailored head is the full one with a mask; exact, it is plain decoding."""
+
+import dataclasses
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+
+from tascade.decode.deferral import Deferral
+from tascade.decode.deferred import DeferredDecoder
+from tascade.decode.heads import finisher, install_slot
+from tascade.decode.loop import Decoder
+from tascade.decode.sample import SamplingParams
+from tascade.decode.target import Target
+from tascade.draft.mix import MixDrafter
+from tascade.draft.none import NoDrafter
+from tascade.testing import FAMILIES, OracleDrafter, RandomTreeDrafter, byte_tokenizer, tiny_model
+from tascade.vocab.head import TailoredHead
+from tascade.vocab.table import RowTable
+
+VOCAB = 96
+# Tied random Gemmas, whose embeddings are scaled up, say the same token for ever.
+MODELS = [(name, tied) for name in FAMILIES for tied in {False, "gemma" not in name}]
+GREEDY = SamplingParams(max_new_tokens=28)
+SAMPLED = SamplingParams(max_new_tokens=28, temperature=1.2, seed=3)
+
+
+@cache
+def model(family: str, tied: bool = False):
+    return tiny_model(family, tie_word_embeddings=tied)
+
+
+def prompts(count: int, vocab: int = VOCAB) -> list[list[int]]:
+    rng = np.random.default_rng(5)
+    return [rng.integers(0, vocab, int(rng.integers(1, 30))).tolist() for _ in range(count)]
+
+
+def static(share: float, vocab: int = VOCAB) -> list[int]:
+    """Token ids whose choice has nothing to do with what is said."""
+    return np.random.default_rng(7).permutation(vocab)[: round(share * vocab)].tolist()
+
+
+def head_of(model, share: float) -> TailoredHead:
+    full = install_slot(model).full
+    return TailoredHead(RowTable.from_tensor(full.weight.detach()), static(share), bias=full.bias)
+
+
+def plain(model, prompt, params, processors=()):
+    return Decoder(Target(model), NoDrafter()).generate(prompt, params, processors)
+
+
+def exact(model, share, drafter=None, deferral=None, tokenizer=None) -> DeferredDecoder:
+    full, finish = install_slot(model).full, finisher(model)
+    return DeferredDecoder(
+        Target(model, head_of(model, share)),
+        drafter or NoDrafter(),
+        lambda states: finish(full(states)),
+        deferral or every(5),
+        tokenizer=tokenizer,
+    )
+
+
+def every(tokens: int) -> Deferral:
+    """Checks after so many guesses, come what may."""
+
+    class Fixed(Deferral):
+        def plan(self) -> int:
+            return tokens
+
+    return Fixed(lambda rows: 1.0)
+
+
+class Mask:
+    """The oracle: all but some tokens ruled out of the full head's scores."""
+
+    def __init__(self, kept) -> None:
+        self.kept = sorted(set(kept))
+
+    def __call__(self, ids, scores):
+        masked = torch.full_like(scores, -torch.inf)
+        masked[:, self.kept] = scores[:, self.kept]
+        return masked
+
+
+# --- masked -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("params", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize(("family", "tied"), MODELS)
+def test_masked_is_the_full_head_with_the_rest_ruled_out(family, tied, params):
+    head = head_of(model(family, tied), 0.3)
+    decoder = Decoder(Target(model(family, tied), head), NoDrafter())
+    differing = 0
+    for prompt in prompts(7):
+        oracle = Mask([*static(0.3), *prompt])
+        wanted = plain(model(family, tied), prompt, params, [oracle]).tokens
+        assert decoder.generate(prompt, params).tokens == wanted
+        differing += wanted != plain(model(family, tied), prompt, params).tokens
+    assert differing > 3  # else the mask was hardly tested
+
+
+@pytest.mark.parametrize(("family", "tied"), MODELS)
+def test_a_head_of_all_tokens_changes_nothing(family, tied):
+    decoder = Decoder(Target(model(family, tied), head_of(model(family, tied), 1.0)), NoDrafter())
+    for prompt in prompts(7):
+        wanted = plain(model(family, tied), prompt, GREEDY).tokens
+        assert decoder.generate(prompt, GREEDY).tokens == wanted
+
+
+def test_masked_and_drafts_say_what_masked_alone_says():
+    llama = model("llama")
+    alone = Decoder(Target(llama, head_of(llama, 0.4)), NoDrafter())
+    for seed, prompt in enumerate(prompts(7)):
+        wanted = alone.generate(prompt, GREEDY).tokens
+        for drafter in (OracleDrafter(wanted, 5, seed=seed), RandomTreeDrafter(VOCAB, seed)):
+            drafted = Decoder(Target(llama, head_of(llama, 0.4)), drafter)
+            assert drafted.generate(prompt, GREEDY).tokens == wanted
+
+
+# --- exact --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("share", [0.3, 0.9])
+@pytest.mark.parametrize("params", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize(("family", "tied"), MODELS)
+def test_exact_is_plain_decoding(family, tied, params, share):
+    decoder = exact(model(family, tied), share)
+    misses = 0
+    for prompt in prompts(8):
+        got = decoder.generate(prompt, params)
+        assert got.tokens == plain(model(family, tied), prompt, params).tokens
+        assert len(got.sources) == len(got.tokens)
+        assert got.stepped_tokens == len(got.tokens) - 1
+        misses += got.extra["misses"]
+    assert misses > 20 or share > 0.5
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 3, 7, 64])
+def test_exact_however_many_guesses_are_checked_together(tokens):
+    decoder = exact(model("qwen3"), 0.6, deferral=every(tokens))
+    for prompt in prompts(12):
+        got = decoder.generate(prompt, GREEDY)
+        assert got.tokens == plain(model("qwen3"), prompt, GREEDY).tokens
+        assert got.extra["checks"] >= len(got.tokens) / tokens
+
+
+@pytest.mark.parametrize("params", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_exact_with_drafts_is_plain_decoding(family, params):
+    for seed, prompt in enumerate(prompts(6)):
+        wanted = plain(model(family), prompt, params).tokens
+        for drafter in (
+            OracleDrafter(wanted, 4, branching=1.0, seed=seed),
+            OracleDrafter(wanted, 9, branching=0.0, seed=seed),
+            RandomTreeDrafter(VOCAB, seed),
+            MixDrafter(None),
+        ):
+            got = exact(model(family), 0.7, drafter).generate(prompt, params)
+            assert got.tokens == wanted
+
+
+def test_drafts_and_guesses_are_both_worth_something():
+    wanted = [plain(model("llama"), prompt, GREEDY).tokens for prompt in prompts(8)]
+    forwards = checks = tokens = 0
+    for prompt, said in zip(prompts(8), wanted, strict=True):
+        drafter = OracleDrafter(said, 12, seed=1)
+        got = exact(model("llama"), 0.98, drafter, every(8)).generate(prompt, GREEDY)
+        assert got.tokens == said
+        forwards, checks = forwards + got.forwards, checks + got.extra["checks"]
+        tokens += len(said)
+    assert forwards < tokens / 2
+    assert checks < tokens / 4
+
+
+OPTIONS = {
+    "top_k": {"temperature": 0.9, "top_k": 7},
+    "top_p": {"temperature": 1.1, "top_p": 0.8},
+    "min_p": {"temperature": 1.1, "min_p": 0.05},
+    "penalty": {"repetition_penalty": 1.4},
+    "penalty and draws": {"repetition_penalty": 1.2, "temperature": 0.8, "top_p": 0.9},
+    "end": {"end_tokens": tuple(range(0, 96, 9))},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_exact_with_every_option(options):
+    params = SamplingParams(max_new_tokens=30, seed=11, **options)
+    decoder = exact(model("llama"), 0.7)
+    ended = 0
+    for prompt in prompts(12):
+        got, wanted = decoder.generate(prompt, params), plain(model("llama"), prompt, params)
+        assert got.tokens == wanted.tokens
+        assert got.finish_reason == wanted.finish_reason
+        ended += got.finish_reason == "stop"
+    assert ended > 5 or "end_tokens" not in options
+
+
+def test_exact_gives_the_full_distributions_log_probabilities():
+    params = dataclasses.replace(GREEDY, logprobs=3)
+    for plan in (every(6), every(0)):
+        decoder = exact(model("llama"), 0.5, deferral=plan)
+        for prompt in prompts(6):
+            got, wanted = decoder.generate(prompt, params), plain(model("llama"), prompt, params)
+            assert [p.token for p in got.logprobs] == got.tokens
+            for ours, theirs in zip(got.logprobs, wanted.logprobs, strict=True):
+                assert ours.logprob == pytest.approx(theirs.logprob, abs=1e-4)
+                assert [t for t, _ in ours.top] == [t for t, _ in theirs.top]
+
+
+def test_exact_with_stop_strings_and_a_callers_rule():
+    tokenizer = byte_tokenizer()
+    llama = tiny_model("llama", vocab_size=len(tokenizer), eos_token_id=256)
+    decoder = exact(llama, 0.8, tokenizer=tokenizer)
+    spoken = Decoder(Target(llama), NoDrafter(), None, tokenizer)
+    stops = 0
+    for prompt in prompts(12, 256):
+        free = spoken.generate(prompt, GREEDY).text
+        if len(free) < 12:
+            continue
+        params = SamplingParams(max_new_tokens=28, stop=(free[6:8],))
+        got, wanted = decoder.generate(prompt, params), spoken.generate(prompt, params)
+        assert (got.tokens, got.text) == (wanted.tokens, wanted.text)
+        stops += got.finish_reason == "stop"
+        asked = []
+        rule = lambda output: asked.append(list(output)) or len(output) == 9  # noqa: B023, E731
+        assert decoder.generate(prompt, GREEDY, extra_stop=rule).tokens == (
+            spoken.generate(prompt, GREEDY, extra_stop=lambda output: len(output) == 9).tokens
+        )
+        # Asked once for each token that is given out, never for a guess that is not.
+        assert [len(output) for output in asked] == list(range(1, len(asked) + 1))
+    assert stops > 3
+
+
+def test_a_callers_processor_is_asked_once_a_token():
+    seen = []
+
+    def odd_only(ids, scores):
+        seen.append(ids.shape[1])
+        scores[:, ::2] = -torch.inf
+        return scores
+
+    decoder = exact(model("llama"), 0.5)
+    prompt = prompts(1)[0]
+    got = decoder.generate(prompt, GREEDY, [odd_only])
+    assert seen == list(range(len(prompt), len(prompt) + len(got.tokens)))
+    assert got.tokens == plain(model("llama"), prompt, GREEDY, [odd_only]).tokens
+    assert got.extra["full_steps"] == 28
+    assert got.extra["checks"] == 0
+
+
+def test_a_request_leaves_nothing_behind():
+    llama = model("llama")
+    decoder, (first, second, *_) = exact(llama, 0.4), prompts(3)
+    wanted = decoder.generate(first, GREEDY)
+    steps = decoder.stream(second, GREEDY)
+    next(steps)
+    steps.close()  # cancelled half way
+
+    def breaks(ids, scores):
+        raise RuntimeError("a caller's mistake")
+
+    with pytest.raises(RuntimeError, match="mistake"):
+        decoder.generate(second, GREEDY, [breaks])
+    again = decoder.generate(first, GREEDY)
+    assert (again.tokens, again.extra["misses"]) == (wanted.tokens, wanted.extra["misses"])
+    decoder.head.begin(np.empty(0, np.int32))
+    assert sorted(decoder.head.ids.tolist()) == sorted(static(0.4))
+    assert plain(llama, first, GREEDY).tokens == wanted.tokens  # the model has its head again
+
+
+# --- planted bugs -------------------------------------------------------------------------------
+
+
+def test_a_skipped_check_is_caught(monkeypatch):
+    def unchecked(self, request, guess):
+        passed = guess.result.tokens[len(request.result.tokens) :]
+        request.result.tokens += passed
+        request.result.sources += guess.result.sources[-len(passed) :]
+        request.done = guess.done
+        self._states.clear()
+        return passed
+
+    monkeypatch.setattr(DeferredDecoder, "_check", unchecked)
+    decoder = exact(model("llama"), 0.9)
+    same = [
+        decoder.generate(prompt, GREEDY).tokens == plain(model("llama"), prompt, GREEDY).tokens
+        for prompt in prompts(12)
+    ]
+    assert not all(same)
+
+
+def test_a_cache_that_is_not_rewound_is_caught(monkeypatch):
+    keep = DeferredDecoder._rewind
+
+    def stale(self, request, guess):
+        length = self.target.length
+        keep(self, request, guess)
+        self.target.cache.truncate(length)
+
+    monkeypatch.setattr(DeferredDecoder, "_rewind", stale)
+    decoder = exact(model("llama"), 0.5)
+    same = []
+    for prompt in prompts(10):
+        wanted = plain(model("llama"), prompt, GREEDY).tokens
+        same.append(decoder.generate(prompt, GREEDY).tokens == wanted)
+    assert not all(same)

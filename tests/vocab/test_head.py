@@ -1,0 +1,145 @@
+"""The tailored head: rows come and go, and nothing of a request stays."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from tascade.decode.deferral import Deferral
+from tascade.errors import ConfigError
+from tascade.vocab.head import TailoredHead
+from tascade.vocab.table import RowTable
+
+V, D = 5000, 24
+
+
+def table(dtype: torch.dtype = torch.float32) -> RowTable:
+    rows = torch.randn(V, D, generator=torch.Generator().manual_seed(1))
+    return RowTable.from_tensor(rows.to(dtype))
+
+
+def states(n: int = 3, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(n, D, generator=torch.Generator().manual_seed(2)).to(dtype)
+
+
+def wide(head: TailoredHead, hidden: torch.Tensor) -> torch.Tensor:
+    return head.spread(head(hidden))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("biased", [False, True])
+def test_logits_by_token_id_are_the_full_heads(dtype: torch.dtype, biased: bool) -> None:
+    full, kept = table(dtype), [4999, 7, 7, 0, 311]
+    bias = torch.arange(V, dtype=dtype) / V if biased else None
+    head = TailoredHead(full, kept, bias=bias)
+    head.begin(np.asarray([12, 7, 4998], np.int32))
+    wanted = torch.nn.functional.linear(states(dtype=dtype), full.rows, bias)
+    found = wide(head, states(dtype=dtype))
+    has = sorted({*kept, 12, 4998})
+    assert sorted(head.ids.tolist()) == has
+    torch.testing.assert_close(found[:, has], wanted[:, has].float(), rtol=1e-2, atol=1e-2)
+    rest = np.setdiff1d(np.arange(V), has)
+    assert (found[:, rest] == -torch.inf).all()
+
+
+def test_a_request_costs_the_rows_it_adds_and_the_next_one_nothing() -> None:
+    full = table()
+    head = TailoredHead(full, range(3000))
+    assert full.rows_read == 3000
+    buffers = head._rows.data_ptr(), head._ids.data_ptr()
+    for _ in range(5):
+        before = full.rows_read
+        head.begin(np.arange(2900, 3400, dtype=np.int32))
+        assert full.rows_read - before == 400
+        assert head.extend([3399, 3400, 3401, 5]) == 2
+        assert full.rows_read - before == 402
+        assert head.length == 3402
+    head.begin(np.empty(0, np.int32))
+    assert head.length == head.static == 3000
+    assert full.rows_read == 3000 + 5 * 402
+    assert (head._rows.data_ptr(), head._ids.data_ptr()) == buffers  # nothing was allocated
+    assert 3400 not in head
+    assert 2999 in head
+
+
+def test_more_rows_than_there_was_room_for() -> None:
+    full = table()
+    head = TailoredHead(full, [1, 2], spare=8)
+    head.begin(np.arange(0, V, dtype=np.int32))
+    wanted = states() @ full.rows.T
+    torch.testing.assert_close(wide(head, states()), wanted)
+    head.begin(np.asarray([3], np.int32))
+    assert sorted(head.ids.tolist()) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("bad", [[-1], [V], [3, V + 7]])
+def test_an_id_that_is_not_of_the_table_changes_nothing(bad: list[int]) -> None:
+    head = TailoredHead(table(), [1, 2])
+    with pytest.raises(ConfigError, match="not of this vocabulary"):
+        head.extend(bad)
+    assert head.ids.tolist() == [1, 2]
+    assert 3 not in head
+    with pytest.raises(ConfigError, match="not of this vocabulary"):
+        TailoredHead(table(), bad)
+
+
+def test_what_lies_in_the_room_is_not_seen() -> None:
+    head = TailoredHead(table(), [1, 2])
+    head.begin(np.asarray([70], np.int32))
+    high = wide(head, states())[:, 70]
+    head.begin(np.asarray([71], np.int32))
+    assert (wide(head, states())[:, 70] == -torch.inf).all()
+    assert (high > -torch.inf).all()
+
+
+# --- how many guesses ---------------------------------------------------------------------------
+
+
+def learned(deferral: Deferral, *, tokens: int = 2000, missing: int = 0, step: float = 1.0) -> int:
+    """What it plans after so many tokens, ``missing`` of a hundred of which the head has not."""
+    for at in range(tokens):
+        deferral.guessed(1, 1, step)
+        deferral.checked(1, False) if at % 100 >= missing else deferral.checked(0, True)
+    return deferral.plan()
+
+
+def flat(rows: int) -> float:
+    """A check that costs as much as three steps, and hardly more for many states."""
+    return 3.0 + 0.01 * rows
+
+
+def test_the_rarer_the_misses_the_more_is_guessed() -> None:
+    plans = [learned(Deferral(flat, most=64), missing=missing) for missing in (0, 2, 10, 30, 100)]
+    assert plans[0] == 64
+    assert plans == sorted(plans, reverse=True)
+    assert plans[1] > plans[3]
+    assert plans[-1] <= 1
+
+
+def test_nothing_is_guessed_where_the_full_head_costs_next_to_nothing() -> None:
+    assert learned(Deferral(lambda rows: 0.001 * rows, most=64), missing=5) == 0
+    assert learned(Deferral(lambda rows: 1.0 * rows, most=64), missing=5) == 0
+
+
+def test_it_guesses_again_when_misses_have_become_rare() -> None:
+    deferral = Deferral(flat, most=32)
+    for _ in range(2000):
+        deferral.guessed(1, 1, 1.0)
+        deferral.stepped(1, 1, 4.0, 1)
+    assert deferral.plan() == 0
+    for _ in range(4000):
+        deferral.stepped(1, 1, 4.0, 0)
+    assert deferral.plan() > 4
+    assert deferral.again().rate == 0.01
+
+
+def test_one_slow_step_is_not_what_steps_cost() -> None:
+    deferral = Deferral(flat, most=32)
+    plan = learned(deferral, missing=1)
+    deferral.guessed(1, 1, 500.0)
+    assert deferral.plan() == plan
+
+
+def test_no_guesses_where_none_are_allowed() -> None:
+    assert Deferral(flat, most=0).plan() == 0
