@@ -84,6 +84,9 @@ def adapt(
     tune: Annotated[
         bool, typer.Option("--tune", help="Teach the model the task's tokens first; see `tune`.")
     ] = False,
+    tailor: Annotated[
+        str, typer.Option(help="An LM head of the task's tokens: exact or masked.")
+    ] = "",
     overwrite: Annotated[bool, typer.Option(help="Replace the pack if it exists.")] = False,
     threads: Threads = 0,
     json: Json = False,
@@ -98,6 +101,8 @@ def adapt(
     wanted = _recipe(recipe, model, data, validation, dtype, max_new_tokens, on_error)
     if own:
         wanted = replace(wanted, spec=replace(wanted.spec, own_answers=True))
+    if tailor:
+        wanted = replace(wanted, vocab=replace(wanted.vocab, head=tailor))
     options = {"validation": wanted.data.validation or None, "out": out, "recipe": wanted}
     with console.progress_bar() as progress:
         if tune:
@@ -321,6 +326,7 @@ def demo(
 
 app.command()(cli_train.enrich)
 app.command()(cli_train.tune)
+app.command()(cli_train.tailor)
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 app.command(context_settings=_PASS_ON)(cli_serve.serve)
 app.command()(cli_serve.learned)

@@ -1,4 +1,4 @@
-"""The verbs that change a model: `enrich` chooses new tokens, `tune` teaches them."""
+"""The verbs of the vocabulary: `enrich` chooses new tokens, `tune` teaches them, `tailor` lists."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tascade.cli_options import Json, ModelOpt, OnError, Threads, use_threads
+from tascade.cli_options import Json, ModelOpt, OnError, PackArg, Threads, use_threads
 
 
 def enrich(
@@ -109,3 +109,42 @@ def tune(
         console.out.print(made.verdict.describe())
     if made.path is None:
         raise typer.Exit(1)
+
+
+def tailor(
+    pack: PackArg,
+    data: Annotated[str, typer.Option("--data", "-d", help="Training examples.")],
+    held_out: Annotated[
+        str, typer.Option(help="Held-out examples; a share of the data if absent.")
+    ] = "",
+    head: Annotated[str, typer.Option(help="exact (lossless), masked, or full again.")] = "exact",
+    tolerance: Annotated[
+        float, typer.Option(help="Tokens an answer may lack, on average, on the data.")
+    ] = 0.01,
+    own: Annotated[
+        bool, typer.Option("--self", help="Count the model's own answers, not the references.")
+    ] = False,
+    on_error: OnError = "raise",
+    threads: Threads = 0,
+    json: Json = False,
+) -> None:
+    """List the tokens a task's answers need; the pack then uses an LM head of those."""
+    from tascade import console
+    from tascade.config import VocabConfig
+    from tascade.tailoring import tailor as run
+
+    use_threads(threads)
+    with console.progress_bar() as progress:
+        made = run(
+            pack,
+            data,
+            held_out=held_out or None,
+            config=VocabConfig(head=head, tolerance=tolerance),
+            own=own,
+            on_error=on_error,
+            progress=progress,
+        )
+    if json:
+        console.print_json(made.to_json())
+    else:
+        console.out.print(made.describe())

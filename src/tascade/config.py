@@ -60,6 +60,26 @@ class SpecConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class VocabConfig:
+    """VocabTailor: an LM head of the task's tokens and the prompt's.
+
+    ``head``: ``full``, the model's own; ``masked``, which cannot say other tokens (approximate);
+    or ``exact``, which guesses and has the full head check (lossless). ``tolerance``: how many
+    tokens of an answer the task's list may lack, on the data it was made from, the prompt's own
+    left out. ``deferred``: most guesses before a check.
+    """
+
+    head: str = "full"
+    tolerance: float = 0.01
+    deferred: int = 32
+
+    def __post_init__(self) -> None:
+        _one_of("vocab.head", self.head, ("full", "masked", "exact"))
+        _at_least("vocab.tolerance", self.tolerance, 0)
+        _at_least("vocab.deferred", self.deferred, 0)
+
+
+@dataclass(frozen=True, slots=True)
 class GateConfig:
     """What a tuned model must hold to be exported, on held-out prompts.
 
@@ -179,6 +199,7 @@ class Recipe:
     max_new_tokens: int = 256
     data: DataConfig = field(default_factory=DataConfig)
     spec: SpecConfig = field(default_factory=SpecConfig)
+    vocab: VocabConfig = field(default_factory=VocabConfig)
     tune: TuneConfig = field(default_factory=TuneConfig)
 
     def __post_init__(self) -> None:

@@ -8,8 +8,8 @@ from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from tascade.core import Generation, IntArray
-from tascade.decode.loop import Decoder
+from tascade.core import Drafter, Generation, IntArray
+from tascade.decode.loop import Decoder, NodeBudget
 from tascade.decode.sample import Processor, SamplingParams, argmax_rows
 from tascade.decode.target import Target
 from tascade.decode.text import TextStream
@@ -23,6 +23,8 @@ from tascade.encode import Prompt, encode_prompt, end_tokens, fingerprint
 from tascade.errors import ConfigError
 from tascade.load import ModelRef, load_model, machine_key
 from tascade.pack import Pack
+from tascade.tailored import tailor_pack, vocab_config
+from tascade.vocab.slim import SlimModel, load_slim
 
 Prompts = Prompt | Sequence[str]
 
@@ -32,13 +34,30 @@ class TaskModel:
 
     One request is decoded at a time; calls from several threads wait for each other.
 
+    Args:
+        model, tokenizer: loaded Transformers objects, or a :class:`SlimModel`'s.
+        pack: what was learned about the task.
+        name: of the model, for messages.
+        head: ``full``, ``masked`` or ``exact`` (see :class:`VocabConfig`); the pack's by default.
+        tables: the model's vocabulary tables, where it was loaded without them.
+
     Attributes:
         model, tokenizer: the unmodified Transformers objects.
         pack: the pack in use.
-        decoder: the speculative loop. ``plain`` is the same loop without drafts.
+        decoder: the speculative loop. ``plain`` is the same loop without drafts, full head.
+        tailored: the model's small head; ``None`` where the full one is used.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, pack: Pack, name: str = "") -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        pack: Pack,
+        name: str = "",
+        *,
+        head: str = "",
+        tables: SlimModel | None = None,
+    ) -> None:
         self.model, self.tokenizer, self.pack = model, tokenizer, pack
         pack.check_tokenizer(fingerprint(tokenizer), name or "the given model")
         self.ends = end_tokens(model, tokenizer)
@@ -46,7 +65,8 @@ class TaskModel:
         task = open_task(pack, pack.info.fingerprint)
         self.corpus, self.similar, self.calibration = task.corpus, task.similar, task.calibration
         self.outputs: CorpusView = self.corpus
-        self._cost: CostTable | None = _saved_cost(pack, machine_key(model))
+        self.tailored = tailor_pack(pack, model, head, tables)
+        self._cost: CostTable | None = _saved_cost(pack, self.cost_key)
         self._decoder: Decoder | None = None
         self._lock = threading.RLock()
 
@@ -58,8 +78,11 @@ class TaskModel:
         *,
         dtype: str = "auto",
         device: str = "auto",
+        head: str = "",
     ) -> TaskModel:
         """Open a pack, and the model it was made for (or ``model``, if its tokenizer fits).
+
+        With a tailored head the model's vocabulary tables stay in its checkpoint's file.
 
         Raises:
             PackError: no pack there, or a damaged one.
@@ -67,19 +90,25 @@ class TaskModel:
             ConfigError: the model cannot be loaded.
         """
         opened = Pack.open(pack)
-        loaded, tokenizer, name = load_model(
-            model if model is not None else opened.model, dtype=dtype, device=device
-        )
-        return cls(loaded, tokenizer, opened, name)
+        ref = model if model is not None else opened.model
+        if vocab_config(opened, head).head == "full" or isinstance(ref, tuple):
+            loaded, tokenizer, name = load_model(ref, dtype=dtype, device=device)
+            return cls(loaded, tokenizer, opened, name, head=head)
+        slim = load_slim(ref, dtype=dtype, device=device)
+        return cls(slim.model, slim.tokenizer, opened, slim.name, head=head, tables=slim)
 
     @property
     def decoder(self) -> Decoder:
         """The speculative decoding loop; the first use measures this machine's step costs."""
         if self._decoder is None:
-            self._decoder = Decoder(
-                self.target, self.new_drafter(self.calibration), self.new_budget(), self.tokenizer
-            )
+            self._decoder = self.new_decoder(self.new_drafter(self.calibration), self.new_budget())
         return self._decoder
+
+    def new_decoder(self, drafter: Drafter, budget: NodeBudget | None = None) -> Decoder:
+        """The decoding loop over this model and its head, with another drafter."""
+        if self.tailored is None:
+            return Decoder(self.target, drafter, budget, self.tokenizer)
+        return self.tailored.decoder(drafter, budget, self.tokenizer)
 
     @property
     def plain(self) -> Decoder:
@@ -104,9 +133,9 @@ class TaskModel:
         """
         self.outputs, self._decoder = outputs, None
 
-    def new_budget(self) -> Budget:
-        """A budget over this machine's step costs."""
-        table = self.cost
+    def new_budget(self, cost: CostTable | None = None) -> Budget:
+        """A budget over this machine's step costs, or over ``cost``."""
+        table = cost or self.cost
         nodes = int(self.pack.info.recipe.get("spec", {}).get("max_nodes", 63))
         return Budget(CostTable(table.sizes.tolist(), table.seconds.tolist()), max_nodes=nodes)
 
@@ -114,8 +143,15 @@ class TaskModel:
     def cost(self) -> CostTable:
         """Seconds of a step by its number of tokens, on this machine."""
         if self._cost is None:
-            self._cost = measure_cost(self.target)
+            tailored = self.tailored
+            self._cost = measure_cost(self.target if tailored is None else tailored.target)
         return self._cost
+
+    @property
+    def cost_key(self) -> str:
+        """Names the machine, and the head, that step costs hold for."""
+        key = machine_key(self.model)
+        return key if self.tailored is None else f"{key}/{self.tailored.config.head} head"
 
     def params(self, **options: Any) -> SamplingParams:
         """Sampling options with this model's end tokens and the pack's token limit filled in."""

@@ -68,6 +68,11 @@ class Pack:
         return self.path / "similar"
 
     @property
+    def vocabulary(self) -> Path:
+        """File of the tailored vocabulary, in packs that hold one (VocabTailor)."""
+        return self.path / "vocabulary.json"
+
+    @property
     def calibration(self) -> Path:
         """File of the learned calibration."""
         return self.path / "calibration.json"

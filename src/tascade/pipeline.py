@@ -4,9 +4,10 @@
 2. index the training outputs, and the prompts they answered
 3. measure what a step costs on this machine
 4. if asked: answer the training prompts, and index those answers in place of the references
-5. calibrate: decode validation prompts, learning how far each source can be trusted
-6. check: a few answers must equal plain decoding
-7. save, under the final name only when all is done
+5. if asked: list the tokens that the task needs, and use a head of those
+6. calibrate: decode validation prompts, learning how far each source can be trusted
+7. check: a few answers must equal plain decoding
+8. save, under the final name only when all is done
 """
 
 from __future__ import annotations
@@ -30,12 +31,15 @@ from tascade.draft.corpus import CorpusIndex
 from tascade.draft.similar import SimilarIndex
 from tascade.encode import encode_example, end_tokens, fingerprint
 from tascade.errors import ConfigError, DataError, TascadeError
-from tascade.load import ModelRef, load_model, machine_key
+from tascade.load import ModelRef, load_model
 from tascade.model import TaskModel
 from tascade.own import Row, own_answers
 from tascade.pack import Pack, PackInfo, provenance
+from tascade.tailored import GUARANTEES, keep_vocabulary
 from tascade.tokens.segment import Merger
 from tascade.tokens.stored import read_tokens
+from tascade.vocab.counts import count_documents
+from tascade.vocab.profile import build_profile
 
 Progress = Callable[[str, int, int | None], None]
 """Called as ``progress(stage, done, total)``."""
@@ -105,9 +109,11 @@ def adapt(
         pack = build(part, (loaded, tokenizer, name), prepared, recipe, tell)
         sources = _sources(data, validation, prepared.reports)
         pack.save_info(dataclasses.replace(pack.info, data=sources))
-        task_model = TaskModel(loaded, tokenizer, pack, name)
+        task_model = TaskModel(loaded, tokenizer, pack, name, head="full")
         if recipe.spec.own_answers:
             task_model = learn_own(task_model, prepared, recipe, tell)
+        if recipe.vocab.head != "full":
+            task_model = tailor(task_model, prepared, recipe, tell)
         calibrate(task_model, prepared.validation, recipe, tell)
         check(task_model, prepared.validation, recipe)
     except BaseException:
@@ -247,12 +253,32 @@ def learn_own(
         seconds=recipe.spec.own_seconds,
         tell=tell,
     )
+    prepared.train = rows
     pack, cost = task_model.pack, task_model.cost.to_json()
     task_model.corpus.close()
     index(pack, rows, recipe, tell)
-    costs = {**pack.info.costs, machine_key(task_model.model): cost}
+    costs = {**pack.info.costs, task_model.cost_key: cost}
     pack.save_info(dataclasses.replace(pack.info, costs=costs, own_answers=own))
-    return TaskModel(task_model.model, task_model.tokenizer, pack, pack.info.model)
+    return TaskModel(task_model.model, task_model.tokenizer, pack, pack.info.model, head="full")
+
+
+def tailor(task_model: TaskModel, prepared: Prepared, recipe: Recipe, tell: Progress) -> TaskModel:
+    """List the tokens of the indexed answers in the pack, and go on with a head of those."""
+    pack, rows = task_model.pack, prepared.train
+    tell("counting tokens", 0, len(rows))
+    tokenizer, config = task_model.tokenizer, recipe.vocab
+    profile = build_profile(
+        count_documents(rows),
+        tokenizer,
+        task_model.ends,
+        vocab_size=pack.info.vocab_size,
+        tolerance=config.tolerance,
+        counted="own" if pack.info.own_answers else "gold",
+        held_out=prepared.validation,
+    )
+    keep_vocabulary(pack, tokenizer, profile, config)
+    task_model.corpus.close()
+    return TaskModel(task_model.model, tokenizer, pack, pack.info.model)
 
 
 def calibrate(
@@ -267,8 +293,7 @@ def calibrate(
     within ``calibration_seconds``.
     """
     pack = task_model.pack
-    key = machine_key(task_model.model)
-    costs = {**pack.info.costs, key: task_model.cost.to_json()}
+    costs = {**pack.info.costs, task_model.cost_key: task_model.cost.to_json()}
     pack.save_info(dataclasses.replace(pack.info, costs=costs))
     prompts = [prompt for prompt, _ in rows if prompt is not None]
     chosen = spread(prompts, recipe.spec.calibration_rows)
@@ -310,7 +335,9 @@ def check(task_model: TaskModel, rows: Sequence[Row], recipe: Recipe) -> None:
     """
     import torch
 
-    if task_model.model.dtype != torch.float32:
+    tailored = task_model.tailored
+    approximate = tailored is not None and GUARANTEES[tailored.config.head] != "lossless"
+    if task_model.model.dtype != torch.float32 or approximate:
         return
     params = task_model.params(max_new_tokens=min(64, recipe.max_new_tokens))
     for prompt in spread([p for p, _ in rows if p is not None], _CHECKED_ROWS):

@@ -15,6 +15,7 @@ from tascade.bench.methods import DecoderMethod, InBaseTokens, Method, Request, 
 from tascade.bench.peers import arctic_methods, hf_generate, hf_prompt_lookup
 from tascade.bench.report import write_report
 from tascade.bench.run import About, BenchSettings, run_bench
+from tascade.bench.tailored import HEADS, tailored_methods
 from tascade.bench.tuned import TunedView, tuned_view
 from tascade.core import IntArray
 from tascade.data.load import load_examples, source_hash
@@ -97,7 +98,7 @@ def bench_pack(
         DataError: the rows cannot be used, or have no prompts.
     """
     options = options or BenchOptions()
-    task_model = TaskModel.from_pretrained(pack, model, dtype=dtype)
+    task_model = TaskModel.from_pretrained(pack, model, dtype=dtype, head="full")
     chosen: dict[str, Any] = {"temperature": options.temperature, "seed": options.seed}
     if options.max_new_tokens:
         chosen["max_new_tokens"] = options.max_new_tokens
@@ -113,7 +114,8 @@ def bench_pack(
     if task_model.pack.tuned.is_dir():
         ways, target = tuned_methods(task_model, params, options.names(TUNED), dtype)
     else:
-        ways = methods(task_model, params, options.names())
+        known = ALL + (tuple(HEADS) if task_model.pack.vocabulary.is_file() else ())
+        ways = methods(task_model, params, options.names(known))
     result = run_bench(
         list(ways),
         requests,
@@ -179,6 +181,8 @@ def methods(
             yield hf_prompt_lookup(task_model.model, params, tokenizer)
         elif name == "arctic-suffix":
             yield from arctic_methods(target, _outputs(task_model), params, tokenizer)
+        elif name in HEADS:
+            yield from tailored_methods(task_model, params, [name])
 
 
 def tuned_methods(

@@ -1,0 +1,173 @@
+"""A model with a tailored head, ready to decode: VocabTailor's pieces put together."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from tascade.config import VocabConfig
+from tascade.core import Drafter, IntArray
+from tascade.decode.deferral import Deferral
+from tascade.decode.deferred import DeferredDecoder, Full
+from tascade.decode.heads import finisher, install_slot
+from tascade.decode.loop import Decoder, NodeBudget
+from tascade.decode.misses import MissCounter
+from tascade.decode.target import Target
+from tascade.draft.budget import CostTable
+from tascade.errors import ConfigError, PackError
+from tascade.pack import Pack
+from tascade.vocab.head import TailoredHead
+from tascade.vocab.profile import Profile
+from tascade.vocab.slim import SlimModel
+from tascade.vocab.table import RowTable
+
+STAGE = "vocab-tailor"
+_FIRST_RATE = 0.01
+GUARANTEES = {"full": "lossless", "masked": "approximate", "exact": "lossless"}
+"""What each head promises."""
+
+
+@dataclass(slots=True)
+class Tailored:
+    """A target with a small head, and the full one behind it.
+
+    Attributes:
+        target: the model with its small head.
+        head: that head.
+        full: the full head, [K, d] final states to the model's logits [K, V].
+        config: which guarantee, and how many guesses.
+        rate: misses a token to expect.
+    """
+
+    target: Target
+    head: TailoredHead
+    full: Full
+    config: VocabConfig
+    rate: float = _FIRST_RATE
+    _check: CostTable | None = None
+
+    @property
+    def check(self) -> CostTable:
+        """Seconds of the full head by its number of states, on this machine."""
+        if self._check is None:
+            self._check = measure_check(self.full, self.head)
+        return self._check
+
+    def _check_seconds(self, rows: int) -> float:
+        table = self.check
+        known = min(rows, table.limit)
+        return float(table.upto(known)[-1]) * rows / known
+
+    def decoder(
+        self, drafter: Drafter, budget: NodeBudget | None = None, tokenizer: Any = None
+    ) -> Decoder:
+        """The loop over this head, with a drafter or the one that proposes nothing."""
+        if self.config.head == "masked":
+            return Decoder(self.target, drafter, budget, tokenizer)
+        deferral = Deferral(self._check_seconds, most=self.config.deferred, rate=self.rate)
+        return DeferredDecoder(self.target, drafter, self.full, deferral, budget, tokenizer)
+
+    def counter(self, drafter: Drafter, tokenizer: Any = None) -> Decoder:
+        """The loop of the masked head that counts its misses, for measurements."""
+        return MissCounter(self.target, drafter, self.full, None, tokenizer)
+
+
+def vocab_config(pack: Pack, head: str = "") -> VocabConfig:
+    """How a pack's vocabulary is used, with another ``head`` if one is given.
+
+    Raises:
+        ConfigError: there is no such head, or the pack holds no vocabulary to make one from.
+    """
+    stored = dict(pack.info.recipe.get("vocab") or {})
+    try:
+        config = VocabConfig(**{**stored, **({"head": head} if head else {})})
+    except TypeError as error:
+        raise PackError("pack.json has an unknown vocab setting", got=error) from error
+    if config.head != "full" and not pack.vocabulary.is_file():
+        raise ConfigError(
+            "this pack holds no tailored vocabulary",
+            got=f"head {config.head!r}",
+            wanted=pack.vocabulary.name,
+            where=str(pack.path),
+            fix="run `tascade tailor PACK --data TRAIN`, or leave the head full",
+        )
+    return config
+
+
+def tailor_pack(
+    pack: Pack, model: Any, head: str = "", tables: SlimModel | None = None
+) -> Tailored | None:
+    """The tailored head that a pack and ``head`` ask for; ``None`` for the full one.
+
+    Raises:
+        ConfigError: as :func:`vocab_config`.
+        PackError: the vocabulary's file is damaged.
+        FingerprintError: it was made for another tokenizer.
+    """
+    config = vocab_config(pack, head)
+    if config.head == "full":
+        return None
+    profile = Profile.load(
+        pack.vocabulary, vocab_size=pack.info.vocab_size, fingerprint=pack.info.fingerprint
+    )
+    given: dict[str, Any] = {}
+    if tables is not None:
+        given = {"table": tables.head, "bias": tables.head_bias}
+    rate = _FIRST_RATE if profile.held_out is None else 1 - profile.held_out.share
+    return tailor_model(model, profile.ids, config, rate=rate, **given)
+
+
+def keep_vocabulary(pack: Pack, tokenizer: Any, profile: Profile, config: VocabConfig) -> None:
+    """Put a list of tokens into its pack, which uses a head of them from now on."""
+    profile.save(pack.vocabulary, tokenizer)
+    recipe = {**pack.info.recipe, "vocab": asdict(config)}
+    stages = [*(stage for stage in pack.info.stages if stage != STAGE), STAGE]
+    pack.save_info(replace(pack.info, recipe=recipe, stages=stages))
+
+
+def tailor_model(
+    model: Any,
+    ids: IntArray,
+    config: VocabConfig,
+    *,
+    table: RowTable | None = None,
+    bias: torch.Tensor | None = None,
+    rate: float = _FIRST_RATE,
+) -> Tailored:
+    """Give a model a head of the tokens ``ids`` [n], beside its own.
+
+    Args:
+        model: loaded whole, or without its tables (see :mod:`tascade.vocab.slim`).
+        ids: the task's tokens.
+        config: which guarantee.
+        table: the full head's rows; the model's own weights by default.
+        bias: [V] the full head's, with a ``table``.
+        rate: misses a token to expect.
+
+    Raises:
+        UnsupportedModelError: the model has no LM head, or changes its logits behind it in a way
+            that is not known.
+    """
+    full: Any = install_slot(model).full
+    if table is None:
+        table, bias = RowTable.from_tensor(full.weight.detach().cpu()), getattr(full, "bias", None)
+    head = TailoredHead(table, ids, bias=bias, device=model.device, dtype=model.dtype)
+    finish = finisher(model)
+    return Tailored(Target(model, head), head, lambda states: finish(full(states)), config, rate)
+
+
+@torch.inference_mode()
+def measure_check(full: Full, head: TailoredHead, seconds: float = 2.0) -> CostTable:
+    """Measure what a pass of the full head costs by its number of states."""
+    import time
+
+    states = torch.randn(64, head.width, dtype=head.table.dtype, device=head.ids.device)
+
+    def check(rows: int) -> float:
+        start = time.perf_counter()
+        full(states[:rows]).argmax(-1).tolist()
+        return time.perf_counter() - start
+
+    return CostTable.measure(check, seconds=seconds)

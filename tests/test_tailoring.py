@@ -1,0 +1,162 @@
+"""A pack with a tailored head, from examples to answers, on the bundled model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import tascade
+from tascade import bundled, cli
+from tascade.bench.schema import validate
+from tascade.config import VocabConfig
+from tascade.data.load import load_examples
+from tascade.decode.deferral import Deferral
+from tascade.decode.heads import HeadSlot
+from tascade.errors import ConfigError, FingerprintError, PackError
+from tascade.load import load_model
+from tascade.model import TaskModel
+from tascade.pack import Pack
+from tascade.tailoring import tailor
+from tascade.testing import byte_tokenizer, tiny_model, toy_examples
+
+run = CliRunner()
+TRAIN, TEST = bundled.data_path("tickets", "train"), bundled.data_path("tickets", "test")
+
+
+@pytest.fixture(scope="module")
+def pack(ticket_pack: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled model's pack, with a list that lacks a good deal."""
+    out = tmp_path_factory.mktemp("tailored") / "tickets"
+    Pack.open(ticket_pack).copy_to(out)
+    made = tailor(out, TRAIN, config=VocabConfig(head="exact", tolerance=1.0))
+    assert made.to_json()["vocabulary_bytes"]["saved"] > 0.5
+    assert "missing an answer" in made.describe()
+    return out
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[str]:
+    return [str(row.prompt) for row in list(load_examples(TEST))[::40]]
+
+
+@pytest.fixture(scope="module")
+def wanted(ticket_pack: Path, prompts: list[str]) -> list[str]:
+    task_model = TaskModel.from_pretrained(ticket_pack, dtype="float32")
+    return [task_model.generate(prompt) for prompt in prompts]  # type: ignore[misc]
+
+
+def test_exact_answers_are_the_plain_models(
+    pack: Path, prompts: list[str], wanted: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As it would where a full head is slow; on this small model it may well not pay.
+    monkeypatch.setattr(Deferral, "plan", lambda self: 6)
+    task_model = TaskModel.from_pretrained(pack, dtype="float32")
+    assert task_model.tailored is not None
+    results = [task_model.run(prompt) for prompt in prompts]
+    assert [result.text for result in results] == wanted
+    assert sum(result.extra["misses"] for result in results) > 0
+    assert sum(result.forwards for result in results) < sum(len(r.tokens) for r in results) / 2
+    plain = [task_model.plain.generate(task_model.encode(p), task_model.params()) for p in prompts]
+    assert [result.text for result in plain] == wanted
+    sampled = [
+        way.generate(task_model.encode(prompts[0]), task_model.params(temperature=1.0, seed=4))
+        for way in (task_model.decoder, task_model.plain)
+    ]
+    assert sampled[0].tokens == sampled[1].tokens
+
+
+def test_the_tables_stay_in_the_file(pack: Path) -> None:
+    task_model = TaskModel.from_pretrained(pack, dtype="float32")
+    held = {name for name, _ in task_model.model.named_parameters()}
+    assert not any("embed_tokens" in name or "lm_head" in name for name in held)
+    full = TaskModel.from_pretrained(pack, dtype="float32", head="full")
+    assert full.tailored is None
+    assert any("embed_tokens" in name for name, _ in full.model.named_parameters())
+
+
+def test_masked_answers_hold_nothing_that_is_not_listed(pack: Path, prompts: list[str]) -> None:
+    task_model = TaskModel.from_pretrained(pack, dtype="float32", head="masked")
+    assert task_model.tailored is not None
+    listed = set(json_of(pack)["ids"])
+    for prompt in prompts:
+        said = task_model.run(prompt)
+        assert set(said.tokens) <= listed | set(task_model.encode(prompt).tolist())
+
+
+def json_of(pack: Path) -> dict[str, list[int]]:
+    raw = json.loads((pack / "vocabulary.json").read_text())
+    return {"ids": [token for token, _, _ in raw["tokens"]]}
+
+
+def test_a_model_in_memory_lends_its_tables(
+    pack: Path, prompts: list[str], wanted: list[str]
+) -> None:
+    model, tokenizer, _ = load_model(bundled.model_path(), dtype="float32")
+    task_model = TaskModel.from_pretrained(pack, (model, tokenizer))
+    assert task_model.generate(prompts) == wanted
+    assert isinstance(model.get_output_embeddings(), HeadSlot)
+
+
+def test_adapt_with_a_head_keeps_the_list_and_checks_answers(tmp_path: Path) -> None:
+    pair = (
+        tiny_model("llama", vocab_size=260, eos_token_id=256, initializer_range=0.5),
+        byte_tokenizer(),
+    )
+    recipe = tascade.Recipe(max_new_tokens=24, vocab=VocabConfig(head="exact", deferred=4))
+    recipe = dataclasses.replace(recipe, spec=tascade.SpecConfig(calibration_rows=4))
+    rows = [{"prompt": e.prompt, "completion": e.completion} for e in toy_examples(60)]
+    made = tascade.adapt(pair, rows, out=tmp_path / "pack", recipe=recipe)
+    assert made.tailored is not None
+    assert made.pack.info.stages == ["tasc-spec", "vocab-tailor"]
+    prompt = str(rows[3]["prompt"])
+    plain = made.plain.generate(made.encode(prompt), made.params())
+    assert made.run(prompt).tokens == plain.tokens
+
+
+def test_the_verb_and_the_bench(pack: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "pack"
+    Pack.open(pack).copy_to(copy)
+    words = ["tailor", str(copy), "--data", str(TRAIN), "--tolerance", "1.0", "--json"]
+    result = run.invoke(cli.app, words, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["tokens"] == len(json_of(copy)["ids"]) < found["of_tokens"] / 2
+    assert found["held_out_low"] <= found["held_out_missing_per_answer"] <= found["held_out_high"]
+    names = ("tailored-masked", "tailored-exact", "tasc-spec+tailored-exact")
+    words = ["bench", str(copy), "-d", str(TEST), "--rows", "4", "--repeats", "1", "--json"]
+    words += ["--dtype", "float32", "--max-new-tokens", "40", "--methods", ",".join(names)]
+    result = run.invoke(cli.app, words, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    measured = json.loads(result.stdout)
+    validate(measured)
+    methods = measured["methods"]
+    for name in names[1:]:
+        assert methods[name]["identical"] == 4
+        assert methods[name]["guarantee"] == "lossless"
+        counts = methods[name]["settings"]["counts"]
+        assert counts["checks"] + counts["full_steps"] > 0
+    masked = methods["tailored-masked"]
+    assert masked["guarantee"] == "approximate"
+    # An answer without a miss is plain decoding's.
+    assert masked["settings"]["counts"]["misses"] >= masked["differing"] > 0
+    assert masked["settings"]["head"]["rows"] == found["tokens"]
+
+
+def test_what_cannot_be_used_is_refused(pack: Path, ticket_pack: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="holds no tailored vocabulary"):
+        TaskModel.from_pretrained(ticket_pack, head="exact")
+    with pytest.raises(ConfigError, match=r"vocab\.head"):
+        TaskModel.from_pretrained(pack, head="tiny")
+    copy = tmp_path / "pack"
+    Pack.open(pack).copy_to(copy)
+    text = (copy / "vocabulary.json").read_text()
+    (copy / "vocabulary.json").write_text(text.replace('"vocab_size": 2048', '"vocab_size": 4096'))
+    with pytest.raises(FingerprintError, match="another tokenizer"):
+        TaskModel.from_pretrained(copy)
+    (copy / "vocabulary.json").write_text(text[:-10])
+    with pytest.raises(PackError, match="tailored vocabulary"):
+        TaskModel.from_pretrained(copy)
