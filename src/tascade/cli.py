@@ -315,13 +315,16 @@ def demo(
     ),
     rows: Annotated[int, typer.Option(help="Test rows a task.")] = 12,
     repeats: Annotated[int, typer.Option(help="Timed rounds.")] = 2,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Teach the model a task's tokens too: some minutes.")
+    ] = False,
     threads: Threads = 0,
 ) -> None:
     """The bundled task and model, end to end, offline, in about a minute."""
     from tascade.demo import run
 
     use_threads(threads)
-    run(out, rows=rows, repeats=repeats)
+    run(out, rows=rows, repeats=repeats, tune=tune)
 
 
 app.command()(cli_train.enrich)

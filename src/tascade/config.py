@@ -113,6 +113,8 @@ class TuneConfig:
 
     ``tokens``: how many, 0 for as many as are worth it. ``sure``: the model decides where it gives
     a base token less probability than this, and no new token reaches over such a place; 0: any may.
+    ``foretold``: nor over one where the task's other answers give the base token less than this,
+    which the prompt has to settle; 0: any may.
     ``firm``: tokens that would do so in more than ``1 - firm`` of their places are not chosen.
     ``targets``: what is learned, the model's ``own`` answers or the ``gold`` ones of the data.
     ``prompts``: how many prompts the model writes itself, for each training prompt, to answer and
@@ -130,6 +132,7 @@ class TuneConfig:
 
     tokens: int = 0
     sure: float = 0.8
+    foretold: float = 0.0
     firm: float = 0.7
     targets: str = "own"
     prompts: float = 1.0
@@ -176,7 +179,7 @@ class TuneConfig:
             if getattr(self, name) <= 0.0:
                 got = getattr(self, name)
                 raise ConfigError(f"tune.{name} is out of range", got=got, wanted="above 0")
-        for name in ("sure", "firm"):
+        for name in ("sure", "foretold", "firm"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 got = getattr(self, name)
                 raise ConfigError(f"tune.{name} is out of range", got=got, wanted="0 to 1")

@@ -21,6 +21,7 @@ from tascade.model import TaskModel
 from tascade.own import Row, own_answers
 from tascade.pipeline import Prepared, Progress, build, spread
 from tascade.tokens.family import TokenizerFamily
+from tascade.tokens.foretold import Foretelling
 from tascade.train.certainty import decisions
 from tascade.train.drift import free_text
 from tascade.train.prompts import own_prompts, spliced_prompts
@@ -35,8 +36,8 @@ class Lessons:
 
     ``train``: the training prompts; ``written``: prompts the model wrote; ``free``: text it wrote
     from a single token on, to remember by; ``held_out``: prompts to judge by, which nothing is
-    learned from. ``cuts``: of each part, where decisions fall in each
-    answer (:meth:`decide`).
+    learned from. ``cuts``: of each part, where decisions fall in each answer (:meth:`decide`,
+    :meth:`leave_to_prompts`).
     """
 
     train: list[Row] = field(default_factory=list)
@@ -49,6 +50,20 @@ class Lessons:
         """Find where the model decides (see :func:`tascade.train.certainty.decisions`)."""
         for part in _PARTS:
             self.cuts[part] = decisions(model, getattr(self, part), least, longest)
+
+    def leave_to_prompts(self, least: float) -> None:
+        """Add the places that the task's other answers do not foretell.
+
+        (See :class:`tascade.tokens.foretold.Foretelling`; ``least``: probability.)
+        """
+        known = Foretelling([answer for _, answer in (*self.train, *self.written)])
+        for part in ("train", "written", "held_out"):
+            rows: list[Row] = getattr(self, part)
+            cuts = self.cuts.get(part, [_NOTHING] * len(rows))
+            self.cuts[part] = [
+                np.union1d(found, known.unforeseen(answer, least, counted=part != "held_out"))
+                for found, (_, answer) in zip(cuts, rows, strict=True)
+            ]
 
     def save(self, file: Path) -> None:
         """Write to a safetensors file, atomically."""

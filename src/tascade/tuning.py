@@ -221,6 +221,8 @@ def _make_lessons(
     if recipe.tune.sure:
         tell("looking for decisions", 0, None)
         lessons.decide(loaded[0], recipe.tune.sure, recipe.tune.longest)
+    if recipe.tune.foretold:
+        lessons.leave_to_prompts(recipe.tune.foretold)
     lessons.save(file)
 
 

@@ -139,7 +139,7 @@ class TuningRun:
             parts = ["written"]
         rows = [row for part in parts for row in getattr(lessons, part)]
         decided = None
-        if config.sure:
+        if config.sure or config.foretold:
             cuts = [places for part in parts for places in lessons.cuts[part]]
             decided = Decided((cuts, lessons.cuts["held_out"][::2]), config.firm)
         self.tell("choosing tokens", 0, None)
@@ -163,7 +163,7 @@ class TuningRun:
     def _teach(self, merger: Merger, name: str) -> Taught:
         config = self.recipe.tune
         cuts, held_cuts = None, None
-        if config.sure and len(merger):
+        if (config.sure or config.foretold) and len(merger):
             found = self.lessons.cuts
             cuts, held_cuts = [*found["train"], *found["written"]], found["held_out"][::2]
         samples = merged(self.rows, merger, config.longest, cuts)
