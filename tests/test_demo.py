@@ -40,7 +40,7 @@ def few_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_a_tuned_model_is_shown_beside_the_others(
     few_rows: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(demo, "_LESSONS", LITTLE)
+    monkeypatch.setattr(demo, "LESSONS", LITTLE)
     results = demo.run(tmp_path / "out", rows=1, repeats=1, tune=True)
     assert len(results) == 2
     for result in results:
@@ -59,7 +59,7 @@ def test_a_model_that_the_gate_refuses_is_not_shown(
     import dataclasses
 
     strict = dataclasses.replace(LITTLE, gate=GateConfig(least_agreement=1.0))
-    monkeypatch.setattr(demo, "_LESSONS", strict)
+    monkeypatch.setattr(demo, "LESSONS", strict)
     results = demo.run(tmp_path / "out", rows=1, repeats=1, tune=True)
     assert len(results) == 1
     assert not (tmp_path / "out" / "tickets-tuned").exists()

@@ -1,0 +1,62 @@
+"""What leaving places to the prompt is worth: one tuning with ``tune.foretold`` and one without.
+
+    python benchmarks/foretold.py --json benchmarks/foretold.json
+
+The bundled model and one of its tasks, as in ``tascade demo --tune``; the gate's figures, on
+held-out prompts that nothing was learned from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from tascade import bundled, demo
+from tascade.bench.machine import machine_info
+from tascade.config import GateConfig, Recipe, TuneConfig
+from tascade.tuning import tune
+
+
+def verdict(work: Path, stage: TuneConfig, task: str) -> Any:
+    shutil.rmtree(work, ignore_errors=True)
+    made = tune(
+        bundled.model_path(),
+        bundled.data_path(task, "train"),
+        held_out=bundled.data_path(task, "validation"),
+        out=work / "model",
+        recipe=Recipe(tune=dataclasses.replace(stage, gate=GateConfig(refuse=False))),
+        progress=lambda stage, done, total: None,
+    )
+    return {"foretold": stage.foretold, **made.to_json()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--task", default=demo.TUNED_TASK, choices=bundled.tasks())
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    lessons, results = demo.LESSONS, []
+    with tempfile.TemporaryDirectory() as folder:
+        for least in (0.0, lessons.foretold):
+            stage = dataclasses.replace(lessons, foretold=least)
+            results.append(verdict(Path(folder) / "work", stage, options.task))
+    report = {
+        "command": " ".join(["python", *sys.argv]),
+        "machine": machine_info(),
+        "settings": {"task": options.task, "tune": dataclasses.asdict(lessons)},
+        "results": results,
+    }
+    text = json.dumps(report, indent=1) + "\n"
+    print(text)
+    if options.json:
+        options.json.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
