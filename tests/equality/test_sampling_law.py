@@ -39,7 +39,7 @@ class TableTarget:
         self.table = logits_table()
         self.length = 0
 
-    def begin(self):
+    def begin(self, prompt=None):
         self.length = 0
 
     def room(self, base):
