@@ -393,3 +393,18 @@ def test_a_failed_write_leaves_the_old_report(tmp_path, monkeypatch):
         write_report(path, [full()], title="New")
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_tailored_head_is_ours_and_its_misses_are_told():
+    result = minimal()
+    tailored = copy.deepcopy(result["methods"]["tasc-spec"]) | {"guarantee": "approximate"}
+    tailored["settings"] = {
+        "head": {"rows": 710, "of_rows": 8192, "bytes": 1_849_344, "of_bytes": 8_388_608},
+        "counts": {"tokens": 2053, "misses": 6},
+    }
+    result["methods"]["tailored-masked"] = tailored
+    validate(result)
+    page = " ".join(render([result], title="a title").split())
+    assert "tailored-masked: a head of 710 of 8,192 tokens, 1.8 of 8.4 MB" in page
+    assert "none of them 6 times in 2,053" in page
+    assert "the fastest peer" not in page

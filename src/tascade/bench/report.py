@@ -36,7 +36,7 @@ Json = Mapping[str, Any]
 
 SOURCES = ("target", "corpus", "context", "both", "other")
 
-_OURS = "tasc"
+_OURS = ("tasc", "tailored")
 """Methods whose name starts so are tascade's; the others are peers."""
 
 _GUARANTEES = {
@@ -242,7 +242,14 @@ def _notes(measured: Mapping[str, Json]) -> list[str]:
             f"Plain wrote {plain:,} tokens, {', '.join(others)}: "
             "there tokens/s and the speed-up for the same requests say different things."
         )
-    return notes
+    return notes + [
+        f"{name}: a head of {head['rows']:,} of {head['of_rows']:,} tokens, "
+        f"{head['bytes'] / 1e6:.1f} of {head['of_bytes'] / 1e6:.1f} MB with room for a request's "
+        f"own; the full head's token was none of them {counts['misses']:,} times in "
+        f"{counts['tokens']:,}."
+        for name, m in measured.items()
+        if (head := m.get("settings", {}).get("head")) and (counts := m["settings"].get("counts"))
+    ]
 
 
 # --- charts -------------------------------------------------------------------------------------
