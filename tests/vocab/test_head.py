@@ -45,7 +45,7 @@ def test_logits_by_token_id_are_the_full_heads(dtype: torch.dtype, biased: bool)
 
 def test_a_request_costs_the_rows_it_adds_and_the_next_one_nothing() -> None:
     full = table()
-    head = TailoredHead(full, range(3000))
+    head = TailoredHead(full, range(3000), spare=512)
     assert full.rows_read == 3000
     buffers = head._rows.data_ptr(), head._ids.data_ptr()
     for _ in range(5):
@@ -71,6 +71,15 @@ def test_more_rows_than_there_was_room_for() -> None:
     torch.testing.assert_close(wide(head, states()), wanted)
     head.begin(np.asarray([3], np.int32))
     assert sorted(head.ids.tolist()) == [1, 2, 3]
+
+
+def test_room_grows_with_what_requests_bring_and_not_with_the_list() -> None:
+    head = TailoredHead(table(), range(4000), spare=64)
+    head.begin(np.arange(4000, 4200, dtype=np.int32))
+    assert 4200 <= len(head._rows) < 4600
+    before = head._rows.data_ptr()
+    head.begin(np.arange(4100, 4300, dtype=np.int32))
+    assert head._rows.data_ptr() == before
 
 
 @pytest.mark.parametrize("bad", [[-1], [V], [3, V + 7]])

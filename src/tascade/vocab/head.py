@@ -12,7 +12,7 @@ from tascade.core import IntArray
 from tascade.errors import ConfigError
 from tascade.vocab.table import RowTable
 
-_SPARE = 1024
+_SPARE = 256
 _GRAIN = 128
 
 
@@ -54,7 +54,7 @@ class TailoredHead(torch.nn.Module):
         self._bias = self._rows.new_zeros(0)
         self._ids = self._rows.new_zeros(0, dtype=torch.long)
         self._own = np.zeros(0, np.int64)
-        self.length = 0
+        self.length = self.static = 0
         first = np.unique(np.asarray(static, np.int32))
         self._reserve(len(first) + spare)
         self.extend(first)
@@ -100,7 +100,7 @@ class TailoredHead(torch.nn.Module):
         new = asked[self._slot[asked] < 0]
         end = self.length + len(new)
         if end > len(self._own):
-            self._reserve(max(end, 2 * len(self._own)))
+            self._reserve(2 * end - self.static)
         if len(new):
             self._write(new, slice(self.length, end))
         self.length = end
