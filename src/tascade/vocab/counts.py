@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from tascade.core import IntArray
+from tascade.errors import DataError
 
 Row = tuple[IntArray | None, IntArray]
 """A prompt, or ``None``, and its answer: token ids [T] each."""
+
+MOST_TOKENS = 1 << 24
+"""Beyond any vocabulary there is: a higher id is a mistake, and counting it would need its room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,21 +38,26 @@ class DocumentCounts:
 
 
 def count_documents(rows: Iterable[Row]) -> DocumentCounts:
-    """Count rows one by one; they are not kept. V is one more than the highest id met."""
+    """Count rows one by one; they are not kept. V is one more than the highest id met.
+
+    Raises:
+        DataError: a row holds something that is no token id.
+    """
     missing, said = np.zeros(0, np.int64), np.zeros(0, np.int64)
     digest, documents, tokens = hashlib.sha256(), 0, 0
     for prompt, answer in rows:
-        known = np.empty(0, np.int32) if prompt is None else np.asarray(prompt, np.int32)
-        for part in (known, np.asarray(answer, np.int32)):
+        known = _token_ids(() if prompt is None else prompt, documents)
+        given = _token_ids(answer, documents)
+        for part in (known, given):
             digest.update(len(part).to_bytes(8, "little"))
             digest.update(np.ascontiguousarray(part, "<i4").tobytes())
-        found = np.unique(answer).astype(np.int64)
+        found = np.unique(given)
         if len(found) and found[-1] >= len(said):
             room = max(int(found[-1]) + 1, 2 * len(said))
             missing, said = _grown(missing, room), _grown(said, room)
         said[found] += 1
         missing[found[~np.isin(found, known)]] += 1
-        documents, tokens = documents + 1, tokens + len(answer)
+        documents, tokens = documents + 1, tokens + len(given)
     used = int(np.flatnonzero(said)[-1]) + 1 if said.any() else 0
     return DocumentCounts(missing[:used], said[:used], documents, tokens, digest.hexdigest())
 
@@ -57,3 +66,18 @@ def _grown(counts: npt.NDArray[np.int64], room: int) -> npt.NDArray[np.int64]:
     out = np.zeros(room, np.int64)
     out[: len(counts)] = counts
     return out
+
+
+def _token_ids(ids: Sequence[int] | IntArray, row: int) -> npt.NDArray[np.int64]:
+    """[T] ids as they can index counts; a negative one would count another token."""
+    found = np.asarray(ids)
+    whole = found.ndim == 1 and (found.dtype.kind in "iu" or not len(found))
+    if not whole or (len(found) and not 0 <= found.min() <= found.max() < MOST_TOKENS):
+        raise DataError(
+            "this is no list of token ids",
+            got=f"{found.dtype} {found.shape}: {found!s:.60}",
+            wanted=f"whole numbers from 0 to {MOST_TOKENS - 1}",
+            where=f"document {row}",
+            fix="encode the texts with the model's tokenizer",
+        )
+    return found.astype(np.int64)

@@ -13,6 +13,11 @@ from tascade.core import IntArray
 
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 _LONGEST_SPACE = 8
+_INNER = "##"  # word pieces within a word
+_SHOWN = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
+_BYTES = (*_SHOWN, *(byte for byte in range(256) if byte not in _SHOWN))
+# The others stand in no text, and some vocabularies (Pythia's) have no token for them.
+_UTF8 = frozenset(range(256)) - {0xC0, 0xC1, *range(0xF5, 0x100)}
 
 
 def pinned_tokens(tokenizer: Any, ends: Sequence[int]) -> IntArray:
@@ -20,7 +25,8 @@ def pinned_tokens(tokenizer: Any, ends: Sequence[int]) -> IntArray:
 
     These are the bytes (of which every text can be made), added tokens (special or not: marks of
     thinking and of tool calls are such), end tokens, white space and single digits. The reference's
-    lists lack all but the special ones, and some texts cannot be said with them.
+    lists lack all but the special ones, and some texts cannot be said with them. Where a tokenizer
+    has not all bytes (T5), they are the tokens of one character too: what it can read, it can say.
 
     Args:
         tokenizer: a Transformers tokenizer.
@@ -29,10 +35,26 @@ def pinned_tokens(tokenizer: Any, ends: Sequence[int]) -> IntArray:
     strings: dict[str, int] = tokenizer.get_vocab()
     byte_letters = set(_byte_letters()) if _is_byte_level(tokenizer) else set()
     kept = {*map(int, ends), *map(int, tokenizer.get_added_vocab().values())}
+    partly = bool(lacking_bytes(tokenizer))
     for string, number in strings.items():
-        if string in byte_letters or _BYTE_PIECE.fullmatch(string) or _is_plain(string):
+        if (
+            string in byte_letters
+            or _BYTE_PIECE.fullmatch(string)
+            or _is_plain(string)
+            or (partly and len(string.removeprefix(_INNER)) == 1)
+        ):
             kept.add(int(number))
     return np.asarray(sorted(kept), np.int32)
+
+
+def lacking_bytes(tokenizer: Any) -> list[int]:
+    """Bytes of UTF-8 texts that no token stands for; of such a tokenizer's own, not of a list's."""
+    strings = tokenizer.get_vocab()
+    if _is_byte_level(tokenizer):
+        names = dict(zip(_BYTES, _byte_letters(), strict=True))
+    else:
+        names = {byte: f"<0x{byte:02X}>" for byte in _BYTES}
+    return sorted(byte for byte in _BYTES if byte in _UTF8 and names[byte] not in strings)
 
 
 def _is_plain(string: str) -> bool:
@@ -54,7 +76,5 @@ def _is_byte_level(tokenizer: Any) -> bool:
 
 
 def _byte_letters() -> list[str]:
-    """GPT-2's printable stand-ins for the 256 bytes."""
-    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    hidden = 256 - len(shown)
-    return [chr(code) for code in shown] + [chr(256 + i) for i in range(hidden)]
+    """GPT-2's printable stand-ins for the 256 bytes, in the order of ``_BYTES``."""
+    return [*map(chr, _SHOWN), *(chr(256 + i) for i in range(256 - len(_SHOWN)))]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
+from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,15 @@ from tascade.core import IntArray
 from tascade.encode import fingerprint as tokenizer_fingerprint
 from tascade.errors import ConfigError, FingerprintError, PackError
 from tascade.files import write_atomic
-from tascade.vocab.counts import DocumentCounts, Row
+from tascade.vocab.counts import MOST_TOKENS, DocumentCounts, Row
 from tascade.vocab.coverage import Coverage, measure_coverage
 from tascade.vocab.letters import Letters
-from tascade.vocab.pins import pinned_tokens
+from tascade.vocab.pins import lacking_bytes, pinned_tokens
 
 FORMAT, VERSION = "tascade-vocabulary", 1
-_MOST_BYTES = 256 << 20
-_MOST_TOKENS = 1 << 24
+_MOST_BYTES = 64 << 20
+_MOST_TOLERANCE = 1e9
+_COUNTED = ("gold", "own")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +81,11 @@ class Profile:
         """
         file = Path(path)
         try:
-            if file.stat().st_size > _MOST_BYTES:
+            with file.open("rb") as opened:
+                content = opened.read(_MOST_BYTES + 1)
+            if len(content) > _MOST_BYTES:
                 raise ValueError("the file is too large")
-            profile = _parsed(json.loads(file.read_bytes()))
+            profile = _parsed(json.loads(content))
         except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
             raise PackError(
                 "cannot read the tailored vocabulary",
@@ -104,11 +108,14 @@ class Profile:
 def _parsed(raw: Any) -> Profile:
     if (raw["format"], raw["version"]) != (FORMAT, VERSION):
         raise ValueError(f"{raw['format']!r} version {raw['version']!r}")
-    size = _whole(raw["vocab_size"], 1, _MOST_TOKENS)
-    tokens = [(_whole(t, 0, size - 1), _whole(n, 0, 1 << 53)) for t, n, _ in raw["tokens"]]
+    size, documents = _whole(raw["vocab_size"], 1, MOST_TOKENS), _whole(raw["documents"])
+    tokens = [(_whole(t, 0, size - 1), _whole(n, 0, documents)) for t, n, _ in raw["tokens"]]
     ids = [token for token, _ in tokens]
     if any(a >= b for a, b in pairwise(ids)):
         raise ValueError("token ids do not ascend")
+    if raw["counted"] not in _COUNTED:
+        raise ValueError(f"counted {raw['counted']!r:.40}")
+    tolerance = _number(raw["tolerance"])
     held_out = raw["held_out"]
     return Profile(
         ids=np.asarray(ids, np.int32),
@@ -116,36 +123,38 @@ def _parsed(raw: Any) -> Profile:
         vocab_size=size,
         fingerprint=_text(raw["fingerprint"]),
         corpus=_text(raw["corpus"]),
-        documents=_whole(raw["documents"], 0, 1 << 53),
-        counted=_text(raw["counted"]),
-        tolerance=_number(raw["tolerance"]),
-        missing=_number(raw["missing"]),
+        documents=documents,
+        counted=raw["counted"],
+        tolerance=tolerance,
+        missing=_number(raw["missing"], tolerance),
         held_out=None if held_out is None else _coverage(held_out),
     )
 
 
 def _coverage(raw: dict[str, Any]) -> Coverage:
+    documents, tokens, high = _whole(raw["documents"]), _whole(raw["tokens"]), _number(raw["high"])
+    misses = _whole(raw["misses"], 0, tokens)
     return Coverage(
-        documents=_whole(raw["documents"], 0, 1 << 53),
-        tokens=_whole(raw["tokens"], 0, 1 << 53),
-        misses=_whole(raw["misses"], 0, 1 << 53),
-        missed_documents=_whole(raw["missed_documents"], 0, 1 << 53),
-        per_document=_number(raw["per_document"]),
-        low=_number(raw["low"]),
-        high=_number(raw["high"]),
-        share=_number(raw["share"]),
+        documents=documents,
+        tokens=tokens,
+        misses=misses,
+        missed_documents=_whole(raw["missed_documents"], 0, min(documents, misses)),
+        per_document=_number(raw["per_document"], high),
+        low=_number(raw["low"], high),
+        high=high,
+        share=_number(raw["share"], 1.0),
     )
 
 
-def _whole(value: Any, least: int, most: int) -> int:
+def _whole(value: Any, least: int = 0, most: int = 1 << 53) -> int:
     if type(value) is not int or not least <= value <= most:
         raise ValueError(f"{value!r:.40} is not a whole number from {least} to {most}")
     return value
 
 
-def _number(value: Any) -> float:
-    if type(value) not in (int, float) or not 0 <= value < 1e18:
-        raise ValueError(f"{value!r:.40} is not a number from 0 up")
+def _number(value: Any, most: float = _MOST_TOLERANCE) -> float:
+    if type(value) not in (int, float) or not 0 <= value <= most:
+        raise ValueError(f"{value!r:.40} is not a number from 0 to {most}")
     return float(value)
 
 
@@ -184,24 +193,19 @@ def build_profile(
         held_out: rows that were not counted, to measure coverage on.
 
     Raises:
-        ConfigError: an unknown script, a tolerance below 0, or ids beyond ``vocab_size``.
+        ConfigError: an unknown script, a tolerance below 0 or not finite, or ids of answers or end
+            tokens beyond ``vocab_size``.
     """
-    if tolerance < 0:
-        raise ConfigError("the tolerance is out of range", got=tolerance, wanted="0 or more")
-    if len(counts.said) > vocab_size:
-        raise ConfigError(
-            "an answer has a token that the model has no row for",
-            got=len(counts.said) - 1,
-            wanted=f"ids below {vocab_size}",
-            fix="count with the model's own tokenizer",
-        )
+    _check(counts, ends, vocab_size, tolerance, counted)
     pins = pinned_tokens(tokenizer, ends)
     pins = pins[pins < vocab_size]  # a tokenizer may have more entries than a model has rows
     missing = np.zeros(vocab_size, np.int64)
     missing[: len(counts.missing)] = counts.missing
     missing[pins] = 0  # never lacking
     foreign = _foreign(missing, tokenizer, scripts)
-    dropped = droppable(missing, tolerance * counts.documents, foreign)
+    # As it is written: in binary, 0.29 of a hundred documents is less than 29.
+    budget = int(Fraction(str(float(tolerance))) * counts.documents)
+    dropped = droppable(missing, budget, foreign)
     lost = int(missing[dropped].sum())
     missing[dropped] = 0
     ids = np.union1d(np.flatnonzero(missing), pins).astype(np.int32)
@@ -218,6 +222,28 @@ def build_profile(
         missing=lost / max(counts.documents, 1),
         held_out=None if held_out is None else measure_coverage(ids, held_out),
     )
+
+
+def _check(
+    counts: DocumentCounts, ends: Sequence[int], vocab_size: int, tolerance: float, counted: str
+) -> None:
+    if not 0 <= tolerance <= _MOST_TOLERANCE:  # nor is "not a number"
+        raise ConfigError(
+            "the tolerance is out of range",
+            got=tolerance,
+            wanted=f"0 to {_MOST_TOLERANCE:g}",
+            where="vocab.tolerance",
+        )
+    if counted not in _COUNTED:
+        raise ConfigError("whose answers?", got=counted, wanted=" or ".join(_COUNTED))
+    highest = max(len(counts.said) - 1, *ends, 0)
+    if min(ends, default=0) < 0 or highest >= vocab_size:
+        raise ConfigError(
+            "an answer has or ends with a token that the model has no row for",
+            got=highest if highest >= vocab_size else min(ends),
+            wanted=f"ids from 0 to {vocab_size - 1}",
+            fix="count with the model's own tokenizer, and give its own end tokens",
+        )
 
 
 def droppable(
@@ -250,7 +276,20 @@ def _foreign(
 
 
 def lint(profile: Profile, tokenizer: Any, ends: Sequence[int]) -> list[str]:
-    """What is wrong with a list: tokens that it must have and has not. Empty when it is sound."""
+    """What is wrong with a list: tokens that it must have and has not. Empty when it is sound.
+
+    That a tokenizer itself has no tokens for some bytes is a problem too, which no list can mend:
+    it can say what it can read, and no other text.
+    """
+    rows = profile.vocab_size
     lacking = np.setdiff1d(pinned_tokens(tokenizer, ends), profile.ids)
-    names = tokenizer.convert_ids_to_tokens(lacking[lacking < profile.vocab_size].tolist())
-    return [f"{name!r} is not in the list, and some texts cannot be said" for name in names]
+    names = tokenizer.convert_ids_to_tokens([i for i in lacking.tolist() if 0 <= i < rows])
+    found = [f"{name!r} is not in the list, and some texts cannot be said" for name in names]
+    found += [f"end token {end} is not a row of the model" for end in ends if not 0 <= end < rows]
+    unsaid = lacking_bytes(tokenizer)
+    if unsaid:
+        found.append(
+            f"the tokenizer has no token for {len(unsaid)} of 256 bytes, and cannot say texts with "
+            "characters that it does not know"
+        )
+    return found
