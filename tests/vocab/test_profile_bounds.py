@@ -11,7 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.tokens.families import FAMILIES, SENTENCES
-from tests.vocab.test_profile import PINS, SPELLERS, fields_of, listed, own, rows, some_counts
+from tests.vocab.test_profile import (
+    PINS,
+    SPELLERS,
+    fields_of,
+    listed,
+    own,
+    rows,
+    some_counts,
+    with_words,
+)
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -87,6 +96,31 @@ def test_a_list_holds_what_answers_need_and_prompts_do_not_bring() -> None:
     assert (made.held_out.misses, made.held_out.tokens) == (1, 4)
 
 
+def test_what_is_always_kept_costs_no_tolerance() -> None:
+    counts = some_counts([1] * 256 + [0] * 4 + [1, 9], 10)
+    made = build_profile(counts, byte_tokenizer(), (256,), vocab_size=262, tolerance=0.1)
+    assert own(made) == [1]
+    assert made.missing == 0.1
+    assert set(range(256)) <= set(made.ids.tolist())
+
+
+def test_what_no_script_writes_goes_before_what_is_rarer() -> None:
+    tokenizer = with_words("cat", "кот", "dog")
+    counts = some_counts([0] * 256 + [3, 8, 20], 100)
+    words = []
+    for scripts in ((), ("english",)):
+        made = build_profile(
+            counts,
+            tokenizer,
+            (),
+            vocab_size=len(tokenizer),
+            tolerance=0.08,
+            scripts=scripts,
+        )
+        words.append([i - 256 for i in made.ids.tolist() if 256 <= i < 259])
+    assert words == [[1, 2], [0, 2]]
+
+
 # --- the interval -------------------------------------------------------------------------------
 
 
@@ -149,6 +183,13 @@ def test_white_space_and_digits_are_kept_in_every_spelling(family: str) -> None:
             assert number in PINS[family], string
         elif text.isalpha() and len(text) > 1:
             assert number not in PINS[family] - byte_like, string
+
+
+def test_runs_of_white_space_are_kept_up_to_a_length() -> None:
+    runs = ["\n\n", " \n", "\t\t", "\r\n", " " * 8, " " * 9, "x\n", " 7", "77", "\u00a0\u00a0"]
+    tokenizer = with_words(*runs)
+    kept = set(pinned_tokens(tokenizer, ()).tolist())
+    assert [run for number, run in enumerate(runs, 256) if number in kept] == [*runs[:5], " 7"]
 
 
 def unigram(byte_pieces: bool) -> Any:
