@@ -1,6 +1,6 @@
 """What leaving places to the prompt is worth: one tuning with ``tune.foretold`` and one without.
 
-    python benchmarks/foretold.py --json benchmarks/foretold.json
+    python benchmarks/foretold.py --foretold 0.7 --epochs 4 --json benchmarks/foretold.json
 
 The bundled model and one of its tasks, as in ``tascade demo --tune``; the gate's figures, on
 held-out prompts that nothing was learned from.
@@ -39,9 +39,12 @@ def verdict(work: Path, stage: TuneConfig, task: str) -> Any:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--task", default=demo.TUNED_TASK, choices=bundled.tasks())
+    parser.add_argument("--foretold", type=float, default=demo.LESSONS.foretold)
+    parser.add_argument("--epochs", type=int, default=demo.LESSONS.epochs)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    lessons, results = demo.LESSONS, []
+    given = {"foretold": options.foretold, "epochs": options.epochs}
+    lessons, results = dataclasses.replace(demo.LESSONS, **given), []
     with tempfile.TemporaryDirectory() as folder:
         for least in (0.0, lessons.foretold):
             stage = dataclasses.replace(lessons, foretold=least)
