@@ -14,11 +14,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from tascade.core import Drafter, DraftTree, Generation, Source
+from tascade.core import Drafter, DraftTree
+from tascade.decode.check import (
+    account,
+    guesses_for,
+    may_repeat,
+    rewind,
+    take_checked,
+    take_unchecked,
+)
 from tascade.decode.deferral import Deferral
 from tascade.decode.loop import Decoder, NodeBudget, Request
-from tascade.decode.sample import argmax_rows, log_probability
-from tascade.decode.stop import StopRule
 from tascade.decode.target import Target
 from tascade.decode.verify import Walk
 from tascade.errors import ConfigError
@@ -63,17 +69,9 @@ class DeferredDecoder(Decoder):
         """Forget the request before."""
         self.target.head = self.head
         super().begin(request)
-        # Guesses are a request of their own: they end as the request will, but ask no caller's
-        # rule, which may count what it is asked.
-        quiet = StopRule(request.stop.params, self.tokenizer)
-        self._guess = Request(
-            request.prompt, request.chooser, quiet, Generation([]), request.device
-        )
+        self._guess = guesses_for(request, self.tokenizer)
         self._states.clear()
-        # A check asks for scores a second time, which a caller's own processor may not bear.
-        self._may_repeat = all(
-            type(given).__module__.startswith("transformers.") for given in request.chooser.given
-        )
+        self._may_repeat = may_repeat(request.chooser)
         request.result.extra |= {"misses": 0, "checks": 0, "full_steps": 0}
 
     def _advance(self, request: Request) -> list[int]:
@@ -85,9 +83,13 @@ class DeferredDecoder(Decoder):
         first = len(request.result.tokens)
         while not guess.done and len(guess.result.tokens) - first < max(wanted, 1):
             self._guess_once(guess, wanted > 0)
-        passed = self._check(request, guess) if wanted else self._pass_on(request, guess)
-        self._account(request, guess)
-        return passed
+        if wanted:
+            self._check(request, guess)
+        else:
+            self._states.clear()
+            take_unchecked(request, guess)
+        account(request, guess)
+        return request.result.tokens[first:]
 
     def _guess_once(self, guess: Request, small: bool) -> None:
         start, before = time.perf_counter(), len(guess.result.tokens)
@@ -110,76 +112,22 @@ class DeferredDecoder(Decoder):
         super().commit(request, base, tree, outcome)
 
     @torch.inference_mode()
-    def _check(self, request: Request, guess: Request) -> list[int]:
+    def _check(self, request: Request, guess: Request) -> None:
         """Compare the guesses with the full head's choices; rewind to the first wrong one."""
-        result, first = request.result, len(request.result.tokens)
+        first = len(request.result.tokens)
         logits = self.full(torch.cat(self._states))
         self._states.clear()
-        best = argmax_rows(logits) if request.chooser.is_argmax else None
-        passed: list[int] = []
-        missed = False
-        for i, token in enumerate(guess.result.tokens[first:]):
-            right = best[i] if best else self._choice(request, logits[i], passed)
-            passed.append(right)
-            missed = right != token
-            if (top := request.chooser.params.logprobs) is not None:
-                result.logprobs.append(log_probability(logits[i], right, top))
-            request.done = request.stop.is_last(result.tokens + passed)
-            if missed or request.done:
-                break
-        self.deferral.checked(len(passed) - missed, missed)
-        result.extra["checks"] += 1
-        result.extra["misses"] += missed
-        end = first + len(passed)
-        result.tokens += passed
-        result.sources += guess.result.sources[first:end]
+        missed = take_checked(request, guess, logits)
+        self.deferral.checked(len(request.result.tokens) - first - missed, missed)
         if missed:
-            result.sources[-1] = int(Source.TARGET)
             self._rewind(request, guess)
-        return passed
-
-    def _choice(self, request: Request, logits: torch.Tensor, passed: list[int]) -> int:
-        """What plain decoding takes behind ``passed``. ``logits``: [V]."""
-        chooser = request.chooser
-        before = request.prefix(passed) if chooser.needs_prefix else logits.new_empty(1, 0).long()
-        return chooser.choose(logits, before, len(request.result.tokens) + len(passed))
 
     def _rewind(self, request: Request, guess: Request) -> None:
-        """Put the guesses back to what has passed, as if the last token had been guessed right."""
+        rewind(request, guess)
         tokens = request.result.tokens
-        guess.result.stepped_tokens -= len(guess.result.tokens) - len(tokens)
-        guess.result.tokens, guess.result.sources = list(tokens), list(request.result.sources)
-        guess.result.logprobs = list(request.result.logprobs)
-        guess.known = min(guess.known, len(tokens) - 1)
-        guess.done = request.done
         self.target.keep(len(request.prompt) + len(tokens) - 1, ())
         self.head.extend(tokens[-1:])
         # A drafter cannot be rewound: it is told the request again.
         self.drafter.start(request.prompt)
         for token in tokens:
             self.drafter.commit(np.asarray([token], np.int32), 0, ())
-
-    def _pass_on(self, request: Request, guess: Request) -> list[int]:
-        """Take tokens that the full head chose itself; a caller's rule may end them early."""
-        result, first = request.result, len(request.result.tokens)
-        self._states.clear()
-        result.extra["full_steps"] += 1
-        passed: list[int] = []
-        for token in guess.result.tokens[first:]:
-            passed.append(token)
-            request.done = request.stop.is_last(result.tokens + passed)
-            if request.done:
-                break
-        end = first + len(passed)
-        result.tokens += passed
-        result.sources += guess.result.sources[first:end]
-        result.logprobs += guess.result.logprobs[first:end]
-        return passed
-
-    def _account(self, request: Request, guess: Request) -> None:
-        """What the guesses' forwards came to."""
-        result, made = request.result, guess.result
-        outside = len(made.tokens) - made.stepped_tokens
-        result.steps, result.forwards = made.steps, made.forwards
-        result.prefill_seconds = made.prefill_seconds
-        result.stepped_tokens = len(result.tokens) - outside
