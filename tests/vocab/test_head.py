@@ -47,7 +47,7 @@ def test_a_request_costs_the_rows_it_adds_and_the_next_one_nothing() -> None:
     full = table()
     head = TailoredHead(full, range(3000), spare=512)
     assert full.rows_read == 3000
-    buffers = head._rows.data_ptr(), head._ids.data_ptr()
+    buffers = head._rows.matrix.data_ptr(), head._rows.ids.data_ptr()
     for _ in range(5):
         before = full.rows_read
         head.begin(np.arange(2900, 3400, dtype=np.int32))
@@ -58,7 +58,8 @@ def test_a_request_costs_the_rows_it_adds_and_the_next_one_nothing() -> None:
     head.begin(np.empty(0, np.int32))
     assert head.length == head.static == 3000
     assert full.rows_read == 3000 + 5 * 402
-    assert (head._rows.data_ptr(), head._ids.data_ptr()) == buffers  # nothing was allocated
+    found = head._rows.matrix.data_ptr(), head._rows.ids.data_ptr()
+    assert found == buffers  # nothing was allocated
     assert 3400 not in head
     assert 2999 in head
 
@@ -76,10 +77,10 @@ def test_more_rows_than_there_was_room_for() -> None:
 def test_room_grows_with_what_requests_bring_and_not_with_the_list() -> None:
     head = TailoredHead(table(), range(4000), spare=64)
     head.begin(np.arange(4000, 4200, dtype=np.int32))
-    assert 4200 <= len(head._rows) < 4600
-    before = head._rows.data_ptr()
+    assert 4200 <= head._rows.capacity < 4600
+    before = head._rows.matrix.data_ptr()
     head.begin(np.arange(4100, 4300, dtype=np.int32))
-    assert head._rows.data_ptr() == before
+    assert head._rows.matrix.data_ptr() == before
 
 
 @pytest.mark.parametrize("bad", [[-1], [V], [3, V + 7]])
@@ -100,6 +101,24 @@ def test_what_lies_in_the_room_is_not_seen() -> None:
     head.begin(np.asarray([71], np.int32))
     assert (wide(head, states())[:, 70] == -torch.inf).all()
     assert (high > -torch.inf).all()
+
+
+def test_room_made_while_checking_serves_later_requests_too() -> None:
+    # A check runs in inference mode, whose tensors nobody outside may write to.
+    head = TailoredHead(table(), [1, 2], spare=8)
+    with torch.inference_mode():
+        head.extend(np.arange(2000))
+    head.begin(np.asarray([3, 4], np.int32))
+    assert sorted(head.ids.tolist()) == [1, 2, 3, 4]
+    torch.testing.assert_close(wide(head, states())[:, 1:5], (states() @ table().rows.T)[:, 1:5])
+
+
+def test_a_bias_that_is_a_parameter_is_not_recorded_for_a_backward_pass() -> None:
+    bias = torch.nn.Parameter(torch.arange(V, dtype=torch.float32))
+    head = TailoredHead(table(), [1, 2], bias=bias)
+    for _ in range(3):
+        head.begin(np.arange(50, dtype=np.int32))
+    assert not head(states()).requires_grad
 
 
 # --- how many guesses ---------------------------------------------------------------------------
