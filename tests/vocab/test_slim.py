@@ -234,6 +234,14 @@ def test_tables_that_are_not_right_are_refused_before_loading(
         load_slim(tmp_path, device="cpu")
 
 
+def test_saving_it_without_its_tables_is_refused(tmp_path):
+    save(tmp_path / "model", next(iter(KINDS)))
+    slim = load_slim(tmp_path / "model")
+    with pytest.raises(UnsupportedModelError, match="saved without them"):
+        slim.model.save_pretrained(tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
 def test_an_adapter_is_refused(tmp_path):
     save(tmp_path, "llama")
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "x"}')

@@ -11,6 +11,7 @@ from transformers.models.bart.modeling_bart import BartScaledWordEmbedding
 from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
 
 from tascade.errors import ConfigError, UnsupportedModelError
+from tascade.vocab import fullhead
 from tascade.vocab.fullhead import FullHead
 from tascade.vocab.store import EmbeddingStore
 from tascade.vocab.table import RowTable
@@ -118,6 +119,25 @@ def test_on_a_cpu_the_head_is_the_layer_it_replaces(dtype, bias):
     for shape in ((24,), (3, 24), (2, 3, 24), (0, 24)):
         hidden = torch.randn(*shape).to(dtype)
         assert torch.equal(head(hidden), torch.nn.functional.linear(hidden, weight, bias))
+
+
+@pytest.mark.parametrize("fast", [True, False], ids=["native", "converted"])
+@pytest.mark.parametrize("bias", [None, torch.linspace(-1, 1, VOCAB)], ids=["plain", "bias"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_many_states_are_rounded_as_the_layer_does(dtype, bias, fast, monkeypatch):
+    monkeypatch.setattr(fullhead, "_multiplies_many", lambda dtype: fast)
+    monkeypatch.setattr(fullhead, "_CACHED_BYTES", 7 * 24 * 4)  # several blocks, the last one short
+    weight = torch.randn(VOCAB, 24).to(dtype)
+    bias = None if bias is None else bias.to(dtype)
+    head = FullHead(RowTable.from_tensor(weight), bias)
+    hidden = torch.randn(18, 24).to(dtype)
+    exact = torch.nn.functional.linear(hidden.double(), weight.double())
+    exact = exact if bias is None else exact + bias.double()
+    got = head.check(hidden)
+    assert (got.dtype, got.shape) == (dtype, (18, VOCAB))
+    assert torch.equal(head.check(hidden[:2]), head(hidden[:2]))
+    step = {torch.float32: 1e-5, torch.float16: 2**-10, torch.bfloat16: 2**-7}[dtype]
+    torch.testing.assert_close(got.double(), exact, rtol=step, atol=step)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 100, VOCAB - 1, VOCAB, 2 * VOCAB])

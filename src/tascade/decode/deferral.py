@@ -39,15 +39,20 @@ class Deferral:
         """One that has learned nothing yet."""
         return type(self)(self.check, self.most, self._first)
 
-    def plan(self) -> int:
-        """Guesses before the next check; 0 to use the full head at once."""
+    def plan(self, requests: int = 1) -> int:
+        """Guesses before the next check; 0 to use the full head at once.
+
+        Args:
+            requests: how many are decoded together; each makes so many guesses.
+        """
         if self.most == 0:
             return 0
         if not self._small.weight:
             return min(_FIRST, self.most)
         best, best_speed = 0, _BETTER / self._full_token()
         for k in (k for k in _SIZES if k <= self.most):
-            speed = self._yield(k) / (k * self._small.seconds + self.check(k))
+            check = self.check(k * requests) / requests
+            speed = self._yield(k) / (k * self._small.seconds + check)
             if speed > best_speed:
                 best, best_speed = k, speed
         return best

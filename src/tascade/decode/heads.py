@@ -39,6 +39,38 @@ class SmallHead(Protocol):
         ...
 
 
+class SharedHead(Protocol):
+    """A small head for several requests. See :class:`tascade.vocab.union.UnionHead`."""
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[..., d] final states -> [..., n] logits of all tokens that any request has."""
+        ...
+
+    def join(self, tokens: Sequence[int] | IntArray) -> int:
+        """A request comes, with these tokens; returns its ticket."""
+        ...
+
+    def extend(self, ticket: int, tokens: Sequence[int] | IntArray) -> int:
+        """A request takes these tokens too; how many were new to it."""
+        ...
+
+    def leave(self, ticket: int) -> None:
+        """A request goes."""
+        ...
+
+    def has(self, ticket: int, token: int) -> bool:
+        """Whether a request can say a token."""
+        ...
+
+    def spread(self, logits: torch.Tensor, tickets: Sequence[int]) -> torch.Tensor:
+        """[N, n] -> [N, V] float32 by token id, minus infinity where a request has no token."""
+        ...
+
+    def best(self, logits: torch.Tensor, tickets: Sequence[int]) -> list[int]:
+        """[N, n] -> each row's largest, as a token id; of equals the lowest id."""
+        ...
+
+
 class HeadSlot(torch.nn.Module):
     """Stands where a model's LM head was, and keeps the final states that go through it.
 

@@ -53,8 +53,8 @@ def load_slim(
 
     They stay in the checkpoint, memory-mapped: neither the host nor the device ever holds a copy.
     All else (precision, generation config, attention, rotary tables, renamed weights) is left to
-    ``from_pretrained``. Such a model is for generating: ``save_pretrained`` would write a
-    checkpoint without tables. (VocabTailor, section 3.2.)
+    ``from_pretrained``. Such a model is for generating: its ``save_pretrained`` is refused, since
+    the checkpoint would have no tables. (VocabTailor, section 3.2.)
 
     Args:
         name: a hub id or a folder; the weights must be safetensors. Remote code is never run.
@@ -81,6 +81,7 @@ def load_slim(
     with loading(name):
         slim, ends = _body(type(skeleton), tables, name, config, kind)
     slim = slim.to(pick_device(device))
+    slim.save_pretrained = _refuse_saving
     return _furnished(slim, tokenizer, name, ends, tables, head)
 
 
@@ -175,6 +176,15 @@ def _body(kind: type[Any], tables: Tables, name: str, config: Any, dtype: Any) -
     model = subclass.from_pretrained(name, config=config, dtype=dtype, use_safetensors=True)
     model.__class__ = kind
     return model, taken[-1]
+
+
+def _refuse_saving(save_directory: Any, *args: Any, **kwargs: Any) -> None:
+    raise UnsupportedModelError(
+        "a model without its vocabulary tables would be saved without them",
+        got=f"save_pretrained({str(save_directory)!r})",
+        wanted="a whole model",
+        fix="load it with AutoModelForCausalLM.from_pretrained and save that",
+    )
 
 
 def _refuse_adapter(folder: Path) -> None:

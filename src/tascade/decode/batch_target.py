@@ -1,0 +1,117 @@
+"""The target model over a batch of requests, each of its own length."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from tascade.decode.heads import HeadSlot, install_slot
+from tascade.decode.ragged import RaggedCache
+from tascade.decode.target import PREFILL_DRAFT_LIMIT, check_rewindable
+from tascade.errors import UnsupportedModelError
+
+Head = Callable[[torch.Tensor], torch.Tensor]
+"""[..., d] final states -> [..., n] logits."""
+
+_MASKED_ATTENTION = ("sdpa", "eager")
+
+
+class BatchTarget:
+    """Runs an unmodified Transformers causal model over a :class:`RaggedCache`.
+
+    Rows of the batch are requests; the tokens of a forward go behind what their row holds. What a
+    row sees are its own tokens, so that nothing depends on who else is in the batch.
+
+    Args:
+        model: a causal model.
+
+    Attributes:
+        slot: where the model's LM head is changed; ``slot.full`` is its own.
+        alone: a batch must be of one request, since the model turns its rotary frequencies by the
+            longest one there.
+
+    Raises:
+        UnsupportedModelError: as :func:`check_rewindable`; attention kernels that take no mask.
+    """
+
+    def __init__(self, model: Any) -> None:
+        check_rewindable(model)
+        self.config = model.config.get_text_config()
+        attention = self.config._attn_implementation
+        if attention not in _MASKED_ATTENTION:
+            raise UnsupportedModelError(
+                "this attention kernel takes no mask of its own for each request of a batch",
+                got=attention,
+                wanted=" or ".join(_MASKED_ATTENTION),
+                fix="load the model with attn_implementation='sdpa', or decode one by one",
+            )
+        self.model = model
+        self.slot: HeadSlot = install_slot(model)
+        self.device: torch.device = model.device
+        self.cache = RaggedCache()
+        self.alone = _turns_by_the_longest(self.config)
+        kinds = getattr(self.config, "layer_types", None)
+        window = getattr(self.config, "sliding_window", None)
+        if kinds is None:
+            kinds = ["sliding_attention" if window else "full_attention"]
+        self._windows = {k: window if k == "sliding_attention" else None for k in sorted({*kinds})}
+
+    def forward(
+        self, tokens: Sequence[Sequence[int]], head: Head, first: int = 0
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run each row's tokens behind what it holds.
+
+        Args:
+            tokens: [B, n] of rows ``first`` and on.
+            head: the LM head to use.
+            first: the first row; rows that are not there yet are new requests.
+
+        Returns:
+            The model's logits [B, n] and final states [B, d], after the last token of each row.
+        """
+        ids, cache = torch.tensor(tokens, device=self.device), self.cache
+        rows = slice(first, first + len(ids))
+        cache.lengths += [0] * (rows.stop - len(cache.lengths))
+        past = torch.tensor(cache.lengths[rows], device=self.device)[:, None]
+        slots = past + torch.arange(ids.shape[1], device=self.device)[None]
+        longest = cache.aim(rows, slots)
+        states: list[torch.Tensor] = []
+
+        def at_last(hidden: torch.Tensor) -> torch.Tensor:
+            states.append(hidden[:, -1])
+            return head(states[0])[:, None]
+
+        dense = longest > ids.shape[1] or longest <= PREFILL_DRAFT_LIMIT
+        with self.slot.using(at_last):
+            output = self.model(
+                input_ids=ids,
+                # Without a mask: the kernel's own causal path, whose memory does not grow as T * T.
+                attention_mask=self._masks(slots, longest) if dense else None,
+                position_ids=slots,
+                past_key_values=cache,
+                use_cache=True,
+            )
+        for row in range(rows.start, rows.stop):
+            cache.lengths[row] += ids.shape[1]
+        return output.logits[:, 0], states[0]
+
+    def _masks(self, slots: torch.Tensor, longest: int) -> Any:
+        """Additive masks [B, 1, n, longest] by the kind of layer. A slot's number is its place."""
+        columns = torch.arange(longest, device=self.device)
+        dtype = self.model.dtype
+        masks = {}
+        for kind, window in self._windows.items():
+            hidden = columns > slots[..., None]
+            if window is not None:
+                hidden |= slots[..., None] - columns >= window
+            mask = torch.zeros(hidden.shape, dtype=dtype, device=self.device)
+            masks[kind] = mask.masked_fill_(hidden, torch.finfo(dtype).min)[:, None]
+        return masks if len(masks) > 1 else next(iter(masks.values()))
+
+
+def _turns_by_the_longest(config: Any) -> bool:
+    rope = getattr(config, "rope_parameters", None) or {}
+    groups = [rope, *(v for v in rope.values() if isinstance(v, dict))]
+    return bool({group.get("rope_type") for group in groups} & {"dynamic", "longrope"})

@@ -1,0 +1,122 @@
+"""A key-value cache for requests of different lengths: each row of the batch has its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+_FIRST_CAPACITY = 256
+
+
+@dataclass(slots=True)
+class Aim:
+    """Where a forward's states go.
+
+    rows: of the batch. slots: [n_rows, n] for each row's tokens. longest: how many slots of these
+    rows a query may look at.
+    """
+
+    rows: slice = field(default_factory=lambda: slice(0, 0))
+    slots: torch.Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.long))
+    longest: int = 0
+
+
+class RaggedLayer(CacheLayerMixin):  # type: ignore[misc]
+    """Keys and values of one layer: [B, H, capacity, D]. ``aim`` is shared by all layers."""
+
+    is_sliding = False
+    is_croppable = True
+
+    def __init__(self, aim: Aim) -> None:
+        super().__init__()
+        self.aim = aim
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Begin without room, in the kind of the first states seen. [n_rows, H, n, D] each."""
+        self.keys, self.values = key_states.new_zeros(0), value_states.new_zeros(0)
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write new states at their slots. Returns views of the rows, up to the longest."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        aim = self.aim
+        self.keys = _with_room(self.keys, key_states, aim)
+        self.values = _with_room(self.values, value_states, aim)
+        rows = torch.arange(aim.rows.start, aim.rows.stop, device=aim.slots.device)[:, None]
+        self.keys[rows, :, aim.slots] = key_states.transpose(1, 2)
+        self.values[rows, :, aim.slots] = value_states.transpose(1, 2)
+        return self.keys[aim.rows, :, : aim.longest], self.values[aim.rows, :, : aim.longest]
+
+    def move(self, source: int, target: int) -> None:
+        """Copy a row over another."""
+        self.keys[target], self.values[target] = self.keys[source], self.values[source]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Length and offset of the keys that a query sees."""
+        return self.aim.longest, 0
+
+    def get_seq_length(self) -> int:
+        """Slots of the longest row before this forward."""
+        return self.aim.longest - self.aim.slots.shape[1]
+
+    def get_max_length(self) -> int:
+        """No maximum."""
+        return -1
+
+
+def _with_room(old: torch.Tensor, states: torch.Tensor, aim: Aim) -> torch.Tensor:
+    batch, capacity = (0, 0) if old.dim() < 4 else (old.shape[0], old.shape[2])
+    rows = max(batch, aim.rows.stop)
+    slots = max(capacity, _FIRST_CAPACITY, 1 << (aim.longest - 1).bit_length())
+    if (rows, slots) == (batch, capacity):
+        return old
+    # Zeros: a slot that was never written is read too, and weighed with nothing.
+    new = old.new_zeros(rows, states.shape[1], slots, states.shape[3])
+    if batch:
+        new[:batch, :, :capacity] = old
+    return new
+
+
+class RaggedCache(Cache):  # type: ignore[misc]
+    """A Transformers cache whose rows have lengths of their own.
+
+    Attributes:
+        lengths: tokens in use, a number for each row.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(layer_class_to_replicate=self._new_layer)
+        self.lengths: list[int] = []
+        self._aim = Aim()
+
+    def _new_layer(self) -> RaggedLayer:
+        return RaggedLayer(self._aim)
+
+    def aim(self, rows: slice, slots: torch.Tensor) -> int:
+        """Say where the next forward's states go.
+
+        Args:
+            rows: of the batch; a row that is not there yet is added, empty.
+            slots: [n_rows, n] for each of its tokens.
+
+        Returns:
+            How many slots the forward's queries may look at.
+        """
+        self.lengths += [0] * (rows.stop - len(self.lengths))
+        self._aim.rows, self._aim.slots, self._aim.longest = rows, slots, int(slots.max()) + 1
+        return self._aim.longest
+
+    @torch.inference_mode()
+    def remove(self, row: int) -> None:
+        """Drop a row; the last one takes its place."""
+        last = len(self.lengths) - 1
+        if row != last:
+            for layer in self.layers:
+                layer.move(last, row)
+            self.lengths[row] = self.lengths[last]
+        self.lengths.pop()
