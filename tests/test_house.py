@@ -36,7 +36,7 @@ ROWS = [
     {"lessons"},
     {"pipeline", "forecast"},
     {"model", "own", "learning"},
-    {"train", "tailored"},
+    {"train", "tailored", "assistant"},
     {"draft", "decode", "tokens", "vocab"},
     {"data", "pack", "encode", "load", "bundled"},
     {"config"},

@@ -8,7 +8,12 @@ from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from tascade.assistant.beside import assisted
+from tascade.assistant.drafter import AssistantDrafter
+from tascade.assistant.open import open_assistant
 from tascade.core import Drafter, Generation, IntArray
+from tascade.decode.batch import BatchDecoder
+from tascade.decode.batch_target import BatchTarget
 from tascade.decode.loop import Decoder, NodeBudget
 from tascade.decode.sample import Processor, SamplingParams, argmax_rows
 from tascade.decode.target import Target
@@ -23,7 +28,7 @@ from tascade.encode import Prompt, encode_prompt, end_tokens, fingerprint
 from tascade.errors import ConfigError
 from tascade.load import ModelRef, load_model, machine_key
 from tascade.pack import Pack
-from tascade.tailored import tailor_pack, vocab_config
+from tascade.tailored import check_assistant, tailor_pack, vocab_config
 from tascade.vocab.slim import SlimModel, load_slim
 
 Prompts = Prompt | Sequence[str]
@@ -38,14 +43,17 @@ class TaskModel:
         model, tokenizer: loaded Transformers objects, or a :class:`SlimModel`'s.
         pack: what was learned about the task.
         name: of the model, for messages.
-        head: ``full``, ``masked`` or ``exact`` (see :class:`VocabConfig`); the pack's by default.
+        head: ``full``, ``masked``, ``exact`` or ``draft-only`` (see :class:`VocabConfig`); the
+            pack's by default.
         tables: the model's vocabulary tables, where it was loaded without them.
+        assistant: drafts too, where the task's outputs do not.
 
     Attributes:
         model, tokenizer: the unmodified Transformers objects.
         pack: the pack in use.
         decoder: the speculative loop. ``plain`` is the same loop without drafts, full head.
         tailored: the model's small head; ``None`` where the full one is used.
+        assistant: the model that drafts too; ``None`` where there is none.
     """
 
     def __init__(
@@ -57,7 +65,9 @@ class TaskModel:
         *,
         head: str = "",
         tables: SlimModel | None = None,
+        assistant: AssistantDrafter | None = None,
     ) -> None:
+        check_assistant(head, assistant)
         self.model, self.tokenizer, self.pack = model, tokenizer, pack
         pack.check_tokenizer(fingerprint(tokenizer), name or "the given model")
         self.ends = end_tokens(model, tokenizer)
@@ -65,7 +75,7 @@ class TaskModel:
         task = open_task(pack, pack.info.fingerprint)
         self.corpus, self.similar, self.calibration = task.corpus, task.similar, task.calibration
         self.outputs: CorpusView = self.corpus
-        self.tailored = tailor_pack(pack, model, head, tables)
+        self.tailored, self.assistant = tailor_pack(pack, model, head, tables), assistant
         self._cost: CostTable | None = _saved_cost(pack, self.cost_key)
         self._decoder: Decoder | None = None
         self._lock = threading.RLock()
@@ -79,29 +89,42 @@ class TaskModel:
         dtype: str = "auto",
         device: str = "auto",
         head: str = "",
+        assistant: ModelRef | None = None,
     ) -> TaskModel:
         """Open a pack, and the model it was made for (or ``model``, if its tokenizer fits).
 
-        With a tailored head the model's vocabulary tables stay in its checkpoint's file.
+        With a tailored head the model's vocabulary tables stay in its checkpoint's file. An
+        ``assistant`` is a smaller model that drafts too, with the pack's list of tokens as its head
+        where ``head`` is ``draft-only``; what is said stays the model's.
 
         Raises:
             PackError: no pack there, or a damaged one.
             FingerprintError: the pack was made for another tokenizer.
-            ConfigError: the model cannot be loaded.
+            ConfigError: a model cannot be loaded, the assistant has another tokenizer, or there is
+                none for a head that it alone would have.
         """
         opened = Pack.open(pack)
-        ref = model if model is not None else opened.model
-        if vocab_config(opened, head).head == "full" or isinstance(ref, tuple):
+        ref, used = model if model is not None else opened.model, vocab_config(opened, head).head
+        check_assistant(used, assistant)
+        drafts = None
+        if assistant is not None:
+            drafts = open_assistant(assistant, opened, used, dtype=dtype, device=device)
+        if used in ("full", "draft-only") or isinstance(ref, tuple):
             loaded, tokenizer, name = load_model(ref, dtype=dtype, device=device)
-            return cls(loaded, tokenizer, opened, name, head=head)
+            return cls(loaded, tokenizer, opened, name, head=head, assistant=drafts)
         slim = load_slim(ref, dtype=dtype, device=device)
-        return cls(slim.model, slim.tokenizer, opened, slim.name, head=head, tables=slim)
+        given: dict[str, Any] = {"head": head, "tables": slim, "assistant": drafts}
+        return cls(slim.model, slim.tokenizer, opened, slim.name, **given)
 
     @property
     def decoder(self) -> Decoder:
         """The speculative decoding loop; the first use measures this machine's step costs."""
         if self._decoder is None:
-            self._decoder = self.new_decoder(self.new_drafter(self.calibration), self.new_budget())
+            drafter, budget = self.new_drafter(self.calibration), self.new_budget()
+            if self.assistant is None:
+                self._decoder = self.new_decoder(drafter, budget)
+            else:
+                self._decoder = self.new_decoder(*assisted(self.assistant, drafter, budget))
         return self._decoder
 
     def new_decoder(self, drafter: Drafter, budget: NodeBudget | None = None) -> Decoder:
@@ -114,6 +137,15 @@ class TaskModel:
     def plain(self) -> Decoder:
         """The same loop with the drafter that proposes nothing."""
         return Decoder(self.target, NoDrafter(), None, self.tokenizer)
+
+    def batches(self, size: int = 8) -> BatchDecoder:
+        """A loop that decodes several requests together with this model and its head.
+
+        It drafts nothing: where drafts pay, one request after the other may well be sooner done.
+        """
+        if self.tailored is not None:
+            return self.tailored.batches(size, self.tokenizer)
+        return BatchDecoder(BatchTarget(self.model), tokenizer=self.tokenizer, size=size)
 
     def new_drafter(self, calibration: Calibration | None = None) -> MixDrafter:
         """A drafter over this pack, with a calibration of its own unless one is given."""
@@ -177,13 +209,20 @@ class TaskModel:
             return self.decoder.generate(self.encode(prompt), self.params(**options), processors)
 
     def generate(
-        self, prompt: Prompts, processors: Sequence[Processor] = (), **options: Any
+        self,
+        prompt: Prompts,
+        processors: Sequence[Processor] = (),
+        *,
+        batch_size: int = 1,
+        **options: Any,
     ) -> str | list[str]:
         """Generate text for a prompt, chat messages, or a list of prompts.
 
         Args:
             prompt: a string; a list of ``{"role", "content"}`` messages; or a list of strings.
             processors: extra Transformers logits processors.
+            batch_size: how many of a list's prompts to decode together, without drafts then; each
+                answer is what it is alone.
             options: fields of :class:`tascade.decode.sample.SamplingParams`, such as
                 ``max_new_tokens``, ``temperature``, ``seed``, ``stop``.
 
@@ -192,7 +231,12 @@ class TaskModel:
         """
         if isinstance(prompt, str) or (prompt and isinstance(prompt[0], dict)):
             return self.run(cast(Prompt, prompt), processors, **options).text
-        return [self.run(cast(str, p), processors, **options).text for p in prompt]
+        if batch_size == 1:
+            return [self.run(cast(str, p), processors, **options).text for p in prompt]
+        with self._lock:
+            ids = [self.encode(cast(str, p)) for p in prompt]
+            made = self.batches(batch_size).generate(ids, self.params(**options), processors)
+        return [answer.text for answer in made]
 
     def stream(
         self, prompt: Prompt, processors: Sequence[Processor] = (), **options: Any

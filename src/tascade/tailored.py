@@ -9,6 +9,8 @@ import torch
 
 from tascade.config import VocabConfig
 from tascade.core import Drafter, IntArray
+from tascade.decode.batch import BatchDecoder
+from tascade.decode.batch_target import BatchTarget
 from tascade.decode.deferral import Deferral
 from tascade.decode.deferred import DeferredDecoder, Full
 from tascade.decode.heads import finisher, install_slot
@@ -18,14 +20,21 @@ from tascade.decode.target import Target
 from tascade.draft.budget import CostTable
 from tascade.errors import ConfigError, PackError
 from tascade.pack import Pack
+from tascade.vocab.fullhead import FullHead
 from tascade.vocab.head import TailoredHead
 from tascade.vocab.profile import Profile
 from tascade.vocab.slim import SlimModel
 from tascade.vocab.table import RowTable
+from tascade.vocab.union import UnionHead
 
 STAGE = "vocab-tailor"
 _FIRST_RATE = 0.01
-GUARANTEES = {"full": "lossless", "masked": "approximate", "exact": "lossless"}
+GUARANTEES = {
+    "full": "lossless",
+    "masked": "approximate",
+    "exact": "lossless",
+    "draft-only": "lossless",
+}
 """What each head promises."""
 
 
@@ -39,6 +48,7 @@ class Tailored:
         full: the full head, [K, d] final states to the model's logits [K, V].
         config: which guarantee, and how many guesses.
         rate: misses a token to expect.
+        bias: [V] the full head's, where it has one.
     """
 
     target: Target
@@ -46,6 +56,7 @@ class Tailored:
     full: Full
     config: VocabConfig
     rate: float = _FIRST_RATE
+    bias: torch.Tensor | None = None
     _check: CostTable | None = None
 
     @property
@@ -68,6 +79,17 @@ class Tailored:
             return Decoder(self.target, drafter, budget, tokenizer)
         deferral = Deferral(self._check_seconds, most=self.config.deferred, rate=self.rate)
         return DeferredDecoder(self.target, drafter, self.full, deferral, budget, tokenizer)
+
+    def batches(self, size: int, tokenizer: Any = None) -> BatchDecoder:
+        """The loop for several requests at once, over one head of all that they need."""
+        own, target = self.head, BatchTarget(self.target.model)
+        ids, kind = own.ids[: own.static].cpu().numpy(), target.model.dtype
+        head = UnionHead(own.table, ids, bias=self.bias, device=target.device, dtype=kind)
+        checks: dict[str, Any] = {}
+        if self.config.head == "exact":
+            deferral = Deferral(self._check_seconds, most=self.config.deferred, rate=self.rate)
+            checks = {"full": self.full, "deferral": deferral}
+        return BatchDecoder(target, head, tokenizer=tokenizer, size=size, **checks)
 
     def counter(self, drafter: Drafter, tokenizer: Any = None) -> Decoder:
         """The loop of the masked head that counts its misses, for measurements."""
@@ -101,13 +123,15 @@ def tailor_pack(
 ) -> Tailored | None:
     """The tailored head that a pack and ``head`` ask for; ``None`` for the full one.
 
+    A head for drafts alone is not the model's but its assistant's: the model keeps the full one.
+
     Raises:
         ConfigError: as :func:`vocab_config`.
         PackError: the vocabulary's file is damaged.
         FingerprintError: it was made for another tokenizer.
     """
     config = vocab_config(pack, head)
-    if config.head == "full":
+    if config.head in ("full", "draft-only"):
         return None
     profile = Profile.load(
         pack.vocabulary, vocab_size=pack.info.vocab_size, fingerprint=pack.info.fingerprint
@@ -117,6 +141,22 @@ def tailor_pack(
         given = {"table": tables.head, "bias": tables.head_bias}
     rate = _FIRST_RATE if profile.held_out is None else 1 - profile.held_out.share
     return tailor_model(model, profile.ids, config, rate=rate, **given)
+
+
+def check_assistant(head: str, assistant: object) -> None:
+    """Refuse a head for drafts alone where there is nothing that drafts with it.
+
+    Raises:
+        ConfigError: ``assistant`` is ``None``.
+    """
+    if head == "draft-only" and assistant is None:
+        raise ConfigError(
+            "a head for drafts alone needs a model that drafts",
+            got=f"head {head!r} and no assistant",
+            wanted="a smaller model with the same tokenizer",
+            where="assistant",
+            fix="name one (assistant=..., --assistant), or choose a head: full, exact or masked",
+        )
 
 
 def keep_vocabulary(pack: Pack, tokenizer: Any, profile: Profile, config: VocabConfig) -> None:
@@ -155,7 +195,11 @@ def tailor_model(
         table, bias = RowTable.from_tensor(full.weight.detach().cpu()), getattr(full, "bias", None)
     head = TailoredHead(table, ids, bias=bias, device=model.device, dtype=model.dtype)
     finish = finisher(model)
-    return Tailored(Target(model, head), head, lambda states: finish(full(states)), config, rate)
+    own = None if bias is None else bias.detach()
+    whole = FullHead(table, own).check if model.device.type == "cpu" else full
+    return Tailored(
+        Target(model, head), head, lambda states: finish(whole(states)), config, rate, bias
+    )
 
 
 @torch.inference_mode()
