@@ -270,6 +270,19 @@ def test_a_request_leaves_nothing_behind():
     assert plain(llama, first, GREEDY).tokens == wanted.tokens  # the model has its head again
 
 
+def test_a_target_keeps_its_head_for_others():
+    decoder, prompt = exact(model("llama"), 0.4, deferral=every(0)), prompts(1)[0]
+    assert decoder.generate(prompt, GREEDY).extra["full_steps"] == 28
+
+    def breaks(ids, scores):
+        raise RuntimeError("a caller's mistake")
+
+    with pytest.raises(RuntimeError, match="mistake"):
+        decoder.generate(prompt, GREEDY, [breaks])
+    wanted = plain(model("llama"), prompt, GREEDY, [Mask([*static(0.4), *prompt])]).tokens
+    assert Decoder(decoder.target, NoDrafter()).generate(prompt, GREEDY).tokens == wanted
+
+
 # --- planted bugs -------------------------------------------------------------------------------
 
 

@@ -67,7 +67,6 @@ class DeferredDecoder(Decoder):
 
     def begin(self, request: Request) -> None:
         """Forget the request before."""
-        self.target.head = self.head
         super().begin(request)
         self._guess = guesses_for(request, self.tokenizer)
         self._states.clear()
@@ -79,10 +78,13 @@ class DeferredDecoder(Decoder):
         guess = self._guess
         assert guess is not None
         wanted = self.deferral.plan() if self._may_repeat else 0
-        self.target.head = self.head if wanted else None
         first = len(request.result.tokens)
-        while not guess.done and len(guess.result.tokens) - first < max(wanted, 1):
-            self._guess_once(guess, wanted > 0)
+        self.target.head = self.head if wanted else None
+        try:
+            while not guess.done and len(guess.result.tokens) - first < max(wanted, 1):
+                self._guess_once(guess, wanted > 0)
+        finally:
+            self.target.head = self.head  # others may decode with this target
         if wanted:
             self._check(request, guess)
         else:
