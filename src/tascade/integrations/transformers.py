@@ -18,12 +18,14 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from transformers import GenerationMixin
 from transformers.generation import logits_process, stopping_criteria
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from tascade.core import Generation
+from tascade.decode.deferred import DeferredDecoder
 from tascade.decode.loop import Decoder
 from tascade.decode.sample import Processor, SamplingParams
 from tascade.decode.stop import ExtraStop
@@ -290,13 +292,30 @@ def _decode(decoder: Decoder, plan: _Plan, row: _Row, number: int, streamer: Any
         for token in tokens:
             streamer.put(torch.tensor([token]))
 
+    params = plan.params(number)
+    _check_ends(decoder, row, params)
     return decoder.generate(
         row.prompt,
-        plan.params(number),
+        params,
         [] if plan.processor is None else [_behind(row.lead, plan.processor)],
         None if streamer is None else put,
         _extra_stop(row, plan.criteria),
     )
+
+
+def _check_ends(decoder: Decoder, row: _Row, params: SamplingParams) -> None:
+    """Refuse an end token that a masked head cannot say: answers would silently run on."""
+    head = decoder.target.head
+    if head is None or isinstance(decoder, DeferredDecoder):
+        return
+    head.begin(np.asarray(row.prompt, np.int32))
+    if lacking := [end for end in params.end_tokens if end >= 0 and end not in head]:
+        raise _refusal(
+            "eos_token_id",
+            f"{lacking}, neither in the task's list nor in the prompt",
+            "end tokens that the masked head has",
+            'use head="exact", or masked_generation(), which gives every end token to the head',
+        )
 
 
 def _behind(lead: torch.Tensor, process: Processor) -> Processor:

@@ -10,7 +10,7 @@ from tascade.core import IntArray
 from tascade.vocab.rows import HeadRows, Numbers
 from tascade.vocab.table import RowTable
 
-_SPARE = 256
+_SPARE = 128
 
 
 class TailoredHead(torch.nn.Module):

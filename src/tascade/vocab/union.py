@@ -12,7 +12,7 @@ from tascade.errors import ConfigError
 from tascade.vocab.rows import HeadRows, Numbers
 from tascade.vocab.table import RowTable
 
-_SPARE = 256
+_SPARE = 128
 _LINES = 8
 
 
