@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--references", action="store_true", help="index reference answers")
     parser.add_argument("--keep", action="store_true", help="use packs made before")
     parser.add_argument("--methods", default="all")
+    parser.add_argument("--tailor", default="", help="give the packs a tailored head too")
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
@@ -49,6 +50,7 @@ def main() -> None:
                 data / "train.jsonl", "--validation", data / "validation.jsonl", "--out", pack,
                 "--dtype", options.dtypes[0], "--threads", options.threads, "--overwrite",
                 *([] if options.references else ["--recipe", HERE / "main_path.yaml"]),
+                *(["--tailor", options.tailor] if options.tailor else []),
             )  # fmt: skip
         for dtype in options.dtypes:
             run(

@@ -92,9 +92,10 @@ def test_the_recipe_page_lists_every_key_with_its_type_and_default() -> None:
     assert row.findall((DOCS / "recipes.md").read_text()) == list(keys(Recipe()))
 
 
-def test_the_recipe_page_shows_what_to_yaml_writes() -> None:
+def test_the_recipe_page_shows_what_to_yaml_writes(tmp_path: Path) -> None:
+    Recipe().to_yaml(tmp_path / "recipe.yaml")
     whole = [yaml.safe_load(text) for _, text in blocks("yaml", [DOCS / "recipes.md"])]
-    assert Recipe().to_dict() in whole
+    assert yaml.safe_load((tmp_path / "recipe.yaml").read_text()) in whole
 
 
 # --- the command line ---------------------------------------------------------------------------

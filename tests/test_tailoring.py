@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from functools import wraps
 from pathlib import Path
+from types import MethodType
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 import tascade
 from tascade import bundled, cli
+from tascade.bench import pack as bench_module
+from tascade.bench.memory import can_measure, measure_here
 from tascade.bench.schema import validate
 from tascade.config import VocabConfig
 from tascade.data.load import load_examples
 from tascade.decode.deferral import Deferral
 from tascade.decode.heads import HeadSlot
 from tascade.errors import ConfigError, FingerprintError, PackError
+from tascade.inspection import inspect
 from tascade.load import load_model
 from tascade.model import TaskModel
 from tascade.pack import Pack
@@ -117,7 +123,92 @@ def test_adapt_with_a_head_keeps_the_list_and_checks_answers(tmp_path: Path) -> 
     assert made.run(prompt).tokens == plain.tokens
 
 
-def test_the_verb_and_the_bench(pack: Path, tmp_path: Path) -> None:
+def test_inspect_predicts_what_tailor_gives(ticket_pack: Path, tmp_path: Path) -> None:
+    data = {"held_out": bundled.data_path("tickets", "validation")}
+    train = list(load_examples(TRAIN))[:200]
+    copy = tmp_path / "pack"
+    Pack.open(ticket_pack).copy_to(copy)
+    found = inspect(train, bundled.model_path(), **data)
+    predicted = found.to_dict()["tailored_vocabulary"]
+    made = tailor(copy, train, **data, config=VocabConfig(head="exact"))
+    given = made.to_json()
+    assert (given.pop("pack"), given.pop("head")) == (str(copy), "exact")
+    assert predicted == given
+    for line in made.gain.describe().splitlines():
+        assert line in found.describe()
+    task_model = TaskModel.from_pretrained(copy)
+    assert task_model.tailored is not None
+    sizes = predicted["vocabulary_bytes"]
+    assert sizes["tailored"] == task_model.tailored.head.nbytes
+    whole, _, _ = load_model(bundled.model_path())
+    assert sizes["full"] == whole.get_input_embeddings().weight.nbytes  # tied: once
+    left = sum(p.nbytes for p in task_model.model.parameters()) + sizes["tailored"]
+    weights = sum(p.nbytes for p in whole.parameters())
+    assert predicted["model_saved"] == pytest.approx(1 - left / weights)
+
+
+def test_inspect_promises_no_head_that_cannot_be_had() -> None:
+    model = tiny_model("llama", vocab_size=260)
+    head = model.get_output_embeddings()
+    rows = [{"prompt": e.prompt, "completion": e.completion} for e in toy_examples(60)]
+    assert inspect(rows, (model, byte_tokenizer())).vocabulary is not None
+    plain = type(model).forward
+
+    @wraps(plain)
+    def shifted(self: Any, *args: Any, **options: Any) -> Any:
+        out = plain(self, *args, **options)
+        out.logits = out.logits + 1.0
+        return out
+
+    model.forward = MethodType(shifted, model)
+    found = inspect(rows, (model, byte_tokenizer()))
+    assert found.vocabulary is None
+    assert found.to_dict()["tailored_vocabulary"] is None
+    assert "tascade tailor" not in found.describe()
+    assert model.get_output_embeddings() is head
+
+
+def listed_texts(pack: Path) -> set[str]:
+    raw = json.loads((pack / "vocabulary.json").read_text())
+    return {text for _, _, text in raw["tokens"]}
+
+
+def test_scripts_reach_the_list_from_flags_and_recipes(pack: Path, tmp_path: Path) -> None:
+    # Of two tokens that all answers have, only one has letters: Greek alone leaves it out first.
+    letters, marks = "tags", '"],'
+    copy = tmp_path / "pack"
+    Pack.open(pack).copy_to(copy)
+    words = ["tailor", str(copy), "--data", str(TRAIN), "--tolerance", "20", "--head", "masked"]
+    for scripts, kept, left_out in (
+        ("code, greek", letters, marks),
+        ("greek", marks, letters),
+    ):
+        result = run.invoke(cli.app, [*words, "--scripts", scripts], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        assert kept in listed_texts(copy)
+        assert left_out not in listed_texts(copy)
+    assert Pack.open(copy).info.recipe["vocab"]["scripts"] == ["greek"]
+    tailored = TaskModel.from_pretrained(copy, dtype="float32").tailored
+    assert tailored is not None
+    assert tailored.config.scripts == ("greek",)
+    rows = [{"prompt": e.prompt, "completion": e.completion} for e in load_examples(TRAIN)][:60]
+    recipe = tascade.Recipe(
+        max_new_tokens=8,
+        spec=tascade.SpecConfig(calibration_rows=1),
+        vocab=VocabConfig(head="masked", tolerance=20.0, scripts=("greek",)),
+    )
+    made = tascade.adapt(bundled.model_path(), rows, out=tmp_path / "made", recipe=recipe)
+    assert marks in listed_texts(made.pack.path)
+    assert letters not in listed_texts(made.pack.path)
+
+
+def test_the_verb_and_the_bench(
+    pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Not in processes of their own, which take long to start.
+    monkeypatch.setattr(
+        bench_module, "measure_memory", lambda job, prompts: measure_here(job, prompts).to_json()
+    )
     copy = tmp_path / "pack"
     Pack.open(pack).copy_to(copy)
     words = ["tailor", str(copy), "--data", str(TRAIN), "--tolerance", "1.0", "--json"]
@@ -128,7 +219,8 @@ def test_the_verb_and_the_bench(pack: Path, tmp_path: Path) -> None:
     assert found["held_out_low"] <= found["held_out_missing_per_answer"] <= found["held_out_high"]
     names = ("tailored-masked", "tailored-exact", "tasc-spec+tailored-exact")
     words = ["bench", str(copy), "-d", str(TEST), "--rows", "4", "--repeats", "1", "--json"]
-    words += ["--dtype", "float32", "--max-new-tokens", "40", "--methods", ",".join(names)]
+    words += ["--dtype", "float32", "--max-new-tokens", "40", "--methods"]
+    words += [",".join(("tasc-spec", *names))]
     result = run.invoke(cli.app, words, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     measured = json.loads(result.stdout)
@@ -139,6 +231,11 @@ def test_the_verb_and_the_bench(pack: Path, tmp_path: Path) -> None:
         assert methods[name]["guarantee"] == "lossless"
         counts = methods[name]["settings"]["counts"]
         assert counts["checks"] + counts["full_steps"] > 0
+    sizes = {name: m["memory"]["vocabulary_bytes"] for name, m in methods.items() if "memory" in m}
+    assert set(sizes) == ({"plain", "tasc-spec", *names} if can_measure() else set())
+    head = methods["tailored-masked"]["settings"]["head"]
+    for name, size in sizes.items():
+        assert size == head["bytes" if name in names else "of_bytes"]
     masked = methods["tailored-masked"]
     assert masked["guarantee"] == "approximate"
     # An answer without a miss is plain decoding's.

@@ -15,9 +15,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import tascade
 from tascade import bundled
 from tascade.bench.pack import BenchOptions, bench_pack, report_pack
-from tascade.config import GateConfig, TuneConfig
+from tascade.config import GateConfig, TuneConfig, VocabConfig
 from tascade.data.load import load_examples
 from tascade.errors import ConfigError, DataError, PackError
+from tascade.tailoring import tailor
 from tascade.tokens.stored import read_tokens
 from tascade.tuning import Tuned, adapt_tuned, tune
 
@@ -94,6 +95,28 @@ def test_a_pack_of_a_tuned_model_drafts_in_its_tokens(tuned: Tuned, tmp_path: Pa
         prompt = made.encode(row["prompt"])
         fast = made.decoder.generate(prompt, made.params()).tokens
         assert fast == made.plain.generate(prompt, made.params()).tokens
+
+
+def test_a_tuned_model_takes_a_tailored_head_of_its_own_tokens(
+    tuned: Tuned, tmp_path: Path
+) -> None:
+    assert tuned.path is not None
+    recipe = tascade.Recipe(dtype="float32", max_new_tokens=48)
+    recipe = dataclasses.replace(recipe, spec=tascade.SpecConfig(calibration_rows=2))
+    data, held_out = rows("train", 60), rows("validation", 8)
+    tascade.adapt(tuned.path, data, validation=held_out, out=tmp_path / "pack", recipe=recipe)
+    made = tailor(tmp_path / "pack", data, held_out=held_out, config=VocabConfig(head="exact"))
+    merger = read_tokens(tuned.path)
+    assert merger is not None
+    # Counted in the tokens that this model says: the new ones, not those they stand for.
+    listed = set(made.gain.profile.ids.tolist())
+    assert listed & set(range(merger.first, merger.first + 12))
+    task_model = tascade.TaskModel.from_pretrained(tmp_path / "pack", dtype="float32")
+    assert task_model.tailored is not None
+    for row in rows("test", 4):
+        said = task_model.run(row["prompt"])
+        plain = task_model.plain.generate(task_model.encode(row["prompt"]), task_model.params())
+        assert said.tokens == plain.tokens
 
 
 def test_adapt_tuned_makes_one_pack_of_model_and_drafts(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def adapt(
         bool, typer.Option("--tune", help="Teach the model the task's tokens first; see `tune`.")
     ] = False,
     tailor: Annotated[
-        str, typer.Option(help="An LM head of the task's tokens: exact or masked.")
+        str, typer.Option(help="An LM head of the task's tokens: exact, masked or draft-only.")
     ] = "",
     overwrite: Annotated[bool, typer.Option(help="Replace the pack if it exists.")] = False,
     threads: Threads = 0,
@@ -180,6 +180,12 @@ def generate(
     seed: Annotated[int, typer.Option(help="Fixes every draw.")] = 0,
     stop: Annotated[list[str] | None, typer.Option(help="End the text before this string.")] = None,
     explain: Annotated[bool, typer.Option(help="Colour tokens by who drafted them.")] = False,
+    assistant: Annotated[
+        str, typer.Option(help="A smaller model of its tokenizer: drafts too.")
+    ] = "",
+    head: Annotated[
+        str, typer.Option(help="full, exact, masked, or draft-only: the assistant's [pack's].")
+    ] = "",
     dtype: Dtype = "auto",
     threads: Threads = 0,
     json: Json = False,
@@ -192,7 +198,9 @@ def generate(
     options: dict[str, Any] = {"temperature": temperature, "seed": seed, "stop": tuple(stop or ())}
     if max_new_tokens:
         options["max_new_tokens"] = max_new_tokens
-    task_model = TaskModel.from_pretrained(pack, model or None, dtype=dtype)
+    task_model = TaskModel.from_pretrained(
+        pack, model or None, dtype=dtype, head=head, assistant=assistant or None
+    )
     for text in prompt:
         result = task_model.run(sys.stdin.read() if text == "-" else text, **options)
         if json:
@@ -256,6 +264,9 @@ def bench(
     seed: Annotated[int, typer.Option(help="Fixes every draw.")] = 0,
     dtype: Dtype = "auto",
     threads: Threads = 0,
+    memory: Annotated[
+        bool, typer.Option(help="Measure memory too, each method in a process of its own.")
+    ] = True,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Also write the JSON here.")
     ] = None,
@@ -273,6 +284,7 @@ def bench(
         seed=seed,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
+        memory=memory,
     )
     with console.progress_bar() as progress:
         result = bench_pack(

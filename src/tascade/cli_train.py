@@ -117,10 +117,15 @@ def tailor(
     held_out: Annotated[
         str, typer.Option(help="Held-out examples; a share of the data if absent.")
     ] = "",
-    head: Annotated[str, typer.Option(help="exact (lossless), masked, or full again.")] = "exact",
+    head: Annotated[
+        str, typer.Option(help="exact (lossless), masked, draft-only or full again.")
+    ] = "exact",
     tolerance: Annotated[
         float, typer.Option(help="Tokens an answer may lack, on average, on the data.")
     ] = 0.01,
+    scripts: Annotated[
+        str, typer.Option(help="What the task writes, as english,code; other tokens go first.")
+    ] = "",
     own: Annotated[
         bool, typer.Option("--self", help="Count the model's own answers, not the references.")
     ] = False,
@@ -134,12 +139,13 @@ def tailor(
     from tascade.tailoring import tailor as run
 
     use_threads(threads)
+    names = tuple(name.strip() for name in scripts.split(",") if name.strip())
     with console.progress_bar() as progress:
         made = run(
             pack,
             data,
             held_out=held_out or None,
-            config=VocabConfig(head=head, tolerance=tolerance),
+            config=VocabConfig(head=head, tolerance=tolerance, scripts=names),
             own=own,
             on_error=on_error,
             progress=progress,

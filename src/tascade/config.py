@@ -13,6 +13,28 @@ from typing import Any
 from tascade.errors import ConfigError
 from tascade.files import write_atomic
 
+SCRIPTS = (
+    "english",
+    "code",
+    "math",
+    "spanish",
+    "portuguese",
+    "italian",
+    "german",
+    "french",
+    "hindi",
+    "thai",
+    "chinese",
+    "japanese",
+    "korean",
+    "arabic",
+    "cyrillic",
+    "greek",
+    "hebrew",
+    "emoji",
+)
+"""What a task may write. Which characters these are: :data:`tascade.vocab.letters.SCRIPTS`."""
+
 
 @dataclass(frozen=True, slots=True)
 class DataConfig:
@@ -64,17 +86,28 @@ class VocabConfig:
     """VocabTailor: an LM head of the task's tokens and the prompt's.
 
     ``head``: ``full``, the model's own; ``masked``, which cannot say other tokens (approximate);
-    or ``exact``, which guesses and has the full head check (lossless). ``tolerance``: how many
+    ``exact``, which guesses and has the full head check (lossless); or ``draft-only``, that of an
+    assistant, whose drafts the model verifies with its own head (lossless). ``tolerance``: how many
     tokens of an answer the task's list may lack, on the data it was made from, the prompt's own
-    left out. ``deferred``: most guesses before a check.
+    left out. ``scripts``: tokens with characters that none of these writes are left out first, as
+    far as ``tolerance`` allows (names: :data:`SCRIPTS`); without any, the rarest alone.
+    ``deferred``: most guesses before a check.
     """
 
     head: str = "full"
     tolerance: float = 0.01
     deferred: int = 32
+    scripts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _one_of("vocab.head", self.head, ("full", "masked", "exact"))
+        # Packs keep it as JSON, which has lists alone.
+        object.__setattr__(self, "scripts", _strings(self.scripts, "vocab.scripts"))
+        for name in self.scripts:
+            if name not in SCRIPTS:
+                raise ConfigError(
+                    "unknown script", got=name, wanted=", ".join(SCRIPTS), where="vocab.scripts"
+                )
+        _one_of("vocab.head", self.head, ("full", "masked", "exact", "draft-only"))
         _at_least("vocab.tolerance", self.tolerance, 0)
         _at_least("vocab.deferred", self.deferred, 0)
 
@@ -259,6 +292,8 @@ def _build(cls: Any, raw: object, where: str) -> Any:
 def _typed(kind: Any, value: object, where: str) -> object:
     if isinstance(kind, types.UnionType):
         kind = typing.get_args(kind)[0]
+    if typing.get_origin(kind) is tuple:
+        return _strings(value, where)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not kind:
@@ -269,6 +304,19 @@ def _typed(kind: Any, value: object, where: str) -> object:
             where=where,
         )
     return value
+
+
+def _strings(value: object, where: str) -> tuple[str, ...]:
+    # A string is a sequence of strings too, its letters, and is not meant so.
+    if not isinstance(value, list | tuple) or not all(isinstance(part, str) for part in value):
+        raise ConfigError(
+            "wrong type in the recipe",
+            got=f"{value!r:.80} ({type(value).__name__})",
+            wanted="a list of strings",
+            where=where,
+            fix="write each name as an entry of the list, as in [english, code]",
+        )
+    return tuple(value)
 
 
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:

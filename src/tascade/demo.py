@@ -67,7 +67,7 @@ def _task(task: str, out: Path, rows: int, repeats: int) -> dict[str, Any]:
             pack,
             bundled.data_path(task, "test"),
             warmup=bundled.data_path(task, "validation"),
-            options=BenchOptions(methods=METHODS, rows=rows, repeats=repeats),
+            options=BenchOptions(METHODS, rows, repeats, memory=False),
             out=out / f"{task}.json",
             progress=progress,
         )
@@ -99,7 +99,7 @@ def _tuned(task: str, out: Path, rows: int, repeats: int) -> list[dict[str, Any]
             pack,
             bundled.data_path(task, "test"),
             warmup=bundled.data_path(task, "validation"),
-            options=BenchOptions(rows=rows, repeats=repeats),
+            options=BenchOptions(rows=rows, repeats=repeats, memory=False),
             out=out / f"{task}-tuned.json",
             progress=progress,
         )

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tascade.config import DataConfig, Recipe
+from tascade.config import DataConfig, Recipe, VocabConfig
 from tascade.core import IntArray
+from tascade.decode.heads import HeadSlot, finisher, remove_slot
+from tascade.decode.target import Target
 from tascade.draft.budget import CostTable
 from tascade.encode import end_tokens
 from tascade.enrichment import Enrichment, choose_tokens
-from tascade.errors import ConfigError, DataError
+from tascade.errors import ConfigError, DataError, UnsupportedModelError
 from tascade.forecast import Forecast, forecast
 from tascade.load import ModelRef, load_model
 from tascade.model import measure_cost
-from tascade.pipeline import Progress, prepare, silent, spread
+from tascade.pipeline import Prepared, Progress, prepare, silent, spread
 from tascade.tokens.mine import MiningRules
+from tascade.tokens.stored import read_tokens
+from tascade.vocab.counts import count_documents
+from tascade.vocab.gain import VocabularyGain, vocabulary_gain
+from tascade.vocab.profile import build_profile
 
 _ROWS = 200
 
@@ -26,6 +33,8 @@ class Inspection:
 
     ``enrichment``: what new tokens would save once a model has learned them (``tascade tune``);
     ``None`` for a tokenizer that cannot be given any.
+    ``vocabulary``: what an LM head of the task's tokens would save, and lack (``tascade tailor``);
+    ``None`` for a model whose head cannot be replaced.
     """
 
     model: str
@@ -34,10 +43,11 @@ class Inspection:
     forecast: Forecast
     cost: CostTable
     enrichment: Enrichment | None
+    vocabulary: VocabularyGain | None
 
     def to_dict(self) -> dict[str, Any]:
         """One JSON-ready object."""
-        new = self.enrichment
+        new, vocabulary = self.enrichment, self.vocabulary
         return {
             "model": self.model,
             "data": self.data,
@@ -46,6 +56,7 @@ class Inspection:
             "new_tokens": None
             if new is None
             else {"tokens": len(new.expansions), "fewer_steps": new.fewer_steps},
+            "tailored_vocabulary": None if vocabulary is None else vocabulary.to_json(),
             **self.forecast.to_dict(),
         }
 
@@ -55,6 +66,10 @@ class Inspection:
         if self.enrichment is not None:
             count, fewer = len(self.enrichment.expansions), self.enrichment.fewer_steps
             text += f"\n{count} new tokens would take {fewer:.2f}x fewer steps (`tascade tune`)"
+        if self.vocabulary is not None:
+            lines = self.vocabulary.describe().splitlines()
+            text += "\nan LM head of the task's tokens (`tascade tailor`)"
+            text += "".join(f"\n  {line}" for line in lines)
         return text
 
 
@@ -85,7 +100,7 @@ def inspect(
     loaded, tokenizer, name = load_model(model)
     ends = end_tokens(loaded, tokenizer)
     recipe = Recipe(data=DataConfig(on_error=on_error))
-    prepared = prepare(tokenizer, ends, data, held_out, recipe, tell)
+    prepared = prepare(tokenizer, ends, data, held_out, recipe, tell, read_tokens(name))
     rows = [_with_prompt(row) for row in spread(prepared.validation, _ROWS)]
     if len(rows) < 2:
         raise DataError(
@@ -95,8 +110,6 @@ def inspect(
             where=str(data),
             fix="pass held-out examples with --held-out",
         )
-    from tascade.decode.target import Target
-
     tell("measuring the model's steps", 0, None)
     cost = measure_cost(Target(loaded))
     tell("replaying held-out outputs", 0, len(rows))
@@ -115,8 +128,40 @@ def inspect(
         new = choose_tokens((prepared.train, kept), (loaded, tokenizer, name), MiningRules())
     except ConfigError:  # a tokenizer of a kind that cannot be extended
         new = None
+    tell("counting tokens", 0, None)
+    vocabulary = _vocabulary(loaded, tokenizer, ends, prepared)
     skipped = sum(report.skipped for report in prepared.reports)
-    return Inspection(name, str(data), skipped, found, cost, new)
+    return Inspection(name, str(data), skipped, found, cost, new, vocabulary)
+
+
+def _vocabulary(
+    model: Any, tokenizer: Any, ends: Sequence[int], prepared: Prepared
+) -> VocabularyGain | None:
+    """What `tascade tailor` would list with its defaults; ``None`` if it would be of no use."""
+    if not _replaceable(model):
+        return None
+    profile = build_profile(
+        count_documents(prepared.train),
+        tokenizer,
+        ends,
+        vocab_size=int(model.config.get_text_config().vocab_size),
+        tolerance=VocabConfig().tolerance,
+        held_out=prepared.validation,
+    )
+    return vocabulary_gain(model, profile, prepared.validation)
+
+
+def _replaceable(model: Any) -> bool:
+    """Whether the model's LM head can give way to a small one; it is left as it was."""
+    in_use = isinstance(model.get_output_embeddings(), HeadSlot)
+    try:
+        finisher(model)
+    except UnsupportedModelError:
+        return False
+    finally:
+        if not in_use:
+            remove_slot(model)
+    return True
 
 
 def _with_prompt(row: tuple[IntArray | None, IntArray]) -> tuple[IntArray, IntArray]:

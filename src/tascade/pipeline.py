@@ -99,11 +99,8 @@ def adapt(
             fix="choose another name, or pass overwrite",
         )
     loaded, tokenizer, name = load_model(model, dtype=recipe.dtype, device=recipe.device)
-    prepared = prepare(tokenizer, end_tokens(loaded, tokenizer), data, validation, recipe, tell)
-    merger = read_tokens(name)
-    if merger is not None:  # a tuned model says its answers in them
-        prepared.train = _written(prepared.train, merger)
-        prepared.validation = _written(prepared.validation, merger)
+    ends = end_tokens(loaded, tokenizer)
+    prepared = prepare(tokenizer, ends, data, validation, recipe, tell, read_tokens(name))
     part = _work_folder(target)
     try:
         pack = build(part, (loaded, tokenizer, name), prepared, recipe, tell)
@@ -129,9 +126,18 @@ def adapt(
 
 
 def prepare(
-    tokenizer: Any, ends: Sequence[int], data: Any, validation: Any, recipe: Recipe, tell: Progress
+    tokenizer: Any,
+    ends: Sequence[int],
+    data: Any,
+    validation: Any,
+    recipe: Recipe,
+    tell: Progress,
+    merger: Merger | None = None,
 ) -> Prepared:
-    """Load and encode all examples; hold a share out for calibration if there is no other."""
+    """Load and encode all examples; hold a share out for calibration if there is no other.
+
+    ``merger``: the new tokens of a tuned model, which says its answers in them.
+    """
     out = Prepared()
     out.train = list(_encoded(tokenizer, ends, data, recipe.data, "train", out.reports, tell))
     if not out.train:
@@ -150,6 +156,8 @@ def prepare(
         step = max(_HELD_OUT_SHARE, len(out.train) // _HELD_OUT_MOST)
         out.validation = out.train[::step]
         out.train = [row for i, row in enumerate(out.train) if i % step]
+    if merger is not None:
+        out.train, out.validation = _written(out.train, merger), _written(out.validation, merger)
     if recipe.spec.own_answers and all(prompt is None for prompt, _ in out.train):
         raise DataError(
             "no prompts to answer",
@@ -273,6 +281,7 @@ def tailor(task_model: TaskModel, prepared: Prepared, recipe: Recipe, tell: Prog
         task_model.ends,
         vocab_size=pack.info.vocab_size,
         tolerance=config.tolerance,
+        scripts=config.scripts,
         counted="own" if pack.info.own_answers else "gold",
         held_out=prepared.validation,
     )

@@ -168,7 +168,9 @@ def _pack(
     made.corpus.close()
     name = tuned.enrichment.model
     base = str(Path(name).resolve()) if Path(name).is_dir() else name
-    made.pack.save_info(replace(made.pack.info, model=base, stages=["tasc-ft", "tasc-spec"]))
+    made.pack.save_info(
+        replace(made.pack.info, model=base, stages=["tasc-ft", *made.pack.info.stages])
+    )
     tuned.path.rename(made.pack.tuned)
     made.pack.path.rename(target)
     shutil.rmtree(staged, ignore_errors=True)

@@ -15,6 +15,7 @@ from tascade.bench.schema import SCHEMA_VERSION, load_schema, validate
 from tascade.core import Source
 from tascade.errors import TascadeError
 
+_NONE = "–"  # what the page shows where there is no number
 VOID = {"meta", "br", "hr", "img", "input", "link", "col"}
 
 MACHINE = {
@@ -395,16 +396,81 @@ def test_a_failed_write_leaves_the_old_report(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_tailored_head_is_ours_and_its_misses_are_told():
+def tailored() -> dict:
+    """A result with a tailored head, as one without an account of memory gives it."""
     result = minimal()
-    tailored = copy.deepcopy(result["methods"]["tasc-spec"]) | {"guarantee": "approximate"}
-    tailored["settings"] = {
+    method = copy.deepcopy(result["methods"]["tasc-spec"]) | {"guarantee": "approximate"}
+    method["settings"] = {
         "head": {"rows": 710, "of_rows": 8192, "bytes": 1_849_344, "of_bytes": 8_388_608},
         "counts": {"tokens": 2053, "misses": 6},
     }
-    result["methods"]["tailored-masked"] = tailored
+    result["methods"]["tailored-masked"] = method
+    return result
+
+
+def memory(vocabulary: int, peak: int, **more: int) -> dict:
+    """What a process needed. The numbers are a fixture, not a measurement."""
+    start = {"start_bytes": 411_000_000, "start_anonymous_bytes": 222_000_000}
+    ends = {"peak_bytes": peak, "anonymous_bytes": peak // 2}
+    return {
+        "vocabulary_bytes": vocabulary,
+        "model_bytes": vocabulary + 7_000_000,
+        **start,
+        **ends,
+        **more,
+    }
+
+
+def memory_rows(result: dict) -> dict[str, list[str]]:
+    """The cells of the table of memory, by method."""
+    html = render([result], title="a title")
+    table = html[html.index("<caption>Memory") :].split("</table>")[0]
+    rows = re.findall(r'<tr><th scope="row">(.*?)</th>(.*?)</tr>', table, re.DOTALL)
+    return {name: re.findall(r"<td[^>]*>(.*?)</td>", cells, re.DOTALL) for name, cells in rows}
+
+
+def test_a_tailored_head_is_ours_and_its_misses_are_told():
+    validate(tailored())
+    rows = memory_rows(tailored())
+    assert rows == {
+        "tailored-masked": ["710 of 8,192", "6 of 2,053", "1.85", _NONE, _NONE, _NONE],
+    }
+    page = Page(render([tailored()], title="a title"))
+    assert "the fastest peer" not in page.text
+    assert "Most resident" not in page.text  # nothing was measured
+
+
+@pytest.mark.usefixtures("either_way")
+def test_memory_is_shown_beside_what_the_head_lacks():
+    result = tailored()
+    result["methods"]["plain"]["memory"] = memory(8_388_608, 640_000_000)
+    result["methods"]["tailored-masked"]["memory"] = memory(2_000_000, 600_000_000)
+    result["methods"]["tasc-spec"]["memory"] = {"skipped": "no room <here>"}
     validate(result)
-    page = " ".join(render([result], title="a title").split())
-    assert "tailored-masked: a head of 710 of 8,192 tokens, 1.8 of 8.4 MB" in page
-    assert "none of them 6 times in 2,053" in page
-    assert "the fastest peer" not in page
+    rows = memory_rows(result)
+    assert rows == {
+        "plain": ["all", _NONE, "8.39", "15.4", "640.0", "320.0"],
+        "tasc-spec": ["all", _NONE, "not measured: no room &lt;here&gt;"],
+        "tailored-masked": ["710 of 8,192", "6 of 2,053", "2.00", "9.00", "600.0", "300.0"],
+    }
+    text = " ".join(Page(render([result], title="a title")).text.split())
+    assert "Libraries alone take 411.0 MB, 222.0 of them anonymous" in text
+    assert "they belong to the system" in text
+    on_device = memory(2_000_000, 600_000_000, device_peak_bytes=44_000_000)
+    rows = memory_rows(change(result, "methods/tailored-masked/memory", on_device))
+    assert rows["tailored-masked"][-1] == "44.0"
+    assert rows["plain"][-1] == _NONE
+    for broken in (
+        change(result, "methods/plain/memory/peak_bytes", ...),
+        change(result, "methods/plain/memory/model_bytes", "9 MB"),
+        change(result, "methods/tasc-spec/memory/skipped", 3),
+    ):
+        with pytest.raises(TascadeError, match="fix:"):
+            validate(broken)
+
+
+def test_memory_of_plain_alone_says_nothing_of_heads():
+    result = change(minimal(), "methods/plain/memory", memory(8_388_608, 640_000_000))
+    assert list(memory_rows(result)) == ["plain"]
+    assert "tailored" not in Page(render([result], title="a title")).text
+    assert "<caption>Memory" not in render([minimal()], title="a title")

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from tascade.bench.equality import NearTies
+from tascade.bench.memory import MemoryJob, can_measure, measure_memory
 from tascade.bench.methods import DecoderMethod, InBaseTokens, Method, Request, Skipped, restorer
 from tascade.bench.peers import arctic_methods, hf_generate, hf_prompt_lookup
 from tascade.bench.report import write_report
 from tascade.bench.run import About, BenchSettings, run_bench
 from tascade.bench.tailored import HEADS, tailored_methods
 from tascade.bench.tuned import TunedView, tuned_view
-from tascade.core import IntArray
+from tascade.core import Example, IntArray
 from tascade.data.load import load_examples, source_hash
 from tascade.decode.loop import AllNodes, Decoder
 from tascade.decode.sample import SamplingParams
@@ -30,19 +31,22 @@ from tascade.files import write_atomic
 from tascade.load import ModelRef, load_model
 from tascade.model import TaskModel
 from tascade.pack import Pack
-from tascade.pipeline import spread
+from tascade.pipeline import silent, spread
 from tascade.tokens.stored import TOKENS_FILE, TUNING_FILE, read_tokens
 
 TUNED = ("plain", "tasc-ft", "tasc-ft+spec")
 """What is measured of a pack that holds a tuned model; ``plain`` is the model before tuning."""
 ALL = ("plain", "tasc-paper", "tasc-spec", "hf-generate", "hf-prompt-lookup", "arctic-suffix")
-_WARMUP_ROWS = 3
+_FEW_ROWS = 3
 Progress = Callable[[str, int, int | None], None]
 
 
 @dataclass(frozen=True, slots=True)
 class BenchOptions:
-    """What to measure: which methods (``all`` for every one), on how many rows, how often."""
+    """What to measure: which methods (``all`` for every one), on how many rows, how often.
+
+    ``memory``: whether to measure what methods need of it, in processes of their own.
+    """
 
     methods: tuple[str, ...] = ("all",)
     rows: int = 64
@@ -50,6 +54,7 @@ class BenchOptions:
     max_new_tokens: int = 0
     temperature: float = 0.0
     seed: int = 0
+    memory: bool = True
 
     def names(self, known: tuple[str, ...] = ALL) -> tuple[str, ...]:
         """The methods asked for; ``plain`` always comes first.
@@ -97,32 +102,36 @@ def bench_pack(
     Raises:
         DataError: the rows cannot be used, or have no prompts.
     """
-    options = options or BenchOptions()
+    options, opened = options or BenchOptions(), Pack.open(pack)
+    names = options.names(_known(opened))
+    examples = spread(list(_examples(data)), options.rows)
+    if not examples:
+        raise DataError(
+            "no rows to measure on", got="0 rows", wanted="one or more", where=str(data)
+        )
+    # While no model is in this process: there may be no room for two.
+    memory = _memory(opened, names, examples, model, dtype, options, progress or silent)
     task_model = TaskModel.from_pretrained(pack, model, dtype=dtype, head="full")
     chosen: dict[str, Any] = {"temperature": options.temperature, "seed": options.seed}
     if options.max_new_tokens:
         chosen["max_new_tokens"] = options.max_new_tokens
     params = task_model.params(**chosen)
-    requests = spread(list(_requests(task_model, data)), options.rows)
-    if not requests:
-        raise DataError(
-            "no rows to measure on", got="0 rows", wanted="one or more", where=str(data)
-        )
-    warm = spread(list(islice(_requests(task_model, warmup or data), 64)), _WARMUP_ROWS)
+    requests = [_request(task_model, example) for example in examples]
+    warm = spread(list(islice(_examples(warmup or data), 64)), _FEW_ROWS)
     target = task_model.target
     ways: Iterable[Method | Skipped]
-    if task_model.pack.tuned.is_dir():
-        ways, target = tuned_methods(task_model, params, options.names(TUNED), dtype)
+    if opened.tuned.is_dir():
+        ways, target = tuned_methods(task_model, params, names, dtype)
     else:
-        known = ALL + (tuple(HEADS) if task_model.pack.vocabulary.is_file() else ())
-        ways = methods(task_model, params, options.names(known))
+        ways = methods(task_model, params, names)
     result = run_bench(
         list(ways),
         requests,
         BenchSettings(params, repeats=options.repeats),
         about=_about(task_model, pack, data),
-        warmup=warm,
+        warmup=[_request(task_model, example) for example in warm],
         near_ties=NearTies(target, params),
+        memory=memory,
         progress=progress,
     )
     text = json.dumps(result, indent=1).encode()
@@ -150,7 +159,7 @@ def _short(path: Any) -> str:
     return "/".join(Path(text).parts[-2:]) if text.startswith("/") else text
 
 
-def _requests(task_model: TaskModel, data: Any) -> Iterator[Request]:
+def _examples(data: Any) -> Iterator[Example]:
     for example in load_examples(data, split="test"):
         if example.prompt is None:
             raise DataError(
@@ -159,8 +168,51 @@ def _requests(task_model: TaskModel, data: Any) -> Iterator[Request]:
                 wanted="prompt and completion",
                 where=example.where,
             )
-        ids = encode_prompt(task_model.tokenizer, example.prompt)
-        yield Request(ids, example.completion, example.id or example.where)
+        yield example
+
+
+def _request(task_model: TaskModel, example: Example) -> Request:
+    assert example.prompt is not None
+    ids = encode_prompt(task_model.tokenizer, example.prompt)
+    return Request(ids, example.completion, example.id or example.where)
+
+
+def _known(pack: Pack) -> tuple[str, ...]:
+    """The methods there are for a pack."""
+    if pack.tuned.is_dir():
+        return TUNED
+    return ALL + (tuple(HEADS) if pack.vocabulary.is_file() else ())
+
+
+def _memory(
+    pack: Pack,
+    names: Sequence[str],
+    examples: Sequence[Example],
+    model: ModelRef | None,
+    dtype: str,
+    options: BenchOptions,
+    tell: Progress,
+) -> dict[str, dict[str, Any]]:
+    """What each method needs: ``plain``, and those a tailored vocabulary is to be held against."""
+    if not options.memory or not can_measure() or isinstance(model, tuple):
+        return {}
+    tuned = pack.tuned.is_dir()  # its plain is the model before tuning, whatever is given
+    heads = pack.vocabulary.is_file() and not tuned
+    ours = [n for n in names if n == "plain" or (heads and (n == "tasc-spec" or n in HEADS))]
+    prompts = [example.prompt for example in spread(examples, _FEW_ROWS) if example.prompt]
+    found = {}
+    for done, name in enumerate(ours):
+        tell("measuring memory", done, len(ours))
+        job = MemoryJob(
+            str(pack.path),
+            head=HEADS.get(name, "full"),
+            drafts=name.startswith("tasc-spec"),
+            model="" if tuned else str(model or ""),
+            dtype=dtype,
+            max_new_tokens=options.max_new_tokens or pack.info.max_new_tokens,
+        )
+        found[name] = measure_memory(job, prompts)
+    return found
 
 
 def methods(

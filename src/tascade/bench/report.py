@@ -74,6 +74,7 @@ class Section:
     skipped: Mapping[str, str]
     lead: Lead | None
     spread_name: str
+    has_memory: bool
     notes: Sequence[str]
     charts: Mapping[str, Markup]
     legends: Mapping[str, Sequence[tuple[str, str]]]
@@ -156,6 +157,7 @@ def _section(result: Json, anchor: str) -> Section:
         skipped={name: m["skipped"] for name, m in methods.items() if "skipped" in m},
         lead=lead,
         spread_name=f"{kind} of {repeats} repeats" if repeats > 1 else "a single repeat",
+        has_memory=any("memory" in m or "head" in m.get("settings", {}) for m in measured.values()),
         notes=_notes(measured),
         charts=charts,
         legends=legends,
@@ -242,14 +244,7 @@ def _notes(measured: Mapping[str, Json]) -> list[str]:
             f"Plain wrote {plain:,} tokens, {', '.join(others)}: "
             "there tokens/s and the speed-up for the same requests say different things."
         )
-    return notes + [
-        f"{name}: a head of {head['rows']:,} of {head['of_rows']:,} tokens, "
-        f"{head['bytes'] / 1e6:.1f} of {head['of_bytes'] / 1e6:.1f} MB with room for a request's "
-        f"own; the full head's token was none of them {counts['misses']:,} times in "
-        f"{counts['tokens']:,}."
-        for name, m in measured.items()
-        if (head := m.get("settings", {}).get("head")) and (counts := m["settings"].get("counts"))
-    ]
+    return notes
 
 
 # --- charts -------------------------------------------------------------------------------------
@@ -331,6 +326,11 @@ def _speed(value: float | None) -> str:
     return _number(value, 0 if value >= 1000 else 1 if value >= 10 else 2)
 
 
+def _megabytes(count: float | None) -> str:
+    """Bytes as MB, to three digits or so."""
+    return _speed(None if count is None else count / 1e6)
+
+
 def _times(ratio: Json | None) -> str:
     return f"{_speed(ratio['median'])}×" if ratio else _DASH
 
@@ -375,6 +375,7 @@ def _template() -> jinja2.Template:
     environment.filters.update(
         number=_number,
         speed=_speed,
+        megabytes=_megabytes,
         times=_times,
         range=_range,
         text=_plain_text,

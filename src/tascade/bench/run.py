@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from statistics import median
@@ -103,6 +103,7 @@ def run_bench(
     about: About,
     warmup: Sequence[Request] = (),
     near_ties: NearTies | None = None,
+    memory: Mapping[str, dict[str, Any]] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Decode all requests with all methods, and put the numbers together.
@@ -120,6 +121,7 @@ def run_bench(
         about: for the result.
         warmup: rows that are not test rows; decoded once by every method before the clock starts.
         near_ties: judges the outputs that differ; without it none counts as a near tie.
+        memory: by method, where it was measured (see :mod:`tascade.bench.memory`).
         progress: told after each request.
 
     Returns:
@@ -149,7 +151,7 @@ def run_bench(
             "examples": len(requests),
         },
         "settings": settings.to_json(),
-        "methods": _entries(methods, records, requests, near_ties),
+        "methods": _entries(methods, records, requests, near_ties, memory or {}),
     }
     validate(result)
     return result
@@ -222,6 +224,7 @@ def _entries(
     records: Sequence[_Record],
     requests: Sequence[Request],
     near_ties: NearTies | None,
+    memory: Mapping[str, dict[str, Any]],
 ) -> dict[str, Any]:
     by_name = {record.method.name: record for record in records}
     plain = by_name[BASELINE]
@@ -239,6 +242,8 @@ def _entries(
             )
         if method.name.startswith(OURS):
             entry["versus"] = _versus(record, records)
+        if method.name in memory:
+            entry["memory"] = memory[method.name]
         entries[method.name] = entry
     return entries
 

@@ -56,7 +56,7 @@ SCRIPTS: dict[str, Ranges] = {
         (0xE0020, 0xE007F),  # flags of regions
     ),
 }
-"""Names that a recipe may use; what is in ``ALWAYS`` needs none."""
+"""Names that a recipe may use (:data:`tascade.config.SCRIPTS`); ``ALWAYS`` needs none."""
 
 
 class Letters:

@@ -1,0 +1,303 @@
+"""Whole decoding at the size of real models: load peak, memory and speed of tailored heads.
+
+    python benchmarks/tailored_decode.py --json benchmarks/tailored_decode.json
+
+Models of the shapes of Qwen3-1.7B and Llama-3.2-1B with random weights in bfloat16, written to a
+temporary folder. Random weights say nothing about any task, so what they say is scripted: the body
+computes in full, and then each position's final state is replaced by the head's row of the token
+that the task's test row has there. The full head then says that row; a small head says it as far as
+it has the token, and something else where it has not: hits and misses are those of the real task,
+its real list (reference answers of training rows, tolerance 0.01) and a real tokenizer of 100,278
+tokens. A wrong guess changes nothing further on, as in real use, where it is thrown away.
+
+``exact`` answers must be plain's. Of a prompt the model reads the last tokens (its head takes all
+of them): what is compared is decoding, prefills are left out. Methods take turns row by row; a
+ratio is of seconds a token, of each repeat. ``load``: growth of the process's resident memory at
+its highest, in a process of its own, from before loading to after the first token.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from tascade.bench.machine import machine_info
+from tascade.bench.metrics import spread as spread_of
+from tascade.config import VocabConfig
+from tascade.core import IntArray
+from tascade.data.load import load_examples
+from tascade.decode.loop import Decoder
+from tascade.decode.sample import SamplingParams
+from tascade.decode.target import Target
+from tascade.draft.none import NoDrafter
+from tascade.encode import encode_example
+from tascade.pipeline import spread
+from tascade.tailored import tailor_model
+from tascade.vocab.counts import count_documents
+from tascade.vocab.profile import Profile, build_profile
+from tascade.vocab.slim import load_slim
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+TASKS = ("text_to_sql_advising", "multilabel_nlupp", "dst_sgd")
+SHAPES: dict[str, dict[str, Any]] = {
+    "qwen3-1.7b": {
+        "model_type": "qwen3",
+        "vocab_size": 151_936,
+        "intermediate_size": 6144,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "head_dim": 128,
+    },
+    "llama-3.2-1b": {
+        "model_type": "llama",
+        "vocab_size": 128_256,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "head_dim": 64,
+    },
+}
+COMMON = {"hidden_size": 2048, "num_key_value_heads": 8, "tie_word_embeddings": True}
+READ = 4
+
+
+def write_model(shape: str, folder: Path, layers: int = 0) -> None:
+    """A checkpoint of random weights, its tensors made one after the other."""
+    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+    fields = {**COMMON, **SHAPES[shape]}
+    if layers:
+        fields["num_hidden_layers"] = layers
+    config = AutoConfig.for_model(fields.pop("model_type"), **fields, dtype="bfloat16")
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(config)
+    torch.manual_seed(0)
+    tensors = {}
+    for name, value in skeleton.named_parameters():
+        made = torch.ones(value.shape, dtype=torch.bfloat16)
+        tensors[name] = made if value.dim() == 1 else made.normal_(0, 0.02)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config.save_pretrained(folder)
+    source = SHARED / "tokenizers" / "dolma2-100k" / "tokenizer.json"
+    PreTrainedTokenizerFast(tokenizer_file=str(source), eos_token="<|endoftext|>").save_pretrained(
+        folder
+    )
+
+
+class Script:
+    """Replaces a model's final states by those of the tokens that are to come."""
+
+    def __init__(self, model: Any, rows: torch.Tensor) -> None:
+        self.rows, self.tokens = rows, np.zeros(1, np.int64)
+        self.places: torch.Tensor | None = None
+        body = model.base_model
+        body.register_forward_pre_hook(self._note, with_kwargs=True)
+        body.norm.register_forward_hook(self._replace)
+
+    def begin(self, prompt: IntArray, answer: IntArray) -> None:
+        """What follows each position; the last token for ever after."""
+        self.tokens = np.concatenate((prompt[1:], answer)).astype(np.int64)
+
+    def _note(self, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        self.places = kwargs.get("position_ids")
+
+    def _replace(self, module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
+        if self.places is None:
+            return output
+        at = np.minimum(self.places.numpy().reshape(-1), len(self.tokens) - 1)
+        # Far above all others: a row's product with itself is 45 times that with another.
+        states = self.rows[torch.from_numpy(self.tokens[at])] * 50
+        return states.view(output.shape).to(output.dtype)
+
+
+def profile_of(task: str, tokenizer: Any, ends: Sequence[int], size: int) -> Profile:
+    folder = SHARED / "data" / task
+    train = [encode_example(tokenizer, e, ends) for e in load_examples(str(folder / "train.jsonl"))]
+    return build_profile(count_documents(train), tokenizer, ends, vocab_size=size)
+
+
+def rows_of(task: str, tokenizer: Any, ends: Sequence[int], count: int) -> list[Any]:
+    file = str(SHARED / "data" / task / "test.jsonl")
+    return [encode_example(tokenizer, e, ends) for e in spread(list(load_examples(file)), count)]
+
+
+@torch.inference_mode()
+def decode(folder: Path, task: str, options: argparse.Namespace) -> dict[str, Any]:
+    slim = load_slim(folder, device="cpu")
+    model, tokenizer = slim.model, slim.tokenizer
+    ends = (tokenizer.eos_token_id,)
+    size = model.config.vocab_size
+    profile = profile_of(task, tokenizer, ends, size)
+    rows = rows_of(task, tokenizer, ends, options.rows)
+    script = Script(model, slim.head.rows)
+    whole: dict[str, Any] = {"prompt": rows[0][0]}
+    decoders: dict[str, Decoder] = {"plain": Decoder(Target(model), NoDrafter())}
+    tables = {"table": slim.head, "bias": slim.head_bias}
+    for kind in ("exact", "masked"):
+        made = tailor_model(model, profile.ids, VocabConfig(head=kind), **tables)
+        begin = made.head.begin
+        made.head.begin = lambda _, begin=begin: begin(whole["prompt"])  # type: ignore[method-assign]
+        decoders[kind] = made.decoder(NoDrafter())
+        head = made.head
+        if kind == "exact":
+            made.check  # noqa: B018  # measured before the clock starts
+    params = SamplingParams(max_new_tokens=options.tokens, end_tokens=ends)
+    for decoder in decoders.values():
+        for _ in range(1 if options.quick else 3):
+            script.begin(rows[0][0][-READ:], rows[0][1])
+            decoder.generate(rows[0][0][-READ:], params)
+    seconds: dict[str, list[float]] = {name: [] for name in decoders}
+    tokens, counts, differing = 0, {"misses": 0, "checks": 0, "full_steps": 0}, 0
+    for repeat in range(options.repeats):
+        spent = dict.fromkeys(decoders, 0.0)
+        number = dict.fromkeys(decoders, 0)
+        for turn, (prompt, answer) in enumerate(rows):
+            whole["prompt"], said = prompt, {}
+            names = list(decoders)[turn % len(decoders) :] + list(decoders)[: turn % len(decoders)]
+            for name in names:
+                script.begin(prompt[-READ:], answer)
+                got = decoders[name].generate(prompt[-READ:], params)
+                said[name] = got.tokens
+                spent[name] += got.seconds - got.prefill_seconds
+                number[name] += len(got.tokens) - 1
+                if name == "exact" and repeat == 0:
+                    counts = {k: counts[k] + got.extra[k] for k in counts}
+                    tokens += len(got.tokens)
+            differing += said["exact"] != said["plain"]
+        for name in decoders:
+            seconds[name].append(spent[name] / number[name])
+    plain = np.asarray(seconds["plain"])
+    return {
+        "task": task,
+        "list_rows": len(profile.ids),
+        "head_bytes": head.nbytes,
+        "full_bytes": slim.head.nbytes,
+        "answers": len(rows),
+        "tokens": tokens,
+        **counts,
+        "exact_differs": differing,
+        "ms_a_token": {name: float(1e3 * np.median(each)) for name, each in seconds.items()},
+        "against_plain": {
+            name: spread_of((plain / np.asarray(each)).tolist())
+            for name, each in seconds.items()
+            if name != "plain"
+        },
+    }
+
+
+PEAK = """
+import json, sys
+import numpy as np
+import torch
+small, large, how, listed = sys.argv[1:]
+
+def status(field):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) << 10 for line in file if line.startswith(field + ":"))
+
+def load(folder):
+    ids = np.asarray(json.load(open(listed)), np.int32)
+    if how == "stock":
+        from transformers import AutoModelForCausalLM
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", use_safetensors=True)
+        return model, None
+    from tascade.config import VocabConfig
+    from tascade.tailored import tailor_model
+    from tascade.vocab.slim import load_slim
+    slim = load_slim(folder, device="cpu")
+    made = tailor_model(slim.model, ids, VocabConfig(head="masked"), table=slim.head)
+    return slim.model, made
+
+with torch.inference_mode():
+    model, made = load(small)
+    model.base_model(torch.arange(8)[None])
+    del model, made
+    before, anonymous = status("VmHWM"), status("RssAnon")
+    rest = max(0, before - status("VmRSS"))
+    ballast = np.ones(rest + (1 << 20), np.uint8)  # lifts what is resident to the mark
+    before = status("VmHWM")
+    model, made = load(large)
+    if made is None:
+        model(torch.arange(8)[None])
+    else:
+        made.target.begin(np.arange(8, dtype=np.int32))
+        made.target.forward(list(range(8)))
+    print(json.dumps({
+        "peak": status("VmHWM") - before,
+        "anonymous": status("RssAnon") - anonymous - ballast.nbytes,
+        "head": 0 if made is None else made.head.nbytes,
+    }))
+"""
+
+
+def peaks(small: Path, large: Path, ids: IntArray, work: Path) -> dict[str, Any]:
+    """Bytes by which memory grows in loading and a first forward, by how the model is loaded."""
+    listed = work / "ids.json"
+    listed.write_text(json.dumps(ids.tolist()))
+    found = {}
+    for how in ("stock", "tailored"):
+        words = [sys.executable, "-c", PEAK, small, large, how, listed]
+        done = subprocess.run(list(map(str, words)), capture_output=True, text=True, check=True)
+        found[how] = json.loads(done.stdout.splitlines()[-1])
+    slim = load_slim(large, device="cpu")
+    body = sum(p.nbytes for p in slim.model.parameters())
+    allowed = 1.05 * (body + found["tailored"]["head"])
+    return {
+        "body": body,
+        "table": slim.head.nbytes,
+        **found,
+        "allowed": allowed,
+        "within": found["tailored"]["peak"] <= allowed,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--shapes", nargs="*", default=list(SHAPES))
+    parser.add_argument("--tasks", nargs="*", default=TASKS)
+    parser.add_argument("--rows", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=48)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--layers", type=int, default=0, help="fewer layers, to try the script")
+    parser.add_argument("--quick", action="store_true", help="warm up once")
+    options = parser.parse_args()
+    report: dict[str, Any] = {
+        "command": " ".join(["python", *sys.argv]),
+        "machine": machine_info(),
+        "settings": {"dtype": "bfloat16", "tokens": options.tokens, "repeats": options.repeats},
+        "results": [],
+    }
+    for shape in options.shapes:
+        with tempfile.TemporaryDirectory() as work:
+            small, large = Path(work) / "small", Path(work) / "large"
+            for folder, layers in ((small, 1), (large, options.layers)):
+                folder.mkdir()
+                write_model(shape, folder, layers)
+            tokenizer = load_slim(small, device="cpu").tokenizer
+            size = SHAPES[shape]["vocab_size"]
+            ids = profile_of(options.tasks[0], tokenizer, [tokenizer.eos_token_id], size).ids
+            found: dict[str, Any] = {"shape": shape, "load": peaks(small, large, ids, Path(work))}
+            found["tasks"] = []
+            report["results"].append(found)
+            for task in options.tasks:
+                found["tasks"].append(decode(large, task, options))
+                print(time.strftime("%H:%M:%S"), shape, json.dumps(found["tasks"][-1]), flush=True)
+                if options.json:
+                    options.json.write_text(json.dumps(report, indent=1) + "\n")
+    print(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()
