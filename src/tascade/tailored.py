@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from tascade.decode.deferred import DeferredDecoder, Full
 from tascade.decode.heads import finisher, install_slot
 from tascade.decode.loop import Decoder, NodeBudget
 from tascade.decode.misses import MissCounter
+from tascade.decode.sample import argmax_rows
 from tascade.decode.target import Target
 from tascade.draft.budget import CostTable
 from tascade.errors import ConfigError, PackError
@@ -29,6 +31,7 @@ from tascade.vocab.union import UnionHead
 
 STAGE = "vocab-tailor"
 _FIRST_RATE = 0.01
+_CHECKS = (1, 4, 8, 16, 32, 64)
 GUARANTEES = {
     "full": "lossless",
     "masked": "approximate",
@@ -203,15 +206,14 @@ def tailor_model(
 
 
 @torch.inference_mode()
-def measure_check(full: Full, head: TailoredHead, seconds: float = 2.0) -> CostTable:
+def measure_check(full: Full, head: TailoredHead) -> CostTable:
     """Measure what a pass of the full head costs by its number of states."""
-    import time
-
-    states = torch.randn(64, head.width, dtype=head.table.dtype, device=head.ids.device)
+    states = torch.randn(_CHECKS[-1], head.width, dtype=head.table.dtype, device=head.ids.device)
 
     def check(rows: int) -> float:
         start = time.perf_counter()
-        full(states[:rows]).argmax(-1).tolist()
+        argmax_rows(full(states[:rows]))
         return time.perf_counter() - start
 
-    return CostTable.measure(check, seconds=seconds)
+    # Each twice, since the first may have to make a kernel for its shape or to read the file.
+    return CostTable(_CHECKS, [min(check(rows), check(rows)) for rows in _CHECKS])

@@ -138,6 +138,7 @@ def test_many_states_are_rounded_as_the_layer_does(dtype, bias, fast, monkeypatc
     assert torch.equal(head.check(hidden[:2]), head(hidden[:2]))
     step = {torch.float32: 1e-5, torch.float16: 2**-10, torch.bfloat16: 2**-7}[dtype]
     torch.testing.assert_close(got.double(), exact, rtol=step, atol=step)
+    torch.testing.assert_close(head.check(hidden[:7]), got[:7], rtol=step, atol=step)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 100, VOCAB - 1, VOCAB, 2 * VOCAB])

@@ -14,7 +14,8 @@ from tascade.vocab.table import RowTable
 BLOCK_BYTES = 32 << 20
 """Size of the pieces in which a table goes through an accelerator."""
 _CACHED_BYTES = 2 << 20
-_MANY = 4
+_MANY = 6
+_GRAIN = 16
 
 
 class FullHead(torch.nn.Module):
@@ -70,13 +71,16 @@ class FullHead(torch.nn.Module):
         if not at_home or len(states) < _MANY:
             logits: torch.Tensor = self(states)
             return logits
-        if states.dtype == torch.float32:
-            # This way round the library shares the table, not the few states, among its threads.
-            product = (rows @ states.T).T
-            return product.contiguous() if bias is None else product + bias
-        if _multiplies_many(states.dtype):
+        if states.dtype != torch.float32 and _multiplies_many(states.dtype):
             return torch.nn.functional.linear(states, rows, bias)
-        return _by_blocks(states, rows, bias)
+        # Libraries are slowest between a few states and sixteen.
+        count = len(states)
+        states = torch.nn.functional.pad(states, (0, 0, 0, -count % _GRAIN))
+        if states.dtype != torch.float32:
+            return _by_blocks(states, rows, bias)[:count]
+        # This way round the library shares the table, not the few states, among its threads.
+        product = (rows @ states.T).T[:count]
+        return product.contiguous() if bias is None else product + bias
 
     def extra_repr(self) -> str:
         """Size and place of the table, for printing the model."""
