@@ -21,7 +21,7 @@ demo-tune: $(VENV)/.ready-tune
 test: check test-unit test-vllm
 
 test-unit: $(VENV)/.ready-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 # On the real vLLM, in an environment of its own; fails where it cannot be installed.
 test-vllm: $(VLLM)/.ready

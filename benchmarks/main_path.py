@@ -31,10 +31,10 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=HERE.parent / "demo-output" / "main-path")
     parser.add_argument("--tasks", nargs="+", default=TASKS)
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"])
-    parser.add_argument("--references", action="store_true", help="index reference answers")
+    parser.add_argument("--references", action="store_true", help="no recipe: reference answers")
     parser.add_argument("--keep", action="store_true", help="use packs made before")
     parser.add_argument("--methods", default="all")
-    parser.add_argument("--tailor", default="", help="give the packs a tailored head too")
+    parser.add_argument("--recipe", type=Path, default=HERE / "main_path.yaml")
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
@@ -49,8 +49,7 @@ def main() -> None:
                 "adapt", "--model", options.shared / "models" / "pilot", "--data",
                 data / "train.jsonl", "--validation", data / "validation.jsonl", "--out", pack,
                 "--dtype", options.dtypes[0], "--threads", options.threads, "--overwrite",
-                *([] if options.references else ["--recipe", HERE / "main_path.yaml"]),
-                *(["--tailor", options.tailor] if options.tailor else []),
+                *([] if options.references else ["--recipe", options.recipe]),
             )  # fmt: skip
         for dtype in options.dtypes:
             run(

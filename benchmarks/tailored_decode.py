@@ -2,8 +2,8 @@
 
     python benchmarks/tailored_decode.py --json benchmarks/tailored_decode.json
 
-Models of the shapes of Qwen3-1.7B and Llama-3.2-1B with random weights in bfloat16, written to a
-temporary folder. Random weights say nothing about any task, so what they say is scripted: the body
+Models of the shapes of Qwen3-1.7B and Llama-3.2-1B with random weights, written to a temporary
+folder. Random weights say nothing about any task, so what they say is scripted: the body
 computes in full, and then each position's final state is replaced by the head's row of the token
 that the task's test row has there. The full head then says that row; a small head says it as far as
 it has the token, and something else where it has not: hits and misses are those of the real task,
@@ -14,6 +14,9 @@ tokens. A wrong guess changes nothing further on, as in real use, where it is th
 of them): what is compared is decoding, prefills are left out. Methods take turns row by row; a
 ratio is of seconds a token, of each repeat. ``load``: growth of the process's resident memory at
 its highest, in a process of its own, from before loading to after the first token.
+
+``--drafts`` adds TASC-spec over the training rows' reference answers. Some CPUs multiply many
+states in bfloat16 no faster than one by one, so that no draft pays: take ``--dtype float32``.
 """
 
 from __future__ import annotations
@@ -40,8 +43,12 @@ from tascade.data.load import load_examples
 from tascade.decode.loop import Decoder
 from tascade.decode.sample import SamplingParams
 from tascade.decode.target import Target
+from tascade.draft.budget import Budget
+from tascade.draft.corpus import CorpusIndex
+from tascade.draft.mix import MixDrafter
 from tascade.draft.none import NoDrafter
 from tascade.encode import encode_example
+from tascade.model import measure_cost
 from tascade.pipeline import spread
 from tascade.tailored import tailor_model
 from tascade.vocab.counts import count_documents
@@ -72,20 +79,20 @@ COMMON = {"hidden_size": 2048, "num_key_value_heads": 8, "tie_word_embeddings": 
 READ = 4
 
 
-def write_model(shape: str, folder: Path, layers: int = 0) -> None:
+def write_model(shape: str, folder: Path, dtype: torch.dtype, layers: int = 0) -> None:
     """A checkpoint of random weights, its tensors made one after the other."""
     from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
     fields = {**COMMON, **SHAPES[shape]}
     if layers:
         fields["num_hidden_layers"] = layers
-    config = AutoConfig.for_model(fields.pop("model_type"), **fields, dtype="bfloat16")
+    config = AutoConfig.for_model(fields.pop("model_type"), **fields, dtype=str(dtype)[6:])
     with torch.device("meta"):
         skeleton = AutoModelForCausalLM.from_config(config)
     torch.manual_seed(0)
     tensors = {}
     for name, value in skeleton.named_parameters():
-        made = torch.ones(value.shape, dtype=torch.bfloat16)
+        made = torch.ones(value.shape, dtype=dtype)
         tensors[name] = made if value.dim() == 1 else made.normal_(0, 0.02)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     config.save_pretrained(folder)
@@ -121,15 +128,26 @@ class Script:
         return states.view(output.shape).to(output.dtype)
 
 
-def profile_of(task: str, tokenizer: Any, ends: Sequence[int], size: int) -> Profile:
-    folder = SHARED / "data" / task
-    train = [encode_example(tokenizer, e, ends) for e in load_examples(str(folder / "train.jsonl"))]
-    return build_profile(count_documents(train), tokenizer, ends, vocab_size=size)
+def rows_of(task: str, split: str, tokenizer: Any, ends: Sequence[int], count: int) -> list[Any]:
+    examples = list(load_examples(str(SHARED / "data" / task / f"{split}.jsonl")))
+    return [encode_example(tokenizer, e, ends) for e in spread(examples, count)]
 
 
-def rows_of(task: str, tokenizer: Any, ends: Sequence[int], count: int) -> list[Any]:
-    file = str(SHARED / "data" / task / "test.jsonl")
-    return [encode_example(tokenizer, e, ends) for e in spread(list(load_examples(file)), count)]
+def profile_of(task: str, tokenizer: Any, ends: Sequence[int], size: int) -> tuple[Profile, Any]:
+    """The list, and the training rows it was counted on."""
+    train = rows_of(task, "train", tokenizer, ends, 100_000)
+    held_out = rows_of(task, "validation", tokenizer, ends, 300)
+    counts = count_documents(train)
+    return build_profile(counts, tokenizer, ends, vocab_size=size, held_out=held_out), train
+
+
+def drafts(
+    train: Sequence[Any], size: int, ends: Sequence[int], folder: Path, target: Target
+) -> tuple[MixDrafter, Budget]:
+    """TASC-spec over the training rows' reference answers, without calibration."""
+    answers = [answer for _, answer in train]
+    corpus = CorpusIndex.build(folder, answers, vocab_size=size, fingerprint="bench")
+    return MixDrafter(corpus, end_tokens=ends), Budget(measure_cost(target))
 
 
 @torch.inference_mode()
@@ -138,19 +156,23 @@ def decode(folder: Path, task: str, options: argparse.Namespace) -> dict[str, An
     model, tokenizer = slim.model, slim.tokenizer
     ends = (tokenizer.eos_token_id,)
     size = model.config.vocab_size
-    profile = profile_of(task, tokenizer, ends, size)
-    rows = rows_of(task, tokenizer, ends, options.rows)
+    profile, train = profile_of(task, tokenizer, ends, size)
+    rows = rows_of(task, "test", tokenizer, ends, options.rows)
     script = Script(model, slim.head.rows)
     whole: dict[str, Any] = {"prompt": rows[0][0]}
     decoders: dict[str, Decoder] = {"plain": Decoder(Target(model), NoDrafter())}
     tables = {"table": slim.head, "bias": slim.head_bias}
-    for kind in ("exact", "masked"):
-        made = tailor_model(model, profile.ids, VocabConfig(head=kind), **tables)
+    for kind in ("exact", "masked", "tasc-spec+exact")[: 3 if options.drafts else 2]:
+        config = VocabConfig(head=kind.removeprefix("tasc-spec+"))
+        made = tailor_model(model, profile.ids, config, rate=1 - profile.held_out.share, **tables)
         begin = made.head.begin
         made.head.begin = lambda _, begin=begin: begin(whole["prompt"])  # type: ignore[method-assign]
-        decoders[kind] = made.decoder(NoDrafter())
+        drafting: tuple[Any, ...] = (NoDrafter(),)
+        if kind.startswith("tasc-spec"):
+            drafting = drafts(train, size, ends, folder / task, made.target)
+        decoders[kind] = made.decoder(*drafting)
         head = made.head
-        if kind == "exact":
+        if config.head == "exact":
             made.check  # noqa: B018  # measured before the clock starts
     params = SamplingParams(max_new_tokens=options.tokens, end_tokens=ends)
     for decoder in decoders.values():
@@ -174,7 +196,7 @@ def decode(folder: Path, task: str, options: argparse.Namespace) -> dict[str, An
                 if name == "exact" and repeat == 0:
                     counts = {k: counts[k] + got.extra[k] for k in counts}
                     tokens += len(got.tokens)
-            differing += said["exact"] != said["plain"]
+            differing += any(said[n] != said["plain"] for n in said if n.endswith("exact"))
         for name in decoders:
             seconds[name].append(spent[name] / number[name])
     plain = np.asarray(seconds["plain"])
@@ -187,6 +209,7 @@ def decode(folder: Path, task: str, options: argparse.Namespace) -> dict[str, An
         "tokens": tokens,
         **counts,
         "exact_differs": differing,
+        "coverage_held_out": profile.held_out.share,
         "ms_a_token": {name: float(1e3 * np.median(each)) for name, each in seconds.items()},
         "against_plain": {
             name: spread_of((plain / np.asarray(each)).tolist())
@@ -271,12 +294,14 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--layers", type=int, default=0, help="fewer layers, to try the script")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--drafts", action="store_true", help="with TASC-spec's too")
     parser.add_argument("--quick", action="store_true", help="warm up once")
     options = parser.parse_args()
     report: dict[str, Any] = {
         "command": " ".join(["python", *sys.argv]),
         "machine": machine_info(),
-        "settings": {"dtype": "bfloat16", "tokens": options.tokens, "repeats": options.repeats},
+        "settings": {"dtype": options.dtype, "tokens": options.tokens, "repeats": options.repeats},
         "results": [],
     }
     for shape in options.shapes:
@@ -284,10 +309,10 @@ def main() -> None:
             small, large = Path(work) / "small", Path(work) / "large"
             for folder, layers in ((small, 1), (large, options.layers)):
                 folder.mkdir()
-                write_model(shape, folder, layers)
+                write_model(shape, folder, getattr(torch, options.dtype), layers)
             tokenizer = load_slim(small, device="cpu").tokenizer
             size = SHAPES[shape]["vocab_size"]
-            ids = profile_of(options.tasks[0], tokenizer, [tokenizer.eos_token_id], size).ids
+            ids = profile_of(options.tasks[0], tokenizer, [tokenizer.eos_token_id], size)[0].ids
             found: dict[str, Any] = {"shape": shape, "load": peaks(small, large, ids, Path(work))}
             found["tasks"] = []
             report["results"].append(found)

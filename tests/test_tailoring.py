@@ -107,6 +107,21 @@ def test_a_model_in_memory_lends_its_tables(
     assert isinstance(model.get_output_embeddings(), HeadSlot)
 
 
+@pytest.mark.parametrize("head", ["full", "exact"])
+def test_a_list_of_prompts_is_decoded_together(
+    pack: Path, prompts: list[str], wanted: list[str], head: str
+) -> None:
+    task_model = TaskModel.from_pretrained(pack, dtype="float32", head=head)
+    assert task_model.generate(prompts, batch_size=3) == wanted
+    with pytest.raises(ConfigError, match="a batch has requests"):
+        task_model.generate(prompts, batch_size=0)
+    streamed = dict.fromkeys(range(len(prompts)), 0)
+    ids = [task_model.encode(prompt) for prompt in prompts]
+    for which, new, _ in task_model.batches(2).stream(ids, task_model.params()):
+        streamed[which] += len(new)
+    assert all(streamed.values())
+
+
 def test_adapt_with_a_head_keeps_the_list_and_checks_answers(tmp_path: Path) -> None:
     pair = (
         tiny_model("llama", vocab_size=260, eos_token_id=256, initializer_range=0.5),

@@ -206,10 +206,10 @@ def test_a_csv_record_over_many_lines_has_the_same_bound(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     "content",
     [
-        gzip.compress(jsonl(ROWS) * 50)[:-20],
-        gzip.compress(jsonl(ROWS))[:-8] + b"\0" * 8,
+        gzip.compress(jsonl(ROWS) * 50, mtime=0)[:-20],
+        gzip.compress(jsonl(ROWS), mtime=0)[:-8] + b"\0" * 8,
         b"no gzip",
-        gzip.compress(jsonl(ROWS))[:12] + b"\xff" * 20,
+        gzip.compress(jsonl(ROWS), mtime=0)[:12] + b"\xff" * 20,
     ],
 )
 @pytest.mark.parametrize("on_error", ["raise", "skip"])
