@@ -25,6 +25,7 @@ import torch
 from safetensors.torch import save_file
 
 from tascade.bench.machine import machine_info
+from tascade.decode.sample import argmax_rows
 from tascade.vocab.fullhead import FullHead
 from tascade.vocab.head import TailoredHead
 from tascade.vocab.table import RowTable
@@ -64,7 +65,7 @@ def measure(table: RowTable, static: int) -> dict[str, Any]:
         head.begin(nothing)
 
     def check(k: int) -> Callable[[], object]:
-        return lambda: full(states[:k]).float().argmax(-1).tolist()
+        return lambda: argmax_rows(full.check(states[:k]))
 
     for turn in range(ROUNDS + 3):
         note("extend and reset", come_and_go)
