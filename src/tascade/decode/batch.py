@@ -205,10 +205,10 @@ class BatchDecoder:
             made.steps.append(StepStats(0, 0, 1, 0.0, seconds / len(rows)))
             made.forwards, made.stepped_tokens = made.forwards + 1, made.stepped_tokens + 1
         if self.full is not None and small:
-            self.deferral.guessed(len(new), len(rows), seconds)
+            self.deferral.guessed(len(new), seconds)
         elif self.full is not None and self.head is not None:
             lacking = [not self.head.has(r.ticket, t) for r, t in zip(live, new, strict=True)]
-            self.deferral.stepped(len(new), len(rows), seconds, sum(lacking))
+            self.deferral.stepped(len(new), seconds, sum(lacking))
 
     def _forward(
         self, rows: Sequence[_Row], tokens: Sequence[Sequence[int]], small: bool, first: int

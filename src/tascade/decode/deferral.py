@@ -9,6 +9,8 @@ _SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 _FIRST = 8
 _MEMORY = 512
 _BETTER = 1.02
+_TRIED = 6
+"""Steps with the full head before the first guess."""
 
 
 @dataclass(slots=True)
@@ -17,7 +19,8 @@ class Deferral:
 
     With a miss in a share m of tokens, k guesses yield E = (1 - (1 - m)^k) / m tokens: those before
     the first miss, and what is right there. They cost k small steps and one check of k states.
-    Where no k yields tokens faster than steps with the full head do, there is nothing to defer.
+    Where no k yields tokens faster than steps with the full head do, there is nothing to defer;
+    the first few steps are such, to know what they cost in the loop.
 
     Attributes:
         check: seconds that the full head takes for so many states.
@@ -45,11 +48,11 @@ class Deferral:
         Args:
             requests: how many are decoded together; each makes so many guesses.
         """
-        if self.most == 0:
-            return 0
+        if self.most == 0 or self._full.weight < _TRIED:
+            return 0  # what is at stake is measured first: a check alone is not what a step saves
         if not self._small.weight:
             return min(_FIRST, self.most)
-        best, best_speed = 0, _BETTER / self._full_token()
+        best, best_speed = 0, _BETTER / self._full.seconds
         for k in (k for k in _SIZES if k <= self.most):
             check = self.check(k * requests) / requests
             speed = self._yield(k) / (k * self._small.seconds + check)
@@ -62,20 +65,13 @@ class Deferral:
             return float(k)
         return float((1 - (1 - self.rate) ** k) / self.rate)
 
-    def _full_token(self) -> float:
-        """Seconds a token takes with the full head, seen or else computed."""
-        if self._full.weight:
-            return self._full.seconds
-        small = self._small
-        return small.seconds + self.check(round(small.rows)) / small.tokens
+    def guessed(self, tokens: int, seconds: float) -> None:
+        """A step with the small head: tokens it gave, seconds."""
+        self._small.add(tokens, seconds)
 
-    def guessed(self, tokens: int, rows: int, seconds: float) -> None:
-        """A step with the small head: tokens it gave, states it ran, seconds."""
-        self._small.add(tokens, rows, seconds)
-
-    def stepped(self, tokens: int, rows: int, seconds: float, missing: int) -> None:
+    def stepped(self, tokens: int, seconds: float, missing: int) -> None:
         """A step with the full head; ``missing``: how many tokens the small head has not."""
-        self._full.add(tokens, rows, seconds)
+        self._full.add(tokens, seconds)
         self._learn(tokens, missing)
 
     def checked(self, right: int, missed: bool) -> None:
@@ -89,20 +85,15 @@ class Deferral:
 
 @dataclass(slots=True)
 class _Mean:
-    """Running means over the last steps or so: tokens and states a step, seconds a token."""
+    """Running mean over the last steps or so: seconds a token."""
 
     weight: float = 0.0
-    tokens: float = 1.0
-    rows: float = 1.0
     seconds: float = 0.0
 
-    def add(self, tokens: int, rows: int, seconds: float) -> None:
+    def add(self, tokens: int, seconds: float) -> None:
         self.weight = min(self.weight + 1, 32)
-        share = 1 / self.weight
-        self.tokens += share * (tokens - self.tokens)
-        self.rows += share * (rows - self.rows)
         # Not more than four times the mean: one slow step of a busy machine is not what steps cost.
         each = seconds / max(tokens, 1)
         if self.seconds:
             each = min(each, 4 * self.seconds)
-        self.seconds += share * (each - self.seconds)
+        self.seconds += (each - self.seconds) / self.weight

@@ -99,12 +99,12 @@ class DeferredDecoder(Decoder):
         new = guess.result.tokens[before:]
         if not before:
             return  # a prefill is not what a step costs
-        rows, seconds = 1 + guess.result.steps[-1].drafted, time.perf_counter() - start
+        seconds = time.perf_counter() - start
         if small:
-            self.deferral.guessed(len(new), rows, seconds)
+            self.deferral.guessed(len(new), seconds)
         else:
             missing = sum(token not in self.head for token in new)
-            self.deferral.stepped(len(new), rows, seconds, missing)
+            self.deferral.stepped(len(new), seconds, missing)
             self.head.extend(new)
 
     def commit(self, request: Request, base: int, tree: DraftTree, outcome: Walk) -> None:
