@@ -124,7 +124,8 @@ class BatchDecoder:
         self._busy = True
         try:
             while waiting or rows:
-                coming = [waiting.popleft() for _ in range(min(len(waiting), self._free(rows)))]
+                free = self.size - len(rows)
+                coming = [waiting.popleft() for _ in range(min(len(waiting), free))]
                 yield from self._round(rows, coming)
                 for at in reversed(range(len(rows))):
                     if rows[at].request.done:
@@ -134,9 +135,6 @@ class BatchDecoder:
                 self._leave(row)
             self.target.cache.lengths.clear()
             self._busy = False
-
-    def _free(self, rows: Sequence[_Row]) -> int:
-        return self.size - len(rows)
 
     def _requests(
         self,
@@ -243,7 +241,7 @@ class BatchDecoder:
             if plain[i]:
                 out.append(best[i])
                 continue
-            wide = logits[i] if head is None else head.spread(logits[i : i + 1], tickets[i:][:1])[0]
+            wide = logits[i] if head is None else head.spread(logits[i : i + 1], [row.ticket])[0]
             out.append(self._draw(row, wide, small))
         return out
 
