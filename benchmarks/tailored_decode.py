@@ -17,6 +17,10 @@ its highest, in a process of its own, from before loading to after the first tok
 
 ``--drafts`` adds TASC-spec over the training rows' reference answers. Some CPUs multiply many
 states in bfloat16 no faster than one by one, so that no draft pays: take ``--dtype float32``.
+
+On a GPU (``--device cuda``) plain decoding has the tables on the device, ``exact`` streams the
+head's through it for each check, and ``exact, table on the device`` has it there. ``load`` is
+memory of the device then.
 """
 
 from __future__ import annotations
@@ -48,6 +52,7 @@ from tascade.draft.corpus import CorpusIndex
 from tascade.draft.mix import MixDrafter
 from tascade.draft.none import NoDrafter
 from tascade.encode import encode_example
+from tascade.load import load_model
 from tascade.model import measure_cost
 from tascade.pipeline import spread
 from tascade.tailored import tailor_model
@@ -103,18 +108,24 @@ def write_model(shape: str, folder: Path, dtype: torch.dtype, layers: int = 0) -
 
 
 class Script:
-    """Replaces a model's final states by those of the tokens that are to come."""
+    """Replaces models' final states by those of the tokens that are to come.
 
-    def __init__(self, model: Any, rows: torch.Tensor) -> None:
-        self.rows, self.tokens = rows, np.zeros(1, np.int64)
+    Args:
+        rows: [V, d] the LM head's, where the models are.
+    """
+
+    def __init__(self, rows: torch.Tensor) -> None:
+        self.rows, self.tokens = rows, torch.zeros(1, dtype=torch.long, device=rows.device)
         self.places: torch.Tensor | None = None
-        body = model.base_model
-        body.register_forward_pre_hook(self._note, with_kwargs=True)
-        body.norm.register_forward_hook(self._replace)
+
+    def write_for(self, model: Any) -> None:
+        model.base_model.register_forward_pre_hook(self._note, with_kwargs=True)
+        model.base_model.norm.register_forward_hook(self._replace)
 
     def begin(self, prompt: IntArray, answer: IntArray) -> None:
         """What follows each position; the last token for ever after."""
-        self.tokens = np.concatenate((prompt[1:], answer)).astype(np.int64)
+        tokens = np.concatenate((prompt[1:], answer)).astype(np.int64)
+        self.tokens = torch.from_numpy(tokens).to(self.rows.device)
 
     def _note(self, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
         self.places = kwargs.get("position_ids")
@@ -122,9 +133,9 @@ class Script:
     def _replace(self, module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
         if self.places is None:
             return output
-        at = np.minimum(self.places.numpy().reshape(-1), len(self.tokens) - 1)
+        at = self.places.reshape(-1).clamp(max=len(self.tokens) - 1)
         # Far above all others: a row's product with itself is 45 times that with another.
-        states = self.rows[torch.from_numpy(self.tokens[at])] * 50
+        states = self.rows[self.tokens[at]] * 50
         return states.view(output.shape).to(output.dtype)
 
 
@@ -150,21 +161,34 @@ def drafts(
     return MixDrafter(corpus, end_tokens=ends), Budget(measure_cost(target))
 
 
+def small_heads(drafts: bool, on_host: bool) -> list[str]:
+    """The ways to decode beside plain."""
+    ways = ["exact", "masked"]
+    if not on_host:
+        ways.append("exact, table on the device")
+    return [*ways, "tasc-spec+exact"] if drafts else ways
+
+
 @torch.inference_mode()
 def decode(folder: Path, task: str, options: argparse.Namespace) -> dict[str, Any]:
-    slim = load_slim(folder, device="cpu")
-    model, tokenizer = slim.model, slim.tokenizer
+    slim = load_slim(folder, device=options.device)
+    model, tokenizer, on_host = slim.model, slim.tokenizer, options.device == "cpu"
     ends = (tokenizer.eos_token_id,)
     size = model.config.vocab_size
     profile, train = profile_of(task, tokenizer, ends, size)
     rows = rows_of(task, "test", tokenizer, ends, options.rows)
-    script = Script(model, slim.head.rows)
+    stock = model if on_host else load_model(str(folder), device=options.device)[0]
+    script = Script(slim.head.rows if on_host else stock.get_output_embeddings().weight)
+    for each in {id(m): m for m in (model, stock)}.values():
+        script.write_for(each)
     whole: dict[str, Any] = {"prompt": rows[0][0]}
-    decoders: dict[str, Decoder] = {"plain": Decoder(Target(model), NoDrafter())}
+    decoders: dict[str, Decoder] = {"plain": Decoder(Target(stock), NoDrafter())}
     tables = {"table": slim.head, "bias": slim.head_bias}
-    for kind in ("exact", "masked", "tasc-spec+exact")[: 3 if options.drafts else 2]:
-        config = VocabConfig(head=kind.removeprefix("tasc-spec+"))
-        made = tailor_model(model, profile.ids, config, rate=1 - profile.held_out.share, **tables)
+    for kind in small_heads(options.drafts, on_host):
+        config = VocabConfig(head="masked" if kind == "masked" else "exact")
+        given = (stock, {}) if "on the device" in kind else (model, tables)
+        rate = 1 - profile.held_out.share
+        made = tailor_model(given[0], profile.ids, config, rate=rate, **given[1])
         begin = made.head.begin
         made.head.begin = lambda _, begin=begin: begin(whole["prompt"])  # type: ignore[method-assign]
         drafting: tuple[Any, ...] = (NoDrafter(),)
@@ -196,7 +220,7 @@ def decode(folder: Path, task: str, options: argparse.Namespace) -> dict[str, An
                 if name == "exact" and repeat == 0:
                     counts = {k: counts[k] + got.extra[k] for k in counts}
                     tokens += len(got.tokens)
-            differing += any(said[n] != said["plain"] for n in said if n.endswith("exact"))
+            differing += any(said[n] != said["plain"] for n in said if "exact" in n)
         for name in decoders:
             seconds[name].append(spent[name] / number[name])
     plain = np.asarray(seconds["plain"])
@@ -223,7 +247,7 @@ PEAK = """
 import json, sys
 import numpy as np
 import torch
-small, large, how, listed = sys.argv[1:]
+small, large, how, listed, device = sys.argv[1:]
 
 def status(field):
     with open("/proc/self/status") as file:
@@ -234,43 +258,48 @@ def load(folder):
     if how == "stock":
         from transformers import AutoModelForCausalLM
         model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", use_safetensors=True)
-        return model, None
+        return model.to(device), None
     from tascade.config import VocabConfig
     from tascade.tailored import tailor_model
     from tascade.vocab.slim import load_slim
-    slim = load_slim(folder, device="cpu")
+    slim = load_slim(folder, device=device)
     made = tailor_model(slim.model, ids, VocabConfig(head="masked"), table=slim.head)
     return slim.model, made
 
 with torch.inference_mode():
     model, made = load(small)
-    model.base_model(torch.arange(8)[None])
+    ids = torch.arange(8, device=device)[None]
+    model.base_model(ids)
     del model, made
     before, anonymous = status("VmHWM"), status("RssAnon")
     rest = max(0, before - status("VmRSS"))
     ballast = np.ones(rest + (1 << 20), np.uint8)  # lifts what is resident to the mark
     before = status("VmHWM")
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated()
     model, made = load(large)
     if made is None:
-        model(torch.arange(8)[None])
+        model(ids)
     else:
         made.target.begin(np.arange(8, dtype=np.int32))
         made.target.forward(list(range(8)))
     print(json.dumps({
         "peak": status("VmHWM") - before,
+        **({} if device == "cpu" else {"device_peak": torch.cuda.max_memory_allocated() - held}),
         "anonymous": status("RssAnon") - anonymous - ballast.nbytes,
         "head": 0 if made is None else made.head.nbytes,
     }))
 """
 
 
-def peaks(small: Path, large: Path, ids: IntArray, work: Path) -> dict[str, Any]:
+def peaks(small: Path, large: Path, ids: IntArray, work: Path, device: str) -> dict[str, Any]:
     """Bytes by which memory grows in loading and a first forward, by how the model is loaded."""
     listed = work / "ids.json"
     listed.write_text(json.dumps(ids.tolist()))
     found = {}
     for how in ("stock", "tailored"):
-        words = [sys.executable, "-c", PEAK, small, large, how, listed]
+        words = [sys.executable, "-c", PEAK, small, large, how, listed, device]
         done = subprocess.run(list(map(str, words)), capture_output=True, text=True, check=True)
         found[how] = json.loads(done.stdout.splitlines()[-1])
     slim = load_slim(large, device="cpu")
@@ -281,7 +310,7 @@ def peaks(small: Path, large: Path, ids: IntArray, work: Path) -> dict[str, Any]
         "table": slim.head.nbytes,
         **found,
         "allowed": allowed,
-        "within": found["tailored"]["peak"] <= allowed,
+        "within": found["tailored"]["peak" if device == "cpu" else "device_peak"] <= allowed,
     }
 
 
@@ -295,13 +324,19 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--layers", type=int, default=0, help="fewer layers, to try the script")
     parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--drafts", action="store_true", help="with TASC-spec's too")
     parser.add_argument("--quick", action="store_true", help="warm up once")
     options = parser.parse_args()
     report: dict[str, Any] = {
         "command": " ".join(["python", *sys.argv]),
         "machine": machine_info(),
-        "settings": {"dtype": options.dtype, "tokens": options.tokens, "repeats": options.repeats},
+        "settings": {
+            "dtype": options.dtype,
+            "tokens": options.tokens,
+            "repeats": options.repeats,
+            "device": options.device,
+        },
         "results": [],
     }
     for shape in options.shapes:
@@ -313,7 +348,8 @@ def main() -> None:
             tokenizer = load_slim(small, device="cpu").tokenizer
             size = SHAPES[shape]["vocab_size"]
             ids = profile_of(options.tasks[0], tokenizer, [tokenizer.eos_token_id], size)[0].ids
-            found: dict[str, Any] = {"shape": shape, "load": peaks(small, large, ids, Path(work))}
+            found: dict[str, Any] = {"shape": shape, "load": {}}
+            found["load"] = peaks(small, large, ids, Path(work), options.device)
             found["tasks"] = []
             report["results"].append(found)
             for task in options.tasks:

@@ -1,4 +1,7 @@
-"""What every test shares: one thread, reproducible hypothesis runs, a pack, ../shared."""
+"""What every test shares: one thread, reproducible hypothesis runs, a pack, ../shared.
+
+``TASCADE_TEST_DEVICE=cuda`` puts the tiny models on a GPU, for tests/equality.
+"""
 
 import os
 from pathlib import Path
@@ -11,6 +14,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 _REPO = Path(__file__).resolve().parents[1]
 
 torch.set_num_threads(1)
+
+if _DEVICE := os.environ.get("TASCADE_TEST_DEVICE"):
+    from tascade import testing
+
+    _made_on_cpu = testing.tiny_model
+    testing.tiny_model = lambda *args, **fields: _made_on_cpu(*args, **fields).to(_DEVICE)
 
 settings.register_profile(
     "local", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

@@ -78,6 +78,7 @@ class TaskModel:
         self.tailored, self.assistant = tailor_pack(pack, model, head, tables), assistant
         self._cost: CostTable | None = _saved_cost(pack, self.cost_key)
         self._decoder: Decoder | None = None
+        self._batches: tuple[int, BatchDecoder] | None = None
         self._lock = threading.RLock()
 
     @classmethod
@@ -235,7 +236,9 @@ class TaskModel:
             return [self.run(cast(str, p), processors, **options).text for p in prompt]
         with self._lock:
             ids = [self.encode(cast(str, p)) for p in prompt]
-            made = self.batches(batch_size).generate(ids, self.params(**options), processors)
+            if self._batches is None or self._batches[0] != batch_size:
+                self._batches = batch_size, self.batches(batch_size)
+            made = self._batches[1].generate(ids, self.params(**options), processors)
         return [answer.text for answer in made]
 
     def stream(

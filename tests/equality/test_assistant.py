@@ -70,7 +70,8 @@ def static(share: float = 0.3) -> list[int]:
 
 def small(assistant) -> TailoredHead:
     full = install_slot(assistant).full
-    return TailoredHead(RowTable.from_tensor(full.weight.detach()), static(), bias=full.bias)
+    table = RowTable.from_tensor(full.weight.detach().cpu())
+    return TailoredHead(table, static(), bias=full.bias, device=assistant.device)
 
 
 class Watched(AssistantDrafter):

@@ -2,60 +2,31 @@
 
 import dataclasses
 import threading
-from functools import cache
 
-import numpy as np
 import pytest
-import torch
+from tailored_parts import MODELS, VOCAB, Mask, every, model, prompts, small_head, static
 
 from tascade.decode.batch import BatchDecoder
 from tascade.decode.batch_target import BatchTarget
-from tascade.decode.deferral import Deferral
 from tascade.decode.heads import finisher, install_slot
 from tascade.decode.loop import Decoder
 from tascade.decode.sample import SamplingParams
 from tascade.decode.target import Target
 from tascade.draft.none import NoDrafter
 from tascade.errors import ConfigError, TascadeError, UnsupportedModelError
-from tascade.testing import FAMILIES, byte_tokenizer, tiny_model
-from tascade.vocab.table import RowTable
+from tascade.testing import byte_tokenizer, tiny_model
 from tascade.vocab.union import UnionHead
 
-VOCAB = 96
-MODELS = [(name, tied) for name in FAMILIES for tied in {False, "gemma" not in name}]
 GREEDY = SamplingParams(max_new_tokens=20)
 SAMPLED = SamplingParams(max_new_tokens=20, temperature=1.2, seed=3)
 HEADS = ("full", "masked", "exact")
-
-
-@cache
-def model(family: str, tied: bool = False):
-    return tiny_model(family, tie_word_embeddings=tied)
-
-
-def prompts(count: int, vocab: int = VOCAB, seed: int = 5) -> list[list[int]]:
-    rng = np.random.default_rng(seed)
-    return [rng.integers(0, vocab, int(rng.integers(1, 40))).tolist() for _ in range(count)]
-
-
-def static(share: float) -> list[int]:
-    return np.random.default_rng(7).permutation(VOCAB)[: round(share * VOCAB)].tolist()
-
-
-def every(tokens: int) -> Deferral:
-    class Fixed(Deferral):
-        def plan(self, requests: int = 1) -> int:
-            return tokens
-
-    return Fixed(lambda states: 1.0)
 
 
 def batch(model, kind="full", share=0.4, size=8, tokens=5, tokenizer=None) -> BatchDecoder:
     target = BatchTarget(model)
     if kind == "full":
         return BatchDecoder(target, tokenizer=tokenizer, size=size)
-    full = install_slot(model).full
-    head = UnionHead(RowTable.from_tensor(full.weight.detach()), static(share), bias=full.bias)
+    full, head = install_slot(model).full, small_head(UnionHead, model, share)
     if kind == "masked":
         return BatchDecoder(target, head, tokenizer=tokenizer, size=size)
     finish = finisher(model)
@@ -67,18 +38,6 @@ def batch(model, kind="full", share=0.4, size=8, tokens=5, tokenizer=None) -> Ba
         tokenizer=tokenizer,
         size=size,
     )
-
-
-class Mask:
-    """The oracle: all but some tokens ruled out of the full head's scores."""
-
-    def __init__(self, kept) -> None:
-        self.kept = sorted(set(kept))
-
-    def __call__(self, ids, scores):
-        masked = torch.full_like(scores, -torch.inf)
-        masked[:, self.kept] = scores[:, self.kept]
-        return masked
 
 
 def alone(model, kind, prompt, params, share=0.4, tokenizer=None):
@@ -200,7 +159,7 @@ def test_a_callers_processor_is_asked_once_a_token():
 
     def odd_only(ids, scores):
         seen.append(tuple(ids[0].tolist()))
-        scores[:, ::2] = -torch.inf
+        scores[:, ::2] = -float("inf")
         return scores
 
     asked = prompts(5)
@@ -245,6 +204,19 @@ def test_a_batch_leaves_nothing_behind():
     assert decoder.head.in_use == first
     assert [got.tokens for got in decoder.generate(asked, GREEDY)] == wanted
     assert alone(model("llama"), "full", asked[0], GREEDY).tokens == wanted[0]
+
+
+def test_what_lists_lack_is_learned_and_no_list_changes():
+    decoder, asked = batch(model("llama"), "exact", size=4), prompts(12)
+    rows, misses = decoder.head.in_use, []
+    for _ in range(3):
+        made = decoder.generate(asked, SAMPLED)
+        misses.append(sum(got.extra["misses"] for got in made))
+        for prompt, got in zip(asked, made, strict=True):
+            assert got.tokens == alone(model("llama"), "exact", prompt, SAMPLED).tokens
+    assert misses[0] > 0
+    assert misses[1:] == [0, 0]
+    assert decoder.head.in_use == rows
 
 
 def test_batches_of_several_threads_do_not_meet():

@@ -69,7 +69,7 @@ def corpus(tmp_path_factory):
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_equals_the_models_own_generate(family, length):
-    ids = torch.tensor([prompt(length)])
+    ids = torch.tensor([prompt(length)], device=target(family).device)
     own = tiny_model(family).generate(
         ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=48
     )
@@ -98,7 +98,7 @@ def test_a_filled_prefill_changes_nothing(family, branching):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_repetition_penalty_equals_the_models_own_generate(family):
-    ids = torch.tensor([prompt(7)])
+    ids = torch.tensor([prompt(7)], device=target(family).device)
     own = tiny_model(family).generate(
         ids,
         attention_mask=torch.ones_like(ids),
@@ -323,7 +323,7 @@ def test_the_cache_grows_without_a_trace():
     fresh = Target(tiny_model("mistral"))
     result = Decoder(fresh, OracleDrafter(expected, wrong_every=9)).generate(prompt(7), long)
     assert tuple(result.tokens) == expected
-    ids = torch.tensor([prompt(7)])
+    ids = torch.tensor([prompt(7)], device=fresh.device)
     own = fresh.model.generate(
         ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=600
     )

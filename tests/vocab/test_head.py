@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tascade.decode.deferral import Deferral
+from tascade.decode.lacking import Lacking
 from tascade.errors import ConfigError
 from tascade.vocab.head import TailoredHead
 from tascade.vocab.table import RowTable
@@ -172,6 +173,62 @@ def test_one_slow_step_is_not_what_steps_cost() -> None:
     plan = learned(deferral, missing=1)
     deferral.guessed(1, 500.0)
     assert deferral.plan() == plan
+
+
+def test_the_full_head_is_timed_again_now_and_then() -> None:
+    deferral = Deferral(flat, most=32)
+    assert learned(deferral) > 8
+    plans = []
+    for _ in range(3000):
+        plans.append(deferral.plan())
+        if plans[-1]:
+            deferral.guessed(plans[-1], 1.0 * plans[-1])
+            deferral.checked(plans[-1], False, plans[-1], flat(plans[-1]))
+        else:
+            deferral.stepped(1, 1.02, 0)  # the full head has become cheap
+    assert 3 < plans[:100].count(0) < 10
+    assert plans[-300:].count(0) > 290
+
+
+def test_guessing_is_tried_again_where_it_once_seemed_slow() -> None:
+    deferral = Deferral(flat, most=32)
+    for _ in range(8):
+        deferral.stepped(1, 2.0, 0)
+    deferral.guessed(8, 50.0)  # something else had the machine
+    deferral.checked(8, False, 8, flat(8))
+    plans = []
+    for _ in range(5000):
+        plans.append(deferral.plan())
+        if plans[-1]:
+            deferral.guessed(plans[-1], 1.0 * plans[-1])
+            deferral.checked(plans[-1], False, plans[-1], flat(plans[-1]))
+        else:
+            deferral.stepped(1, 2.0, 0)
+    assert plans[:100] == [0] * 100
+    assert plans[-50:].count(0) < 10
+
+
+def test_checks_that_cost_more_than_foretold_are_done_less_often() -> None:
+    plans = []
+    for times in (1.0, 6.0):
+        deferral = Deferral(flat, most=64)
+        assert learned(deferral, missing=2) > 4
+        for at in range(400):
+            deferral.guessed(8, 8.0)
+            deferral.checked(8 if at % 6 else 3, not at % 6, 8, times * flat(8))
+            deferral.stepped(1, 9.0, 0)
+        plans.append(deferral._best(1))
+    assert plans[1] > plans[0]
+
+
+def test_what_was_lacking_longest_ago_goes_first() -> None:
+    lacking = Lacking(most=3)
+    lacking.add([1, 2, 3])
+    lacking.saw([1, 7])
+    lacking.add([4])
+    assert lacking.tokens == [3, 1, 4]
+    lacking.add([3, 5])
+    assert lacking.tokens == [4, 3, 5]
 
 
 def test_no_guesses_where_none_are_allowed() -> None:

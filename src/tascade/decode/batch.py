@@ -145,18 +145,16 @@ class BatchDecoder:
         each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
         if len(each) != len(prompts):
             raise ConfigError("params do not fit", got=len(each), wanted=f"{len(prompts)}, or one")
-        made = []
-        for i, (prompt, own) in enumerate(zip(prompts, each, strict=True)):
-            ids = np.ascontiguousarray(prompt, np.int32)
-            if not len(ids):
-                raise ConfigError("the prompt is empty", got="0 tokens", where=f"prompt {i}")
-            stop = StopRule(own, self.tokenizer)
-            request = Request(
-                ids, Chooser(own, processors), stop, Generation([]), self.target.device
+        return [
+            Request.new(
+                prompt,
+                Chooser(own, processors),
+                StopRule(own, self.tokenizer),
+                self.target.device,
+                f"prompt {i}",
             )
-            request.result.prompt_tokens = len(ids)
-            made.append(request)
-        return made
+            for i, (prompt, own) in enumerate(zip(prompts, each, strict=True))
+        ]
 
     # --- a round -------------------------------------------------------------------------------
 
@@ -187,10 +185,16 @@ class BatchDecoder:
         if self.full is not None:
             guess = guesses_for(request, self.tokenizer)
             request.result.extra |= {"misses": 0, "checks": 0, "full_steps": 0}
-        ticket = -1 if self.head is None else self.head.join(request.prompt)
+        ticket = -1 if self.head is None else self.head.join(self._foreseen(request))
         rows.append(_Row(index, request, guess, ticket))
         self._forward(rows[-1:], [request.prompt.tolist()], small, len(rows) - 1)
         guess.result.prefill_seconds = time.perf_counter() - request.started
+
+    def _foreseen(self, request: Request) -> IntArray:
+        """The tokens that a request's part of the head has from the start, beside the list's."""
+        if self.full is None:
+            return request.prompt
+        return np.concatenate((request.prompt, np.asarray(self.deferral.lacking.tokens, np.int32)))
 
     def _step(self, rows: Sequence[_Row], small: bool) -> None:
         start = time.perf_counter()
@@ -205,8 +209,10 @@ class BatchDecoder:
         if self.full is not None and small:
             self.deferral.guessed(len(new), seconds)
         elif self.full is not None and self.head is not None:
-            lacking = [not self.head.has(r.ticket, t) for r, t in zip(live, new, strict=True)]
-            self.deferral.stepped(len(new), seconds, sum(lacking))
+            said = zip(live, new, strict=True)
+            lacking = [token for row, token in said if not self.head.has(row.ticket, token)]
+            self.deferral.stepped(len(new), seconds, len(lacking))
+            self.deferral.lacking.add(lacking)
 
     def _forward(
         self, rows: Sequence[_Row], tokens: Sequence[Sequence[int]], small: bool, first: int
@@ -277,17 +283,30 @@ class BatchDecoder:
     def _check(self, rows: Sequence[_Row]) -> None:
         assert self.full is not None
         assert self.head is not None
-        logits = self.full(torch.cat([state for row in rows for state in row.states]))
-        parts: Any = torch.split(logits, [len(row.states) for row in rows])
+        start = time.perf_counter()
+        states = torch.cat([state for row in rows for state in row.states])
+        parts: Any = torch.split(self.full(states), [len(row.states) for row in rows])
+        found = []
         for row, part in zip(rows, parts, strict=True):
             row.states.clear()
             before = len(row.request.result.tokens)
             missed = take_checked(row.request, row.guess, part)
-            tokens = row.request.result.tokens
-            self.deferral.checked(len(tokens) - before - missed, missed)
+            passed = row.request.result.tokens[before:]
+            found.append((len(passed) - missed, missed))
             if missed:
                 rewind(row.request, row.guess)
-                self.head.extend(row.ticket, tokens[-1:])
+                self._miss(row, passed[-1])
+            self.deferral.lacking.saw(passed)
+        counted, seconds = len(states), time.perf_counter() - start
+        for right, missed in found:
+            self.deferral.checked(right, missed, counted, seconds)
+            counted = 0  # the pass is told of once
+
+    def _miss(self, row: _Row, token: int) -> None:
+        assert self.head is not None
+        if not self.head.has(row.ticket, token):
+            self.head.extend(row.ticket, [token])
+            self.deferral.lacking.add([token])
 
     def _take(self, row: _Row) -> None:
         before = len(row.request.result.tokens)

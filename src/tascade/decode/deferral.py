@@ -5,12 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from tascade.decode.lacking import Lacking
+
 _SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 _FIRST = 8
 _MEMORY = 512
 _BETTER = 1.02
 _TRIED = 6
 """Steps with the full head before the first guess."""
+_LOOK_BACK = 16
+"""Checks before another step with the full head, whose cost may have changed."""
+_LOOK_AGAIN = 200
+"""Steps with the full head before a few guesses, where guessing did not seem to pay."""
+_LOOK = 4
+_HOPELESS = 0.2
+"""Misses a token at which it need not be tried."""
 
 
 @dataclass(slots=True)
@@ -20,19 +29,24 @@ class Deferral:
     With a miss in a share m of tokens, k guesses yield E = (1 - (1 - m)^k) / m tokens: those before
     the first miss, and what is right there. They cost k small steps and one check of k states.
     Where no k yields tokens faster than steps with the full head do, there is nothing to defer;
-    the first few steps are such, to know what they cost in the loop.
+    the first few steps are such, and one now and then, to know what they cost in the loop.
 
     Attributes:
         check: seconds that the full head takes for so many states.
         most: most guesses between checks; 0 never defers.
         rate: misses a token; at first what the profile expects.
+        lacking: tokens that the small head lacked of late.
     """
 
     check: Callable[[int], float]
     most: int = 32
     rate: float = 0.01
-    _small: _Mean = field(default_factory=lambda: _Mean())
-    _full: _Mean = field(default_factory=lambda: _Mean())
+    lacking: Lacking = field(default_factory=Lacking)
+    _small: _Pace = field(default_factory=lambda: _Pace())
+    _full: _Pace = field(default_factory=lambda: _Pace())
+    _checks: _Pace = field(default_factory=lambda: _Pace())
+    _guessing: bool = False
+    _streak: int = 0
     _first: float = 0.0
 
     def __post_init__(self) -> None:
@@ -48,14 +62,24 @@ class Deferral:
         Args:
             requests: how many are decoded together; each makes so many guesses.
         """
-        if self.most == 0 or self._full.weight < _TRIED:
+        if self.most == 0 or self._full.steps < _TRIED:
             return 0  # what is at stake is measured first: a check alone is not what a step saves
-        if not self._small.weight:
+        if not self._small.steps:
             return min(_FIRST, self.most)
-        best, best_speed = 0, _BETTER / self._full.seconds
+        best = self._best(requests)
+        if best and self._guessing and self._streak >= _LOOK_BACK:
+            return 0
+        if not best and self.rate < _HOPELESS and self._streak >= _LOOK_AGAIN:
+            return min(_LOOK, self.most)
+        return best
+
+    def _best(self, requests: int) -> int:
+        """Guesses that yield most a second by what is known now; 0 if the full head does."""
+        best, best_speed = 0, _BETTER / self._full.each
+        checks = self._checks.each or 1.0
         for k in (k for k in _SIZES if k <= self.most):
-            check = self.check(k * requests) / requests
-            speed = self._yield(k) / (k * self._small.seconds + check)
+            check = checks * self.check(k * requests) / requests
+            speed = self._yield(k) / (k * self._small.each + check)
             if speed > best_speed:
                 best, best_speed = k, speed
         return best
@@ -71,12 +95,27 @@ class Deferral:
 
     def stepped(self, tokens: int, seconds: float, missing: int) -> None:
         """A step with the full head; ``missing``: how many tokens the small head has not."""
+        self._went(guessing=False)
         self._full.add(tokens, seconds)
         self._learn(tokens, missing)
 
-    def checked(self, right: int, missed: bool) -> None:
-        """A check: guesses that were right up to the first miss, and whether there was one."""
+    def checked(self, right: int, missed: bool, states: int = 0, seconds: float = 0.0) -> None:
+        """A check: guesses that were right up to the first miss, and whether there was one.
+
+        Args:
+            right: guesses of one request.
+            missed: whether there was a miss in that one.
+            states: of all requests that were checked together, said once for them all.
+            seconds: what that took, with all that follows from it.
+        """
+        if states:
+            self._went(guessing=True)
+            self._checks.add(self.check(states), seconds)
         self._learn(right + missed, int(missed))
+
+    def _went(self, guessing: bool) -> None:
+        self._streak = self._streak + 1 if guessing == self._guessing else 1
+        self._guessing = guessing
 
     def _learn(self, tokens: int, missing: int) -> None:
         keep = (1 - 1 / _MEMORY) ** tokens
@@ -84,16 +123,24 @@ class Deferral:
 
 
 @dataclass(slots=True)
-class _Mean:
-    """Running mean over the last steps or so: seconds a token."""
+class _Pace:
+    """Seconds for each token (or for each second expected) over the last steps or so."""
 
-    weight: float = 0.0
+    steps: float = 0.0
+    amount: float = 0.0
     seconds: float = 0.0
 
-    def add(self, tokens: int, seconds: float) -> None:
-        self.weight = min(self.weight + 1, 32)
+    @property
+    def each(self) -> float:
+        """Seconds for one; 0 where nothing is known."""
+        return self.seconds / self.amount if self.amount else 0.0
+
+    def add(self, amount: float, seconds: float) -> None:
+        """A step that came to so much."""
         # Not more than four times the mean: one slow step of a busy machine is not what steps cost.
-        each = seconds / max(tokens, 1)
-        if self.seconds:
-            each = min(each, 4 * self.seconds)
-        self.seconds += (each - self.seconds) / self.weight
+        if self.steps:
+            seconds = min(seconds, 4 * max(self.seconds / self.steps, self.each * amount))
+        keep = min(1.0, 31 / self.steps) if self.steps else 1.0
+        self.steps = keep * self.steps + 1
+        self.amount = keep * self.amount + amount
+        self.seconds = keep * self.seconds + seconds

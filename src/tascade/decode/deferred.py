@@ -8,7 +8,7 @@ on. What is given out has passed the check: tokens come some steps late, and are
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -68,6 +68,7 @@ class DeferredDecoder(Decoder):
     def begin(self, request: Request) -> None:
         """Forget the request before."""
         super().begin(request)
+        self.head.extend(self.deferral.lacking.tokens)
         self._guess = guesses_for(request, self.tokenizer)
         self._states.clear()
         self._may_repeat = may_repeat(request.chooser)
@@ -103,9 +104,13 @@ class DeferredDecoder(Decoder):
         if small:
             self.deferral.guessed(len(new), seconds)
         else:
-            missing = sum(token not in self.head for token in new)
-            self.deferral.stepped(len(new), seconds, missing)
-            self.head.extend(new)
+            missing = [token for token in new if token not in self.head]
+            self.deferral.stepped(len(new), seconds, len(missing))
+            self._take_in(missing)
+
+    def _take_in(self, missing: Sequence[int]) -> None:
+        self.head.extend(missing)
+        self.deferral.lacking.add(missing)
 
     def commit(self, request: Request, base: int, tree: DraftTree, outcome: Walk) -> None:
         """Keep what was accepted, and the states that its tokens were chosen from."""
@@ -116,19 +121,22 @@ class DeferredDecoder(Decoder):
     @torch.inference_mode()
     def _check(self, request: Request, guess: Request) -> None:
         """Compare the guesses with the full head's choices; rewind to the first wrong one."""
-        first = len(request.result.tokens)
-        logits = self.full(torch.cat(self._states))
+        start, first = time.perf_counter(), len(request.result.tokens)
+        states = torch.cat(self._states)
         self._states.clear()
-        missed = take_checked(request, guess, logits)
-        self.deferral.checked(len(request.result.tokens) - first - missed, missed)
+        missed = take_checked(request, guess, self.full(states))
+        passed = request.result.tokens[first:]
         if missed:
             self._rewind(request, guess)
+        self.deferral.lacking.saw(passed)
+        seconds = time.perf_counter() - start
+        self.deferral.checked(len(passed) - missed, missed, len(states), seconds)
 
     def _rewind(self, request: Request, guess: Request) -> None:
         rewind(request, guess)
         tokens = request.result.tokens
         self.target.keep(len(request.prompt) + len(tokens) - 1, ())
-        self.head.extend(tokens[-1:])
+        self._take_in([token for token in tokens[-1:] if token not in self.head])
         # A drafter cannot be rewound: it is told the request again.
         self.drafter.start(request.prompt)
         for token in tokens:

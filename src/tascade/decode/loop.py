@@ -74,6 +74,27 @@ class Request:
     known: int = 0
     started: float = field(default_factory=time.perf_counter)
 
+    @classmethod
+    def new(
+        cls,
+        prompt: Sequence[int] | IntArray,
+        chooser: Chooser,
+        stop: StopRule,
+        device: torch.device,
+        where: str = "prompt",
+    ) -> Request:
+        """One of which nothing is decoded yet, of a prompt of token ids [T].
+
+        Raises:
+            ConfigError: the prompt is empty.
+        """
+        ids = np.ascontiguousarray(prompt, dtype=np.int32)
+        if not len(ids):
+            raise ConfigError(
+                "the prompt is empty", got="0 tokens", wanted="at least one token", where=where
+            )
+        return cls(ids, chooser, stop, Generation([], prompt_tokens=len(ids)), device)
+
     def prefix(self, extra: Sequence[int]) -> torch.Tensor:
         """Prompt, output so far and ``extra``: [1, T]. Kept in one growing buffer, whose first
         ``known`` output tokens are written for good.
@@ -148,13 +169,8 @@ class Decoder:
         Raises:
             TascadeError: another request was begun on this decoder before this one ended.
         """
-        ids = np.ascontiguousarray(prompt, dtype=np.int32)
-        if len(ids) == 0:
-            raise ConfigError("the prompt is empty", got="0 tokens", wanted="at least one token")
         stop = StopRule(params, self.tokenizer, extra_stop)
-        device = self.target.device
-        request = Request(ids, Chooser(params, processors), stop, Generation([]), device)
-        request.result.prompt_tokens = len(ids)
+        request = Request.new(prompt, Chooser(params, processors), stop, self.target.device)
         self.begin(request)
         self._current = request
         while not request.done:

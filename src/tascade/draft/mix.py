@@ -63,6 +63,7 @@ class MixDrafter:
         self._examples, self._request = HashChain(4096), HashChain(4096)
         self._tree, self._memo, self._work = new_tree(), new_memo(), new_work()
         self._passed = np.zeros(MAX_NODES, np.int8)
+        self._matched: IntArray | None = None
         self._nodes = -1
         self.refresh()
         self._compile()
@@ -94,10 +95,13 @@ class MixDrafter:
         # The prompt is indexed and similar examples are fetched when the first draft is asked
         # for: where drafts do not pay, a request should cost nothing.
         self._prompt = None
-        self._examples.reset()
         self._request.reset()
         if self._use_context:
             self._request.extend(np.ascontiguousarray(prompt, np.int32))
+        if prompt is self._matched:
+            return  # the same request is told again, since some of its output was taken back
+        self._matched = prompt
+        self._examples.reset()
         if self.similar is not None and len(prompt):
             self._examples.extend(in_a_row(self.similar.lookup(prompt)))
 

@@ -1,0 +1,63 @@
+"""What the tests of tailored heads share: models, prompts, lists, a fixed plan, the oracle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from tascade import testing
+from tascade.decode.deferral import Deferral
+from tascade.decode.heads import install_slot
+from tascade.vocab.table import RowTable
+
+VOCAB = 96
+# Tied random Gemmas, whose embeddings are scaled up, say the same token for ever.
+MODELS = [(name, tied) for name in testing.FAMILIES for tied in {False, "gemma" not in name}]
+
+
+@cache
+def model(family: str, tied: bool = False) -> Any:
+    return testing.tiny_model(family, tie_word_embeddings=tied)
+
+
+def prompts(count: int, vocab: int = VOCAB, *, seed: int = 5, most: int = 30) -> list[list[int]]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, vocab, int(rng.integers(1, most))).tolist() for _ in range(count)]
+
+
+def static(share: float) -> list[int]:
+    """Token ids whose choice has nothing to do with what is said."""
+    return np.random.default_rng(7).permutation(VOCAB)[: round(share * VOCAB)].tolist()
+
+
+def small_head(kind: Any, model: Any, share: float) -> Any:
+    """A head of ``kind`` (tailored, or a batch's union) of a model's own rows."""
+    full = install_slot(model).full
+    table = RowTable.from_tensor(full.weight.detach().cpu())
+    return kind(table, static(share), bias=full.bias, device=model.device)
+
+
+def every(tokens: int) -> Deferral:
+    """Checks after so many guesses, come what may."""
+
+    class Fixed(Deferral):
+        def plan(self, requests: int = 1) -> int:
+            return tokens
+
+    return Fixed(lambda states: 1.0)
+
+
+class Mask:
+    """The oracle: all but some tokens ruled out of the full head's scores."""
+
+    def __init__(self, kept: Iterable[int]) -> None:
+        self.kept = sorted(set(kept))
+
+    def __call__(self, ids: Any, scores: torch.Tensor) -> torch.Tensor:
+        masked = torch.full_like(scores, -torch.inf)
+        masked[:, self.kept] = scores[:, self.kept]
+        return masked
