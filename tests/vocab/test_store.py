@@ -177,4 +177,6 @@ def test_on_a_gpu_blocks_go_through_one_buffer(rows):
         wanted = torch.nn.functional.linear(hidden, weight.cuda(), bias)
         torch.testing.assert_close(head(hidden), wanted)
     store = EmbeddingStore(RowTable.from_tensor(weight), dtype=torch.float16).cuda()
-    assert torch.equal(store(some_ids(2, 5).cuda()).cpu(), weight[some_ids(2, 5)])
+    for ids in (some_ids(2, 5).cuda(), some_ids(2, 5)):  # these may be on the host
+        assert store(ids).is_cuda
+        assert torch.equal(store(ids).cpu(), weight[some_ids(2, 5)])

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tascade.decode.heads import HeadSlot, install_slot
+from tascade.decode.heads import HeadSlot, ids_device, install_slot
 from tascade.decode.ragged import RaggedCache
 from tascade.decode.target import PREFILL_DRAFT_LIMIT, check_rewindable
 from tascade.errors import UnsupportedModelError
@@ -71,7 +71,7 @@ class BatchTarget:
         Returns:
             The model's logits [B, n] and final states [B, d], after the last token of each row.
         """
-        ids, cache = torch.tensor(tokens, device=self.device), self.cache
+        ids, cache = torch.tensor(tokens, device=ids_device(self.model)), self.cache
         rows = slice(first, first + len(ids))
         cache.lengths += [0] * (rows.stop - len(cache.lengths))
         past = torch.tensor(cache.lengths[rows], device=self.device)[:, None]

@@ -108,6 +108,13 @@ class HeadSlot(torch.nn.Module):
             self._guest = (None,)
 
 
+def ids_device(model: Any) -> torch.device:
+    """Where a model wants its token ids: on the host, if that is where its embedding is."""
+    on_host = getattr(model.get_input_embeddings(), "takes_host_ids", False)
+    device: torch.device = torch.device("cpu") if on_host else model.device
+    return device
+
+
 def install_slot(model: Any) -> HeadSlot:
     """The slot of a model whose head is to be changed; put in, in place, where there is none.
 

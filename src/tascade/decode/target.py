@@ -12,7 +12,7 @@ import torch
 
 from tascade.core import ROOT, DraftTree, IntArray
 from tascade.decode.cache import RewindableCache
-from tascade.decode.heads import SmallHead, install_slot
+from tascade.decode.heads import SmallHead, ids_device, install_slot
 from tascade.decode.mask import MaskBuilder, ancestors, depths
 from tascade.errors import UnsupportedModelError
 
@@ -87,6 +87,7 @@ class Target:
         self.config = model.config.get_text_config()
         self.cache = RewindableCache()
         self.device: torch.device = model.device
+        self._ids_device = ids_device(model)
         self.supports_trees = self.config._attn_implementation in _TREE_ATTENTION
         compiled = self.device.type == "cpu" and model.dtype != torch.float32
         self.grain = _GRAIN if compiled else 0
@@ -164,7 +165,7 @@ class Target:
             )
         with nullcontext() if self._slot is None else self._slot.using(self.head):
             output = self.model(
-                input_ids=torch.tensor([ids + [ids[-1]] * fill], device=self.device),
+                input_ids=torch.tensor([ids + [ids[-1]] * fill], device=self._ids_device),
                 attention_mask=mask,
                 position_ids=positions,
                 past_key_values=self.cache,

@@ -100,5 +100,4 @@ class TailoredHead(torch.nn.Module):
     def spread(self, logits: torch.Tensor) -> torch.Tensor:
         """[N, n] -> [N, V] float32 by token id, minus infinity for tokens it does not have."""
         wide = logits.new_full((len(logits), self.vocab_size), -torch.inf, dtype=torch.float32)
-        wide[:, self.ids] = logits.float()
-        return wide
+        return wide.index_copy_(1, self.ids, logits.float())

@@ -14,7 +14,8 @@ class EmbeddingStore(torch.nn.Module):
     What it returns is bit for bit what the embedding it replaces would: the row of each id in the
     model's precision, scaled where the model's family scales it (Gemma). It follows the model to
     another device or precision, but has no parameter, and no buffer that grows with the table. On
-    an accelerator every call waits for the ids to reach the host. (VocabTailor, section 3.2.)
+    an accelerator a call waits for its ids to reach the host, unless they are there already.
+    (VocabTailor, section 3.2.)
 
     Args:
         table: rows [V, d].
@@ -22,6 +23,9 @@ class EmbeddingStore(torch.nn.Module):
         scale: factor of every row: a 0-d tensor is rounded to the model's precision first, a
             number is not.
     """
+
+    takes_host_ids = True
+    """Ids may be on the CPU, wherever the model is; its rows come out where the model is."""
 
     _like: torch.Tensor
 
@@ -56,14 +60,14 @@ class EmbeddingStore(torch.nn.Module):
         return cls(table, dtype=module.weight.dtype, scale=scale)
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Rows [..., d] of ids [...], on the device of the ids, in the model's precision.
+        """Rows [..., d] of ids [...], on the model's device and in its precision.
 
         Raises:
             ConfigError: an id that has no row.
         """
         rows = self.table.gather(input_ids.reshape(-1))
         # The stored type travels (it is never wider than need be), the device converts.
-        rows = rows.to(input_ids.device).to(self._like.dtype)
+        rows = rows.to(self._like.device).to(self._like.dtype)
         rows = rows.view(*input_ids.shape, self.embedding_dim)
         if isinstance(self.embed_scale, torch.Tensor):
             return rows * self.embed_scale.to(rows.dtype)
