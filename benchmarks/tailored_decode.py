@@ -26,12 +26,13 @@ memory of the device then.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ import torch
 from safetensors.torch import save_file
 
 from tascade.bench.machine import machine_info
+from tascade.bench.methods import restorer
 from tascade.bench.metrics import spread as spread_of
 from tascade.config import VocabConfig
 from tascade.core import IntArray
@@ -169,6 +171,24 @@ def small_heads(drafts: bool, on_host: bool) -> list[str]:
     return [*ways, "tasc-spec+exact"] if drafts else ways
 
 
+def kept(deferral: Any) -> Any:
+    """A copy, but for the function that it asks, which holds the model."""
+    return deferral and copy.deepcopy(deferral, {id(deferral.check): deferral.check})
+
+
+def forgetting(decoder: Decoder) -> Callable[[], None]:
+    """What puts a decoder back to what it is now: a repeat must not profit by the one before."""
+    deferral = kept(getattr(decoder, "deferral", None))
+    restore = restorer(decoder, getattr(decoder.drafter, "calibration", None))
+
+    def forget() -> None:
+        restore()
+        if deferral is not None:
+            decoder.deferral = kept(deferral)  # type: ignore[attr-defined]
+
+    return forget
+
+
 @torch.inference_mode()
 def decode(folder: Path, task: str, options: argparse.Namespace) -> dict[str, Any]:
     slim = load_slim(folder, device=options.device)
@@ -205,7 +225,10 @@ def decode(folder: Path, task: str, options: argparse.Namespace) -> dict[str, An
             decoder.generate(rows[0][0][-READ:], params)
     seconds: dict[str, list[float]] = {name: [] for name in decoders}
     tokens, counts, differing = 0, {"misses": 0, "checks": 0, "full_steps": 0}, 0
+    forget = [forgetting(decoder) for decoder in decoders.values()]
     for repeat in range(options.repeats):
+        for each in forget:
+            each()
         spent = dict.fromkeys(decoders, 0.0)
         number = dict.fromkeys(decoders, 0)
         for turn, (prompt, answer) in enumerate(rows):

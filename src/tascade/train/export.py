@@ -41,7 +41,7 @@ def reopen(folder: Path, model: Any, ids: Sequence[Sequence[int]]) -> tuple[Any,
         (model, tokenizer) as opened.
 
     Raises:
-        TascadeError: the logits differ, or something was lost.
+        TascadeError: weights or logits differ, or something was lost.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -59,15 +59,26 @@ def reopen(folder: Path, model: Any, ids: Sequence[Sequence[int]]) -> tuple[Any,
             apart = max(apart, float(gap.abs().max()))
             largest = max(largest, float(logits.abs().max()))
     most = _MOST_APART.get(model.dtype, _COARSE * largest)
-    if lost or apart > most:
+    changed = _changed(model, opened)
+    if lost or changed or apart > most:
         raise TascadeError(
             "the exported model is not the one that was trained",
-            got=f"logits {apart:.2g} apart, {lost or 'nothing'} lost",
-            wanted=f"at most {most:.2g}",
+            got=f"logits {apart:.2g} apart; lost: {lost or 'none'}; changed: {changed or 'none'}",
+            wanted=f"logits at most {most:.2g} apart, the same weights",
             where=str(folder),
             fix="please report this",
         )
     return opened, AutoTokenizer.from_pretrained(folder)
+
+
+def _changed(model: Any, opened: Any) -> list[str]:
+    """Weights that both have and that differ; which are missing is Transformers' to say."""
+    found = opened.state_dict()
+    return [
+        name
+        for name, tensor in model.state_dict().items()
+        if name in found and not torch.equal(tensor, found[name])
+    ]
 
 
 def write_about(folder: Path, about: dict[str, Any]) -> None:
