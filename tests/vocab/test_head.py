@@ -182,7 +182,8 @@ def test_the_full_head_is_timed_again_now_and_then() -> None:
     for _ in range(3000):
         plans.append(deferral.plan())
         if plans[-1]:
-            deferral.guessed(plans[-1], 1.0 * plans[-1])
+            for _ in range(plans[-1]):
+                deferral.guessed(1, 1.0)
             deferral.checked(plans[-1], False, plans[-1], flat(plans[-1]))
         else:
             deferral.stepped(1, 1.02, 0)  # the full head has become cheap
@@ -194,13 +195,15 @@ def test_guessing_is_tried_again_where_it_once_seemed_slow() -> None:
     deferral = Deferral(flat, most=32)
     for _ in range(8):
         deferral.stepped(1, 2.0, 0)
-    deferral.guessed(8, 50.0)  # something else had the machine
+    for _ in range(8):
+        deferral.guessed(1, 6.0)  # something else had the machine
     deferral.checked(8, False, 8, flat(8))
     plans = []
     for _ in range(5000):
         plans.append(deferral.plan())
         if plans[-1]:
-            deferral.guessed(plans[-1], 1.0 * plans[-1])
+            for _ in range(plans[-1]):
+                deferral.guessed(1, 1.0)
             deferral.checked(plans[-1], False, plans[-1], flat(plans[-1]))
         else:
             deferral.stepped(1, 2.0, 0)
@@ -214,11 +217,35 @@ def test_checks_that_cost_more_than_foretold_are_done_less_often() -> None:
         deferral = Deferral(flat, most=64)
         assert learned(deferral, missing=2) > 4
         for at in range(400):
-            deferral.guessed(8, 8.0)
+            for _ in range(8):
+                deferral.guessed(1, 1.0)
             deferral.checked(8 if at % 6 else 3, not at % 6, 8, times * flat(8))
             deferral.stepped(1, 9.0, 0)
         plans.append(deferral._best(1))
     assert plans[1] > plans[0]
+
+
+@pytest.mark.parametrize(("missing", "guesses"), [(0.03, False), (0.001, True)])
+def test_drafts_give_a_step_as_many_tokens_with_either_head(missing: float, guesses: bool) -> None:
+    """A step's tokens vary far more than what the heads save: they are not to decide by chance."""
+    rng = np.random.default_rng(3)
+    deferral = Deferral(lambda states: 0.3 + 0.02 * states, most=32, rate=missing)
+    plans = []
+    for _ in range(2000):
+        plans.append(deferral.plan())
+        made = int(rng.integers(1, 12))
+        if not plans[-1]:
+            deferral.stepped(made, 5.5, int((rng.random(made) < missing).sum()))
+            continue
+        deferral.guessed(made, 5.0)
+        while made < plans[-1]:
+            step = int(rng.integers(1, 12))
+            made += step
+            deferral.guessed(step, 5.0)
+        right = int(min(rng.geometric(missing) - 1, made))
+        deferral.checked(right, right < made, made, 0.3 + 0.02 * made)
+    assert (np.mean(np.asarray(plans[200:]) > 0) > 0.8) == guesses
+    assert (np.mean(np.asarray(plans[200:]) == 0) > 0.8) == (not guesses)
 
 
 def test_what_was_lacking_longest_ago_goes_first() -> None:

@@ -27,9 +27,10 @@ class Deferral:
     """Learns how often the small head misses and what steps cost, and plans by it.
 
     With a miss in a share m of tokens, k guesses yield E = (1 - (1 - m)^k) / m tokens: those before
-    the first miss, and what is right there. They cost k small steps and one check of k states.
-    Where no k yields tokens faster than steps with the full head do, there is nothing to defer;
-    the first few steps are such, and one now and then, to know what they cost in the loop.
+    the first miss, and what is right there. They cost k small steps (fewer with drafts, which give
+    a step several tokens, whatever the head) and one check of k states. Where no k yields tokens
+    faster than steps with the full head do, there is nothing to defer; the first few steps are
+    such, and one now and then, to know what they cost in the loop.
 
     Attributes:
         check: seconds that the full head takes for so many states.
@@ -45,6 +46,7 @@ class Deferral:
     _small: _Pace = field(default_factory=lambda: _Pace())
     _full: _Pace = field(default_factory=lambda: _Pace())
     _checks: _Pace = field(default_factory=lambda: _Pace())
+    _tokens: _Pace = field(default_factory=lambda: _Pace())
     _guessing: bool = False
     _streak: int = 0
     _first: float = 0.0
@@ -75,28 +77,33 @@ class Deferral:
 
     def _best(self, requests: int) -> int:
         """Guesses that yield most a second by what is known now; 0 if the full head does."""
-        best, best_speed = 0, _BETTER / self._full.each
+        per = self._tokens.each
+        best, best_speed = 0, _BETTER * per / self._full.each
         checks = self._checks.each or 1.0
         for k in (k for k in _SIZES if k <= self.most):
-            check = checks * self.check(k * requests) / requests
-            speed = self._yield(k) / (k * self._small.each + check)
+            steps = max(1.0, k / per)
+            tokens = steps * per
+            check = checks * self.check(round(tokens * requests)) / requests
+            speed = self._yield(tokens) / (steps * self._small.each + check)
             if speed > best_speed:
                 best, best_speed = k, speed
         return best
 
-    def _yield(self, k: int) -> float:
+    def _yield(self, k: float) -> float:
         if self.rate < 1e-9:
-            return float(k)
+            return k
         return float((1 - (1 - self.rate) ** k) / self.rate)
 
-    def guessed(self, tokens: int, seconds: float) -> None:
-        """A step with the small head: tokens it gave, seconds."""
-        self._small.add(tokens, seconds)
+    def guessed(self, tokens: int, seconds: float, requests: int = 1) -> None:
+        """A step with the small head: tokens it gave, seconds, and how many requests it was of."""
+        self._small.add(requests, seconds)
+        self._tokens.add(requests, tokens)
 
-    def stepped(self, tokens: int, seconds: float, missing: int) -> None:
+    def stepped(self, tokens: int, seconds: float, missing: int, requests: int = 1) -> None:
         """A step with the full head; ``missing``: how many tokens the small head has not."""
         self._went(guessing=False)
-        self._full.add(tokens, seconds)
+        self._full.add(requests, seconds)
+        self._tokens.add(requests, tokens)
         self._learn(tokens, missing)
 
     def checked(self, right: int, missed: bool, states: int = 0, seconds: float = 0.0) -> None:
@@ -124,7 +131,7 @@ class Deferral:
 
 @dataclass(slots=True)
 class _Pace:
-    """Seconds for each token (or for each second expected) over the last steps or so."""
+    """Seconds (or what else is counted) for each of something, over the last steps or so."""
 
     steps: float = 0.0
     amount: float = 0.0
