@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -125,17 +127,35 @@ def test_a_bias_that_is_a_parameter_is_not_recorded_for_a_backward_pass() -> Non
 # --- how many guesses ---------------------------------------------------------------------------
 
 
-def learned(deferral: Deferral, *, tokens: int = 2000, missing: int = 0, step: float = 1.0) -> int:
-    """What it plans after so many tokens, ``missing`` of a hundred of which the head has not."""
-    for _ in range(8):
-        assert deferral.plan() == 0  # what a step with the full head costs is found out first
-        deferral.stepped(1, step + deferral.check(1), 0)
-        if deferral.plan():
-            break
-    for at in range(tokens):
-        deferral.guessed(1, step)
-        deferral.checked(1, False) if at % 100 >= missing else deferral.checked(0, True)
-    return deferral.plan()
+def play(
+    deferral: Deferral,
+    rounds: int,
+    full: float,
+    *,
+    small: float = 1.0,
+    missing: float = 0.0,
+    check: Callable[[int], float] | None = None,
+    seed: int = 0,
+) -> list[int]:
+    """Decode with steps and checks that cost this, and a share of tokens missing: its plans."""
+    rng, plans = np.random.default_rng(seed), []
+    for _ in range(rounds):
+        plans.append(deferral.plan())
+        if not plans[-1]:
+            deferral.stepped(1, full, int(rng.random() < missing))
+            continue
+        for _ in range(plans[-1]):
+            deferral.guessed(1, small)
+        wrong = np.flatnonzero(rng.random(plans[-1]) < missing)
+        right = int(wrong[0]) if len(wrong) else plans[-1]
+        spent = (check or deferral.check)(plans[-1])
+        deferral.checked(right, bool(len(wrong)), plans[-1], spent)
+    return plans
+
+
+def usual(plans: list[int]) -> int:
+    """What it plans in most rounds of the last hundred."""
+    return int(np.median(plans[-100:]))
 
 
 def flat(rows: int) -> float:
@@ -144,7 +164,8 @@ def flat(rows: int) -> float:
 
 
 def test_the_rarer_the_misses_the_more_is_guessed() -> None:
-    plans = [learned(Deferral(flat, most=64), missing=missing) for missing in (0, 2, 10, 30, 100)]
+    shares = (0.0, 0.02, 0.1, 0.3, 1.0)
+    plans = [usual(play(Deferral(flat, most=64), 2000, 4.0, missing=m)) for m in shares]
     assert plans[0] == 64
     assert plans == sorted(plans, reverse=True)
     assert plans[1] > plans[3]
@@ -152,77 +173,62 @@ def test_the_rarer_the_misses_the_more_is_guessed() -> None:
 
 
 def test_nothing_is_guessed_where_the_full_head_costs_next_to_nothing() -> None:
-    assert learned(Deferral(lambda rows: 0.001 * rows, most=64), missing=5) == 0
-    assert learned(Deferral(lambda rows: 1.0 * rows, most=64), missing=5) == 0
+    for each in (0.001, 1.0):
+        cost = lambda rows, each=each: each * rows  # noqa: E731
+        plans = play(Deferral(cost, most=64), 2000, 1.0 + each, missing=0.05)
+        assert plans[:6] == [0] * 6  # what a step with the full head costs is found out first
+        assert sum(plan > 0 for plan in plans) < 25
+        assert usual(plans) == 0
 
 
 def test_it_guesses_again_when_misses_have_become_rare() -> None:
     deferral = Deferral(flat, most=32)
-    for _ in range(2000):
-        deferral.guessed(1, 1.0)
-        deferral.stepped(1, 4.0, 1)
-    assert deferral.plan() == 0
-    for _ in range(4000):
-        deferral.stepped(1, 4.0, 0)
-    assert deferral.plan() > 4
+    plans = play(deferral, 2000, 4.0, missing=0.95)
+    assert plans[-1000:] == [0] * 1000
+    assert usual(play(deferral, 4000, 4.0)) > 4
     assert deferral.again().rate == 0.01
 
 
 def test_one_slow_step_is_not_what_steps_cost() -> None:
     deferral = Deferral(flat, most=32)
-    plan = learned(deferral, missing=1)
+    plan = usual(play(deferral, 500, 4.0, missing=0.01))
     deferral.guessed(1, 500.0)
-    assert deferral.plan() == plan
+    assert deferral.plan() == plan > 0
+
+
+def test_a_machine_that_slows_down_slows_both_ways() -> None:
+    deferral = Deferral(flat, most=32)
+    for times in (1.0, 1.5, 0.7, 2.0):
+        slow = lambda rows, times=times: times * flat(rows)  # noqa: E731
+        plans = play(deferral, 300, 1.4 * times, small=times, check=slow)
+        assert plans.count(0) < 40
 
 
 def test_the_full_head_is_timed_again_now_and_then() -> None:
     deferral = Deferral(flat, most=32)
-    assert learned(deferral) > 8
-    plans = []
-    for _ in range(3000):
-        plans.append(deferral.plan())
-        if plans[-1]:
-            for _ in range(plans[-1]):
-                deferral.guessed(1, 1.0)
-            deferral.checked(plans[-1], False, plans[-1], flat(plans[-1]))
-        else:
-            deferral.stepped(1, 1.02, 0)  # the full head has become cheap
+    assert usual(play(deferral, 500, 4.0)) > 8
+    plans = play(deferral, 3000, 1.02)  # the full head has become cheap
     assert 3 < plans[:100].count(0) < 10
     assert plans[-300:].count(0) > 290
 
 
 def test_guessing_is_tried_again_where_it_once_seemed_slow() -> None:
     deferral = Deferral(flat, most=32)
-    for _ in range(8):
-        deferral.stepped(1, 2.0, 0)
-    for _ in range(8):
-        deferral.guessed(1, 6.0)  # something else had the machine
-    deferral.checked(8, False, 8, flat(8))
-    plans = []
-    for _ in range(5000):
-        plans.append(deferral.plan())
-        if plans[-1]:
-            for _ in range(plans[-1]):
-                deferral.guessed(1, 1.0)
-            deferral.checked(plans[-1], False, plans[-1], flat(plans[-1]))
-        else:
-            deferral.stepped(1, 2.0, 0)
-    assert plans[:100] == [0] * 100
-    assert plans[-50:].count(0) < 10
+    play(deferral, 6, 2.0)
+    plans = play(deferral, 1, 2.0, small=6.0)  # something else had the machine
+    assert plans == [8]
+    plans = play(deferral, 3000, 2.0)
+    assert plans[:20] == [0] * 20
+    assert plans[-100:].count(0) < 10
 
 
 def test_checks_that_cost_more_than_foretold_are_done_less_often() -> None:
     plans = []
     for times in (1.0, 6.0):
         deferral = Deferral(flat, most=64)
-        assert learned(deferral, missing=2) > 4
-        for at in range(400):
-            for _ in range(8):
-                deferral.guessed(1, 1.0)
-            deferral.checked(8 if at % 6 else 3, not at % 6, 8, times * flat(8))
-            deferral.stepped(1, 9.0, 0)
-        plans.append(deferral._best(1))
-    assert plans[1] > plans[0]
+        cost = lambda rows, times=times: times * flat(rows)  # noqa: E731
+        plans.append(usual(play(deferral, 1500, 8.0, missing=0.03, check=cost)))
+    assert 0 < plans[0] < plans[1]
 
 
 @pytest.mark.parametrize(("missing", "guesses"), [(0.03, False), (0.001, True)])

@@ -311,8 +311,11 @@ class BatchDecoder:
     def _take(self, row: _Row) -> None:
         before = len(row.request.result.tokens)
         take_unchecked(row.request, row.guess)
-        if self.head is not None:
-            self.head.extend(row.ticket, row.request.result.tokens[before:])
+        if self.head is None:
+            return
+        new = row.request.result.tokens[before:]
+        if lacking := [token for token in new if not self.head.has(row.ticket, token)]:
+            self.head.extend(row.ticket, lacking)
 
     # --- rows ----------------------------------------------------------------------------------
 

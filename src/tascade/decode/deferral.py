@@ -12,11 +12,13 @@ _FIRST = 8
 _MEMORY = 512
 _BETTER = 1.02
 _TRIED = 6
-"""Steps with the full head before the first guess."""
+"""Steps in a row of one kind that the next ones of the other are compared with; to begin with, as
+many with the full head."""
 _LOOK_BACK = 16
 """Checks before another step with the full head, whose cost may have changed."""
-_LOOK_AGAIN = 200
-"""Steps with the full head before a few guesses, where guessing did not seem to pay."""
+_LOOK_AGAIN = (24, 384)
+"""Steps with the full head before a few guesses, where guessing did not pay: at first, and at most.
+It is twice as many each time."""
 _LOOK = 4
 _HOPELESS = 0.2
 """Misses a token at which it need not be tried."""
@@ -29,8 +31,12 @@ class Deferral:
     With a miss in a share m of tokens, k guesses yield E = (1 - (1 - m)^k) / m tokens: those before
     the first miss, and what is right there. They cost k small steps (fewer with drafts, which give
     a step several tokens, whatever the head) and one check of k states. Where no k yields tokens
-    faster than steps with the full head do, there is nothing to defer; the first few steps are
-    such, and one now and then, to know what they cost in the loop.
+    faster than steps with the full head do, there is nothing to defer.
+
+    What the two kinds of step cost is measured in the loop, and compared where one follows the
+    other: over longer times both change more (contexts grow, others use the machine) than heads
+    save. So the first few steps are with the full head, and one now and then; and where guessing
+    does not pay, it is tried again, ever more rarely.
 
     Attributes:
         check: seconds that the full head takes for so many states.
@@ -45,10 +51,14 @@ class Deferral:
     lacking: Lacking = field(default_factory=Lacking)
     _small: _Pace = field(default_factory=lambda: _Pace())
     _full: _Pace = field(default_factory=lambda: _Pace())
+    _ratio: _Pace = field(default_factory=lambda: _Pace())
     _checks: _Pace = field(default_factory=lambda: _Pace())
     _tokens: _Pace = field(default_factory=lambda: _Pace())
     _guessing: bool = False
-    _streak: int = 0
+    _run: int = 0
+    _run_before: int = 0
+    _passes: int = 0
+    _patience: int = _LOOK_AGAIN[0]
     _first: float = 0.0
 
     def __post_init__(self) -> None:
@@ -64,27 +74,34 @@ class Deferral:
         Args:
             requests: how many are decoded together; each makes so many guesses.
         """
-        if self.most == 0 or self._full.steps < _TRIED:
+        if self.most == 0 or (not self._ratio.steps and not self._guessing and self._run < _TRIED):
             return 0  # what is at stake is measured first: a check alone is not what a step saves
-        if not self._small.steps:
+        if not self._ratio.steps:
             return min(_FIRST, self.most)
         best = self._best(requests)
-        if best and self._guessing and self._streak >= _LOOK_BACK:
-            return 0
-        if not best and self.rate < _HOPELESS and self._streak >= _LOOK_AGAIN:
-            return min(_LOOK, self.most)
-        return best
+        if not best:
+            look = self.rate < _HOPELESS and not self._guessing and self._run >= self._patience
+            return min(_LOOK, self.most) if look else 0
+        return best if self._passes < _LOOK_BACK else 0
+
+    @property
+    def _costs(self) -> tuple[float, float]:
+        """Seconds of a step, for each request: with the small head, with the full one."""
+        if self._guessing:
+            return self._small.each, self._small.each * self._ratio.each
+        return self._full.each / self._ratio.each, self._full.each
 
     def _best(self, requests: int) -> int:
         """Guesses that yield most a second by what is known now; 0 if the full head does."""
         per = self._tokens.each
-        best, best_speed = 0, _BETTER * per / self._full.each
+        small, full = self._costs
+        best, best_speed = 0, _BETTER * per / full
         checks = self._checks.each or 1.0
         for k in (k for k in _SIZES if k <= self.most):
             steps = max(1.0, k / per)
             tokens = steps * per
             check = checks * self.check(round(tokens * requests)) / requests
-            speed = self._yield(tokens) / (steps * self._small.each + check)
+            speed = self._yield(tokens) / (steps * small + check)
             if speed > best_speed:
                 best, best_speed = k, speed
         return best
@@ -96,14 +113,25 @@ class Deferral:
 
     def guessed(self, tokens: int, seconds: float, requests: int = 1) -> None:
         """A step with the small head: tokens it gave, seconds, and how many requests it was of."""
+        self._went(guessing=True)
         self._small.add(requests, seconds)
         self._tokens.add(requests, tokens)
+        if self._run <= _TRIED <= self._run_before:
+            full = self._full.each * requests
+            # A small head costs no more than a full one: else something else had the machine.
+            self._ratio.add(min(seconds, 1.5 * full), full)
 
     def stepped(self, tokens: int, seconds: float, missing: int, requests: int = 1) -> None:
         """A step with the full head; ``missing``: how many tokens the small head has not."""
+        if self._guessing and self._passes < _LOOK_BACK:
+            self._patience = min(2 * self._patience, _LOOK_AGAIN[1])  # it did not pay
+        elif self._guessing:
+            self._patience = _LOOK_AGAIN[0]
         self._went(guessing=False)
         self._full.add(requests, seconds)
         self._tokens.add(requests, tokens)
+        if self._run <= _TRIED <= self._run_before:
+            self._ratio.add(self._small.each * requests, seconds)
         self._learn(tokens, missing)
 
     def checked(self, right: int, missed: bool, states: int = 0, seconds: float = 0.0) -> None:
@@ -116,13 +144,15 @@ class Deferral:
             seconds: what that took, with all that follows from it.
         """
         if states:
-            self._went(guessing=True)
+            self._passes += 1
             self._checks.add(self.check(states), seconds)
         self._learn(right + missed, int(missed))
 
     def _went(self, guessing: bool) -> None:
-        self._streak = self._streak + 1 if guessing == self._guessing else 1
+        if guessing != self._guessing:
+            self._run, self._run_before, self._passes = 0, self._run, 0
         self._guessing = guessing
+        self._run += 1
 
     def _learn(self, tokens: int, missing: int) -> None:
         keep = (1 - 1 / _MEMORY) ** tokens

@@ -89,7 +89,6 @@ class DeferredDecoder(Decoder):
         if wanted:
             self._check(request, guess)
         else:
-            self._states.clear()
             take_unchecked(request, guess)
         account(request, guess)
         return request.result.tokens[first:]
@@ -109,13 +108,15 @@ class DeferredDecoder(Decoder):
             self._take_in(missing)
 
     def _take_in(self, missing: Sequence[int]) -> None:
-        self.head.extend(missing)
-        self.deferral.lacking.add(missing)
+        if missing:
+            self.head.extend(missing)
+            self.deferral.lacking.add(missing)
 
     def commit(self, request: Request, base: int, tree: DraftTree, outcome: Walk) -> None:
         """Keep what was accepted, and the states that its tokens were chosen from."""
-        rows = [0, *(node + 1 for node in outcome.path)][: len(outcome.tokens)]
-        self._states.append(self.target.states[rows])
+        if self.target.head is not None:  # what the full head has chosen needs no check
+            rows = [0, *(node + 1 for node in outcome.path)][: len(outcome.tokens)]
+            self._states.append(self.target.states[rows])
         super().commit(request, base, tree, outcome)
 
     @torch.inference_mode()
