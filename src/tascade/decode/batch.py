@@ -207,11 +207,11 @@ class BatchDecoder:
             made.steps.append(StepStats(0, 0, 1, 0.0, seconds / len(rows)))
             made.forwards, made.stepped_tokens = made.forwards + 1, made.stepped_tokens + 1
         if self.full is not None and small:
-            self.deferral.guessed(len(new), seconds, len(new))
+            self.deferral.guessed(len(new), seconds, len(new), len(rows))
         elif self.full is not None and self.head is not None:
             said = zip(live, new, strict=True)
             lacking = [token for row, token in said if not self.head.has(row.ticket, token)]
-            self.deferral.stepped(len(new), seconds, len(lacking), len(new))
+            self.deferral.stepped(len(new), seconds, len(lacking), len(new), len(rows))
             self.deferral.lacking.add(lacking)
 
     def _forward(

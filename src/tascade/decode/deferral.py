@@ -34,9 +34,9 @@ class Deferral:
     faster than steps with the full head do, there is nothing to defer.
 
     What the two kinds of step cost is measured in the loop, and compared where one follows the
-    other: over longer times both change more (contexts grow, others use the machine) than heads
-    save. So the first few steps are with the full head, and one now and then; and where guessing
-    does not pay, it is tried again, ever more rarely.
+    other, between steps of about one size: over longer times and with the trees of drafts both
+    change more than heads save. So the first few steps are with the full head, and one now and
+    then; and where guessing does not pay, it is tried again, ever more rarely.
 
     Attributes:
         check: seconds that the full head takes for so many states.
@@ -51,6 +51,8 @@ class Deferral:
     lacking: Lacking = field(default_factory=Lacking)
     _small: _Pace = field(default_factory=lambda: _Pace())
     _full: _Pace = field(default_factory=lambda: _Pace())
+    _small_by: dict[int, _Pace] = field(default_factory=dict)
+    _full_by: dict[int, _Pace] = field(default_factory=dict)
     _ratio: _Pace = field(default_factory=lambda: _Pace())
     _checks: _Pace = field(default_factory=lambda: _Pace())
     _tokens: _Pace = field(default_factory=lambda: _Pace())
@@ -76,8 +78,8 @@ class Deferral:
         """
         if self.most == 0 or (not self._ratio.steps and not self._guessing and self._run < _TRIED):
             return 0  # what is at stake is measured first: a check alone is not what a step saves
-        if not self._ratio.steps:
-            return min(_FIRST, self.most)
+        if not self._ratio.steps:  # no two steps of a size yet
+            return min(_FIRST, self.most) if self._passes < 2 else 0
         best = self._best(requests)
         if not best:
             look = self.rate < _HOPELESS and not self._guessing and self._run >= self._patience
@@ -111,27 +113,47 @@ class Deferral:
             return k
         return float((1 - (1 - self.rate) ** k) / self.rate)
 
-    def guessed(self, tokens: int, seconds: float, requests: int = 1) -> None:
-        """A step with the small head: tokens it gave, seconds, and how many requests it was of."""
+    def guessed(self, tokens: int, seconds: float, requests: int = 1, size: int = 1) -> None:
+        """A step with the small head.
+
+        Args:
+            tokens: how many it gave.
+            seconds: what it took.
+            requests: how many it was of.
+            size: places it computed, drafts among them.
+        """
         self._went(guessing=True)
-        self._small.add(requests, seconds)
         self._tokens.add(requests, tokens)
-        if self._run <= _TRIED <= self._run_before:
-            full = self._full.each * requests
+        self._small.add(requests, seconds)
+        _of_size(self._small_by, size).add(requests, seconds)
+        full = _of_size(self._full_by, size).each * requests
+        if self._run <= _TRIED <= self._run_before and full:
             # A small head costs no more than a full one: else something else had the machine.
             self._ratio.add(min(seconds, 1.5 * full), full)
 
-    def stepped(self, tokens: int, seconds: float, missing: int, requests: int = 1) -> None:
-        """A step with the full head; ``missing``: how many tokens the small head has not."""
-        if self._guessing and self._passes < _LOOK_BACK:
-            self._patience = min(2 * self._patience, _LOOK_AGAIN[1])  # it did not pay
-        elif self._guessing:
-            self._patience = _LOOK_AGAIN[0]
+    def stepped(
+        self, tokens: int, seconds: float, missing: int, requests: int = 1, size: int = 1
+    ) -> None:
+        """A step with the full head; as :meth:`guessed`.
+
+        Args:
+            tokens: how many it gave.
+            seconds: what it took.
+            missing: how many of these tokens the small head has not.
+            requests: how many it was of.
+            size: places it computed, drafts among them.
+        """
+        if self._guessing:
+            self._full_by.clear()
+            paid = self._passes >= _LOOK_BACK
+            self._patience = _LOOK_AGAIN[0] if paid else min(2 * self._patience, _LOOK_AGAIN[1])
         self._went(guessing=False)
-        self._full.add(requests, seconds)
         self._tokens.add(requests, tokens)
-        if self._run <= _TRIED <= self._run_before:
-            self._ratio.add(self._small.each * requests, seconds)
+        self._full.add(requests, seconds)
+        _of_size(self._full_by, size).add(requests, seconds)
+        small = _of_size(self._small_by, size).each * requests
+        if self._run <= _TRIED <= self._run_before and small:
+            self._ratio.add(small, seconds)
         self._learn(tokens, missing)
 
     def checked(self, right: int, missed: bool, states: int = 0, seconds: float = 0.0) -> None:
@@ -181,3 +203,8 @@ class _Pace:
         self.steps = keep * self.steps + 1
         self.amount = keep * self.amount + amount
         self.seconds = keep * self.seconds + seconds
+
+
+def _of_size(paces: dict[int, _Pace], size: int) -> _Pace:
+    """The pace of steps of about this size: up to 1, 2, 4, 8 ... places."""
+    return paces.setdefault((size - 1).bit_length(), _Pace())

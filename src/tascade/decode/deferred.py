@@ -100,11 +100,12 @@ class DeferredDecoder(Decoder):
         if not before:
             return  # a prefill is not what a step costs
         seconds = time.perf_counter() - start
+        size = 1 + guess.result.steps[-1].drafted
         if small:
-            self.deferral.guessed(len(new), seconds)
+            self.deferral.guessed(len(new), seconds, size=size)
         else:
             missing = [token for token in new if token not in self.head]
-            self.deferral.stepped(len(new), seconds, len(missing))
+            self.deferral.stepped(len(new), seconds, len(missing), size=size)
             self._take_in(missing)
 
     def _take_in(self, missing: Sequence[int]) -> None:
