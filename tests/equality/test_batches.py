@@ -2,9 +2,11 @@
 
 import dataclasses
 import threading
+from functools import partial
 
 import pytest
-from tailored_parts import MODELS, VOCAB, Mask, every, model, prompts, small_head, static
+import tailored_parts
+from tailored_parts import MODELS, VOCAB, Mask, every, model, small_head, static
 
 from tascade.decode.batch import BatchDecoder
 from tascade.decode.batch_target import BatchTarget
@@ -17,6 +19,7 @@ from tascade.errors import ConfigError, TascadeError, UnsupportedModelError
 from tascade.testing import byte_tokenizer, tiny_model
 from tascade.vocab.union import UnionHead
 
+prompts = partial(tailored_parts.prompts, most=40)
 GREEDY = SamplingParams(max_new_tokens=20)
 SAMPLED = SamplingParams(max_new_tokens=20, temperature=1.2, seed=3)
 HEADS = ("full", "masked", "exact")

@@ -87,12 +87,13 @@ def test_exact_is_plain_decoding(family, tied, params, share):
     decoder = exact(model(family, tied), share)
     misses = 0
     for prompt in prompts(8):
+        decoder.deferral = every(5)  # nothing learned of the others
         got = decoder.generate(prompt, params)
         assert got.tokens == plain(model(family, tied), prompt, params).tokens
         assert len(got.sources) == len(got.tokens)
         assert got.stepped_tokens == len(got.tokens) - 1
         misses += got.extra["misses"]
-    assert misses > 10 or share > 0.5
+    assert misses > 20 or share > 0.5
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 3, 7, 64])
@@ -224,6 +225,9 @@ def test_a_request_leaves_nothing_behind():
     again = decoder.generate(first, GREEDY)
     assert again.tokens == wanted.tokens
     assert wanted.extra["misses"] > again.extra["misses"]  # what lacked is there from the start
+    decoder.deferral = every(5)
+    again = decoder.generate(first, GREEDY)
+    assert (again.tokens, again.extra["misses"]) == (wanted.tokens, wanted.extra["misses"])
     decoder.head.begin(np.empty(0, np.int32))
     assert sorted(decoder.head.ids.tolist()) == sorted(static(0.4))
     assert plain(llama, first, GREEDY).tokens == wanted.tokens  # the model has its head again

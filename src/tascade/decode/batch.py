@@ -210,7 +210,7 @@ class BatchDecoder:
             self.deferral.guessed(len(new), seconds, len(new), len(rows))
         elif self.full is not None and self.head is not None:
             said = zip(live, new, strict=True)
-            lacking = [token for row, token in said if not self.head.has(row.ticket, token)]
+            lacking = [t for row, token in said for t in self._take_in(row, [token])]
             self.deferral.stepped(len(new), seconds, len(lacking), len(new), len(rows))
             self.deferral.lacking.add(lacking)
 
@@ -295,27 +295,26 @@ class BatchDecoder:
             found.append((len(passed) - missed, missed))
             if missed:
                 rewind(row.request, row.guess)
-                self._miss(row, passed[-1])
+                self.deferral.lacking.add(self._take_in(row, passed[-1:]))
             self.deferral.lacking.saw(passed)
         counted, seconds = len(states), time.perf_counter() - start
         for right, missed in found:
             self.deferral.checked(right, missed, counted, seconds)
             counted = 0  # the pass is told of once
 
-    def _miss(self, row: _Row, token: int) -> None:
-        assert self.head is not None
-        if not self.head.has(row.ticket, token):
-            self.head.extend(row.ticket, [token])
-            self.deferral.lacking.add([token])
-
     def _take(self, row: _Row) -> None:
         before = len(row.request.result.tokens)
         take_unchecked(row.request, row.guess)
+        self._take_in(row, row.request.result.tokens[before:])
+
+    def _take_in(self, row: _Row, tokens: Sequence[int]) -> list[int]:
+        """Give a row's part of the head those of these tokens that it lacks; which they were."""
         if self.head is None:
-            return
-        new = row.request.result.tokens[before:]
-        if lacking := [token for token in new if not self.head.has(row.ticket, token)]:
+            return []
+        lacking = [token for token in tokens if not self.head.has(row.ticket, token)]
+        if lacking:
             self.head.extend(row.ticket, lacking)
+        return lacking
 
     # --- rows ----------------------------------------------------------------------------------
 

@@ -50,6 +50,7 @@ class BatchTarget:
         self.model = model
         self.slot: HeadSlot = install_slot(model)
         self.device: torch.device = model.device
+        self._ids_device = ids_device(model)
         self.cache = RaggedCache()
         self.alone = _turns_by_the_longest(self.config)
         kinds = getattr(self.config, "layer_types", None)
@@ -71,7 +72,7 @@ class BatchTarget:
         Returns:
             The model's logits [B, n] and final states [B, d], after the last token of each row.
         """
-        ids, cache = torch.tensor(tokens, device=ids_device(self.model)), self.cache
+        ids, cache = torch.tensor(tokens, device=self._ids_device), self.cache
         rows = slice(first, first + len(ids))
         cache.lengths += [0] * (rows.stop - len(cache.lengths))
         past = torch.tensor(cache.lengths[rows], device=self.device)[:, None]

@@ -49,10 +49,8 @@ class Deferral:
     most: int = 32
     rate: float = 0.01
     lacking: Lacking = field(default_factory=Lacking)
-    _small: _Pace = field(default_factory=lambda: _Pace())
-    _full: _Pace = field(default_factory=lambda: _Pace())
-    _small_by: dict[int, _Pace] = field(default_factory=dict)
-    _full_by: dict[int, _Pace] = field(default_factory=dict)
+    _small: _Steps = field(default_factory=lambda: _Steps())
+    _full: _Steps = field(default_factory=lambda: _Steps())
     _ratio: _Pace = field(default_factory=lambda: _Pace())
     _checks: _Pace = field(default_factory=lambda: _Pace())
     _tokens: _Pace = field(default_factory=lambda: _Pace())
@@ -90,8 +88,10 @@ class Deferral:
     def _costs(self) -> tuple[float, float]:
         """Seconds of a step, for each request: with the small head, with the full one."""
         if self._guessing:
-            return self._small.each, self._small.each * self._ratio.each
-        return self._full.each / self._ratio.each, self._full.each
+            small = self._small.all.each
+            return small, small * self._ratio.each
+        full = self._full.all.each
+        return full / self._ratio.each, full
 
     def _best(self, requests: int) -> int:
         """Guesses that yield most a second by what is known now; 0 if the full head does."""
@@ -124,35 +124,27 @@ class Deferral:
         """
         self._went(guessing=True)
         self._tokens.add(requests, tokens)
-        self._small.add(requests, seconds)
-        _of_size(self._small_by, size).add(requests, seconds)
-        full = _of_size(self._full_by, size).each * requests
-        if self._run <= _TRIED <= self._run_before and full:
+        self._small.add(requests, seconds, size)
+        full = self._full.of_size(size).each * requests
+        if self._comparable and full:
             # A small head costs no more than a full one: else something else had the machine.
             self._ratio.add(min(seconds, 1.5 * full), full)
 
     def stepped(
         self, tokens: int, seconds: float, missing: int, requests: int = 1, size: int = 1
     ) -> None:
-        """A step with the full head; as :meth:`guessed`.
-
-        Args:
-            tokens: how many it gave.
-            seconds: what it took.
-            missing: how many of these tokens the small head has not.
-            requests: how many it was of.
-            size: places it computed, drafts among them.
+        """A step with the full head, otherwise as :meth:`guessed`; ``missing``: how many of its
+        tokens the small head has not.
         """
         if self._guessing:
-            self._full_by.clear()
+            self._full.by_size.clear()
             paid = self._passes >= _LOOK_BACK
             self._patience = _LOOK_AGAIN[0] if paid else min(2 * self._patience, _LOOK_AGAIN[1])
         self._went(guessing=False)
         self._tokens.add(requests, tokens)
-        self._full.add(requests, seconds)
-        _of_size(self._full_by, size).add(requests, seconds)
-        small = _of_size(self._small_by, size).each * requests
-        if self._run <= _TRIED <= self._run_before and small:
+        self._full.add(requests, seconds, size)
+        small = self._small.of_size(size).each * requests
+        if self._comparable and small:
             self._ratio.add(small, seconds)
         self._learn(tokens, missing)
 
@@ -169,6 +161,11 @@ class Deferral:
             self._passes += 1
             self._checks.add(self.check(states), seconds)
         self._learn(right + missed, int(missed))
+
+    @property
+    def _comparable(self) -> bool:
+        """Whether this step is one of the first behind many of the other kind."""
+        return self._run <= _TRIED <= self._run_before
 
     def _went(self, guessing: bool) -> None:
         if guessing != self._guessing:
@@ -205,6 +202,18 @@ class _Pace:
         self.seconds = keep * self.seconds + seconds
 
 
-def _of_size(paces: dict[int, _Pace], size: int) -> _Pace:
-    """The pace of steps of about this size: up to 1, 2, 4, 8 ... places."""
-    return paces.setdefault((size - 1).bit_length(), _Pace())
+@dataclass(slots=True)
+class _Steps:
+    """What one kind of step costs: all of them, and those of about one size."""
+
+    all: _Pace = field(default_factory=_Pace)
+    by_size: dict[int, _Pace] = field(default_factory=dict)
+
+    def of_size(self, size: int) -> _Pace:
+        """The pace of steps of up to 1, 2, 4, 8 ... places."""
+        return self.by_size.setdefault((size - 1).bit_length(), _Pace())
+
+    def add(self, requests: int, seconds: float, size: int) -> None:
+        """A step of so many places."""
+        self.all.add(requests, seconds)
+        self.of_size(size).add(requests, seconds)

@@ -104,14 +104,16 @@ class DeferredDecoder(Decoder):
         if small:
             self.deferral.guessed(len(new), seconds, size=size)
         else:
-            missing = [token for token in new if token not in self.head]
+            missing = self._take_in(new)
             self.deferral.stepped(len(new), seconds, len(missing), size=size)
-            self._take_in(missing)
 
-    def _take_in(self, missing: Sequence[int]) -> None:
+    def _take_in(self, tokens: Sequence[int]) -> list[int]:
+        """Give the head those of these tokens that it lacks, and remember them; which they were."""
+        missing = [token for token in tokens if token not in self.head]
         if missing:
             self.head.extend(missing)
             self.deferral.lacking.add(missing)
+        return missing
 
     def commit(self, request: Request, base: int, tree: DraftTree, outcome: Walk) -> None:
         """Keep what was accepted, and the states that its tokens were chosen from."""
@@ -138,7 +140,7 @@ class DeferredDecoder(Decoder):
         rewind(request, guess)
         tokens = request.result.tokens
         self.target.keep(len(request.prompt) + len(tokens) - 1, ())
-        self._take_in([token for token in tokens[-1:] if token not in self.head])
+        self._take_in(tokens[-1:])
         # A drafter cannot be rewound: it is told the request again.
         self.drafter.start(request.prompt)
         for token in tokens:
