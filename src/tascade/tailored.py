@@ -31,7 +31,7 @@ from tascade.vocab.union import UnionHead
 
 STAGE = "vocab-tailor"
 _FIRST_RATE = 0.01
-_CHECKS = (1, 4, 8, 16, 32, 64)
+_CHECKS = (1, 2, 4, 8, 16, 32, 64)
 GUARANTEES = {
     "full": "lossless",
     "masked": "approximate",

@@ -23,6 +23,7 @@ from tascade.decode.check import (
 )
 from tascade.decode.deferral import Deferral
 from tascade.decode.deferred import Full
+from tascade.decode.doubt import Signs, signs_of
 from tascade.decode.heads import SharedHead
 from tascade.decode.loop import Request
 from tascade.decode.sample import Chooser, Processor, SamplingParams, argmax_rows, log_probability
@@ -35,14 +36,22 @@ MOST_STATES = 128
 
 @dataclass(slots=True)
 class _Row:
-    """A request in the batch. ``guess`` is ``request`` itself where nothing is guessed."""
+    """A request in the batch. ``guess`` is ``request`` itself where nothing is guessed; ``sure``
+    is the chance that all its guesses since the last check are right.
+    """
 
     index: int
     request: Request
     guess: Request
     ticket: int
     states: list[torch.Tensor] = field(default_factory=list)
+    signs: list[Signs] = field(default_factory=list)
+    sure: float = 1.0
     given: int = 0
+
+    def forget_guesses(self) -> None:
+        """They have been checked."""
+        self.states, self.signs, self.sure = [], [], 1.0
 
     @property
     def pending(self) -> int:
@@ -171,7 +180,8 @@ class BatchDecoder:
         for index, request in coming:
             self._enter(rows, index, request, small)
         for _ in range(max(wanted, 1)):
-            if all(row.guess.done for row in rows):
+            live = [row.sure for row in rows if not row.guess.done]
+            if not live or (wanted and self.deferral.enough(live)):
                 break
             self._step(rows, small)
         if self.full is not None:
@@ -226,12 +236,16 @@ class BatchDecoder:
             logits, states = logits[at], states[at]
             for i in set(range(len(rows))) - set(at):
                 self.target.cache.lengths[first + i] -= 1  # so that no place passes the last one
+        guessing = small and self.full is not None
+        signs = signs_of(logits) if guessing else []
         for i, (row, token) in enumerate(zip(live, self._choose(live, logits, small), strict=True)):
             made = row.guess.result
             made.tokens.append(token)
             made.sources.append(int(Source.TARGET))
-            if small and self.full is not None:
+            if guessing:
                 row.states.append(states[i : i + 1])
+                row.signs.append(signs[i])
+                row.sure *= 1 - self.deferral.doubt.chance(signs[i])
             row.guess.done = row.guess.stop.is_last(made.tokens)
 
     def _choose(self, rows: Sequence[_Row], logits: torch.Tensor, small: bool) -> list[int]:
@@ -288,18 +302,18 @@ class BatchDecoder:
         parts: Any = torch.split(self.full(states), [len(row.states) for row in rows])
         found = []
         for row, part in zip(rows, parts, strict=True):
-            row.states.clear()
             before = len(row.request.result.tokens)
             missed = take_checked(row.request, row.guess, part)
             passed = row.request.result.tokens[before:]
-            found.append((len(passed) - missed, missed))
+            found.append((row.signs[: len(passed)], missed))
+            row.forget_guesses()
             if missed:
                 rewind(row.request, row.guess)
                 self.deferral.lacking.add(self._take_in(row, passed[-1:]))
             self.deferral.lacking.saw(passed)
         counted, seconds = len(states), time.perf_counter() - start
-        for right, missed in found:
-            self.deferral.checked(right, missed, counted, seconds)
+        for signs, missed in found:
+            self.deferral.checked(signs, missed, counted, seconds)
             counted = 0  # the pass is told of once
 
     def _take(self, row: _Row) -> None:

@@ -24,6 +24,7 @@ from tascade.decode.check import (
     take_unchecked,
 )
 from tascade.decode.deferral import Deferral
+from tascade.decode.doubt import Signs, signs_of
 from tascade.decode.loop import Decoder, NodeBudget, Request
 from tascade.decode.target import Target
 from tascade.decode.verify import Walk
@@ -64,13 +65,15 @@ class DeferredDecoder(Decoder):
         self._guess: Request | None = None
         self._may_repeat = True
         self._states: list[torch.Tensor] = []
+        self._signs: list[Signs] = []
+        self._sure = 1.0
 
     def begin(self, request: Request) -> None:
         """Forget the request before."""
         super().begin(request)
         self.head.extend(self.deferral.lacking.tokens)
         self._guess = guesses_for(request, self.tokenizer)
-        self._states.clear()
+        self._forget_guesses()
         self._may_repeat = may_repeat(request.chooser)
         request.result.extra |= {"misses": 0, "checks": 0, "full_steps": 0}
 
@@ -84,6 +87,8 @@ class DeferredDecoder(Decoder):
         try:
             while not guess.done and len(guess.result.tokens) - first < max(wanted, 1):
                 self._guess_once(guess, wanted > 0)
+                if wanted and self.deferral.enough([self._sure]):
+                    break
         finally:
             self.target.head = self.head  # others may decode with this target
         if wanted:
@@ -118,23 +123,30 @@ class DeferredDecoder(Decoder):
     def commit(self, request: Request, base: int, tree: DraftTree, outcome: Walk) -> None:
         """Keep what was accepted, and the states that its tokens were chosen from."""
         if self.target.head is not None:  # what the full head has chosen needs no check
-            rows = [0, *(node + 1 for node in outcome.path)][: len(outcome.tokens)]
+            rows: Any = [0, *(node + 1 for node in outcome.path)][: len(outcome.tokens)]
+            rows = rows if len(rows) > 1 else slice(0, 1)  # which is much quicker
             self._states.append(self.target.states[rows])
+            for signs in signs_of(self.target.scores[rows]):
+                self._signs.append(signs)
+                self._sure *= 1 - self.deferral.doubt.chance(signs)
         super().commit(request, base, tree, outcome)
 
     @torch.inference_mode()
     def _check(self, request: Request, guess: Request) -> None:
         """Compare the guesses with the full head's choices; rewind to the first wrong one."""
         start, first = time.perf_counter(), len(request.result.tokens)
-        states = torch.cat(self._states)
-        self._states.clear()
+        states, signs = torch.cat(self._states), self._signs
+        self._forget_guesses()
         missed = take_checked(request, guess, self.full(states))
         passed = request.result.tokens[first:]
         if missed:
             self._rewind(request, guess)
         self.deferral.lacking.saw(passed)
         seconds = time.perf_counter() - start
-        self.deferral.checked(len(passed) - missed, missed, len(states), seconds)
+        self.deferral.checked(signs[: len(passed)], missed, len(states), seconds)
+
+    def _forget_guesses(self) -> None:
+        self._states, self._signs, self._sure = [], [], 1.0
 
     def _rewind(self, request: Request, guess: Request) -> None:
         rewind(request, guess)

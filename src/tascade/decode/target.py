@@ -77,13 +77,14 @@ class Target:
 
     Attributes:
         states: [1 + N, d] the final hidden states behind the last logits; only with a ``head``.
+        scores: [1 + N, n] the last logits as a small head gave them.
     """
 
     def __init__(self, model: Any, head: SmallHead | None = None) -> None:
         check_rewindable(model)
         self.model, self.head = model, head
         self._slot = None if head is None else install_slot(model)
-        self.states = torch.empty(0)
+        self.states = self.scores = torch.empty(0)
         self.config = model.config.get_text_config()
         self.cache = RewindableCache()
         self.device: torch.device = model.device
@@ -176,7 +177,10 @@ class Target:
         if self._slot is not None:
             self.states = self._slot.states[0, asked]
         logits: torch.Tensor = output.logits[0, asked]
-        return logits if self.head is None else self.head.spread(logits)
+        if self.head is None:
+            return logits
+        self.scores = logits
+        return self.head.spread(logits)
 
     def _filling(self, past: int, n: int) -> int:
         """How many idle tokens to put behind the ``n`` of a prefill, which nothing else looks at.

@@ -66,17 +66,16 @@ class FullHead(torch.nn.Module):
         CPUs multiply many states in half precision no faster than one after the other: these are
         given float32 blocks.
         """
-        rows, bias = self.table.rows, self.bias
+        rows, bias, count = self.table.rows, self.bias, len(states)
         at_home = states.device.type == "cpu" and states.dtype == self.table.dtype
-        if not at_home or len(states) < _MANY:
+        half = states.dtype != torch.float32
+        if not at_home or (half and count < _MANY):
             logits: torch.Tensor = self(states)
             return logits
-        if states.dtype != torch.float32 and _multiplies_many(states.dtype):
+        if half and _multiplies_many(states.dtype):
             return torch.nn.functional.linear(states, rows, bias)
-        # Libraries are slowest between a few states and sixteen.
-        count = len(states)
-        states = torch.nn.functional.pad(states, (0, 0, 0, -count % _GRAIN))
-        if states.dtype != torch.float32:
+        states = torch.nn.functional.pad(states, (0, 0, 0, _filling(count)))
+        if half:
             return _by_blocks(states, rows, bias)[:count]
         # This way round the library shares the table, not the few states, among its threads.
         product = (rows @ states.T).T[:count]
@@ -93,6 +92,15 @@ class FullHead(torch.nn.Module):
             shape = (2, self._block_rows, self.in_features)
             self._belt = _Belt(torch.empty(shape, dtype=block.dtype, pin_memory=True), device)
         return self._belt.bring(block)
+
+
+def _filling(count: int) -> int:
+    """Idle states to put behind so many, so that there are as many as a library is fastest with:
+    it is slow with one alone, and between a few and eight, or sixteen.
+    """
+    if count < _MANY:
+        return max(0, 2 - count)
+    return -count % (8 if count <= 8 else _GRAIN)
 
 
 def _by_blocks(
