@@ -10,11 +10,11 @@ it has the token, and something else where it has not: hits and misses are those
 its real list (reference answers of training rows, tolerance 0.01) and a real tokenizer of 100,278
 tokens. A wrong guess changes nothing further on, as in real use, where it is thrown away.
 
-Plain states would tell the small head too well where it misses: its sum of exponentials is low there
-and high everywhere else. So every token that the task's list and the prompt lack, and 15 % of the
-others, has a state so short that the small head can hardly tell it from chance; the full head's
-choice stays the same. On the pilot the most doubtful 10-20 % of tokens hold 75-94 % of the misses on
-dst_sgd, and 2-5 % nearly all of the other two tasks'.
+Plain states would tell the small head too well where it misses: its sum of exponentials is low
+there and high everywhere else. So every token that the task's list and the prompt lack, and 15 % of
+the others, has a state so short that the small head can hardly tell it from chance; the full head's
+choice stays the same. (On the pilot as much doubt holds three quarters of the misses or more:
+benchmarks/doubt.json.)
 
 ``exact`` answers must be plain's. Of a prompt the model reads the last tokens (its head takes all
 of them): what is compared is decoding, prefills are left out. Methods take turns row by row; a
@@ -370,6 +370,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--drafts", action="store_true", help="with TASC-spec's too")
     parser.add_argument("--quick", action="store_true", help="warm up once")
+    parser.add_argument("--no-load", action="store_true", help="speed alone")
     options = parser.parse_args()
     report: dict[str, Any] = {
         "command": " ".join(["python", *sys.argv]),
@@ -392,7 +393,8 @@ def main() -> None:
             size = SHAPES[shape]["vocab_size"]
             ids = profile_of(options.tasks[0], tokenizer, [tokenizer.eos_token_id], size)[0].ids
             found: dict[str, Any] = {"shape": shape, "load": {}}
-            found["load"] = peaks(small, large, ids, Path(work), options.device)
+            if not options.no_load:
+                found["load"] = peaks(small, large, ids, Path(work), options.device)
             found["tasks"] = []
             report["results"].append(found)
             for task in options.tasks:

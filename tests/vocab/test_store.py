@@ -121,11 +121,15 @@ def test_on_a_cpu_the_head_is_the_layer_it_replaces(dtype, bias):
         assert torch.equal(head(hidden), torch.nn.functional.linear(hidden, weight, bias))
 
 
-@pytest.mark.parametrize("fast", [True, False], ids=["native", "converted"])
+@pytest.mark.parametrize("way", [0, 1], ids=["first", "second"])
 @pytest.mark.parametrize("bias", [None, torch.linspace(-1, 1, VOCAB)], ids=["plain", "bias"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_many_states_are_rounded_as_the_layer_does(dtype, bias, fast, monkeypatch):
-    monkeypatch.setattr(fullhead, "_multiplies_many", lambda dtype: fast)
+def test_states_are_checked_and_rounded_as_the_layer_does(dtype, bias, way, monkeypatch):
+    """By each of the ways to multiply that there are here."""
+    ways = fullhead._ways(dtype)
+    if way == len(ways):
+        pytest.skip("this build of torch has one way only")
+    monkeypatch.setattr(fullhead, "_fastest", lambda dtype: ways[way])
     monkeypatch.setattr(fullhead, "_CACHED_BYTES", 7 * 24 * 4)  # several blocks, the last one short
     weight = torch.randn(VOCAB, 24).to(dtype)
     bias = None if bias is None else bias.to(dtype)
@@ -137,10 +141,17 @@ def test_many_states_are_rounded_as_the_layer_does(dtype, bias, fast, monkeypatc
     assert (got.dtype, got.shape) == (dtype, (33, VOCAB))
     step = {torch.float32: 1e-5, torch.float16: 2**-10, torch.bfloat16: 2**-7}[dtype]
     torch.testing.assert_close(got.double(), exact, rtol=step, atol=step)
-    for count in (0, 1, 2, 3, 5, 6, 7, 8, 9, 16, 17):  # libraries are given others, to be quick
+    for count in (0, 1, 2, 3, 5, 6, 7, 8, 9, 16, 17):  # libraries have a kernel for each
         few = head.check(hidden[:count])
         assert few.shape == (count, VOCAB)
         torch.testing.assert_close(few, got[:count], rtol=step, atol=step)
+
+
+def test_the_quickest_way_is_one_of_those_there_are(monkeypatch):
+    for dtype in DTYPES:
+        assert fullhead._fastest(dtype) in fullhead._ways(dtype)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert fullhead._ways(torch.float32) == [fullhead._turned]
 
 
 @pytest.mark.parametrize("rows", [1, 2, 100, VOCAB - 1, VOCAB, 2 * VOCAB])

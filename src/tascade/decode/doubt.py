@@ -33,8 +33,8 @@ def signs_of(logits: torch.Tensor) -> list[Signs]:
         most = table.max(-1, keepdims=True)
         sums = np.log(np.exp(table - most).sum(-1))
         return [(a + b, -b) for a, b in zip(most[:, 0].tolist(), sums.tolist(), strict=True)]
-    mass = torch.logsumexp(values, -1)
-    pairs: list[list[float]] = torch.stack((mass, values.amax(-1) - mass), -1).tolist()
+    sure = torch.log_softmax(values, -1).amax(-1)  # one kernel, which logsumexp is not
+    pairs: list[list[float]] = torch.stack((values.amax(-1) - sure, sure), -1).tolist()
     return [(a, b) for a, b in pairs]
 
 

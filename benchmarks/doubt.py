@@ -1,0 +1,128 @@
+"""How well a small head's own sums tell where it misses.
+
+    python benchmarks/doubt.py --json benchmarks/doubt.json
+
+The pilot in float32 on test rows of the shared tasks, with lists of the training rows' reference
+answers (tolerance 0.01), guesses checked eight at a time, one request after the other; nothing is
+timed. Each checked guess has a chance of being a miss, said before its check by what the earlier
+ones taught. ``bits``: what the outcomes come to by these chances, a guess; ``bits_by_rate``: by one
+rate for all guesses, the best in hindsight. ``misses_among``: how many of the misses are among the
+most doubtful guesses, by their share.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tascade.bench.machine import machine_info
+from tascade.config import VocabConfig
+from tascade.core import FloatArray
+from tascade.data.load import load_examples
+from tascade.decode.deferral import Deferral
+from tascade.decode.doubt import Doubt, Signs
+from tascade.decode.sample import SamplingParams
+from tascade.draft.none import NoDrafter
+from tascade.encode import encode_example, end_tokens
+from tascade.load import load_model
+from tascade.pipeline import spread
+from tascade.tailored import tailor_model
+from tascade.vocab.counts import count_documents
+from tascade.vocab.profile import build_profile
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+TASKS = ("text_to_sql_advising", "multilabel_nlupp", "dst_sgd")
+SHARES = (0.02, 0.05, 0.1, 0.2)
+
+
+class EightGuesses(Deferral):
+    """Checks every eight guesses, whatever that costs."""
+
+    def plan(self, requests: int = 1) -> int:
+        return 8
+
+    def enough(self, sure: Sequence[float]) -> bool:
+        return False
+
+
+class Watched(Doubt):
+    """Writes down what it says of guesses before it is told."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__(rate)
+        self.chances: list[float] = []
+        self.missed: list[bool] = []
+
+    def learn(self, signs: Sequence[Signs], missed: bool) -> None:
+        self.chances += map(self.chance, signs)
+        self.missed += [False] * (len(signs) - 1) + [missed]
+        super().learn(signs, missed)
+
+
+def bits(chances: FloatArray, missed: FloatArray) -> float:
+    """Surprise of the outcomes, in bits a guess."""
+    likely = np.where(missed > 0, chances, 1 - chances)
+    return float(-np.log2(np.clip(likely, 1e-9, 1)).mean())
+
+
+def measure(name: str, rows: int) -> dict[str, Any]:
+    """One task's misses and doubts."""
+    model, tokenizer, _ = load_model(str(SHARED / "models" / "pilot"), dtype="float32")
+    ends, folder = end_tokens(model, tokenizer), SHARED / "data" / name
+    train, held_out, test = (
+        [encode_example(tokenizer, e, ends) for e in load_examples(str(folder / f"{split}.jsonl"))]
+        for split in ("train", "validation", "test")
+    )
+    size = int(model.config.vocab_size)
+    counts = count_documents(train)
+    profile = build_profile(counts, tokenizer, ends, vocab_size=size, held_out=held_out[:300])
+    decoder: Any = tailor_model(model, profile.ids, VocabConfig(head="exact")).decoder(NoDrafter())
+    rate = 1 - profile.held_out.share
+    decoder.deferral = EightGuesses(lambda states: 0.0, rate=rate)
+    decoder.deferral.doubt = watched = Watched(rate)
+    params = SamplingParams(max_new_tokens=256, end_tokens=ends)
+    for prompt, _ in spread(test, rows):
+        decoder.generate(prompt, params)
+    chances, missed = np.asarray(watched.chances), np.asarray(watched.missed, np.float64)
+    order = np.argsort(-chances, kind="stable")
+    return {
+        "task": name,
+        "rows": min(rows, len(test)),
+        "list_rows": len(profile.ids),
+        "guesses": len(missed),
+        "misses": int(missed.sum()),
+        "expected_misses": float(chances.sum()),
+        "bits": bits(chances, missed),
+        "bits_by_rate": bits(np.full(len(missed), missed.mean()), missed),
+        "misses_among": {
+            f"{share:g}": float(missed[order[: round(share * len(missed))]].sum() / missed.sum())
+            for share in SHARES
+        },
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--tasks", nargs="*", default=TASKS)
+    parser.add_argument("--rows", type=int, default=100)
+    options = parser.parse_args()
+    report: dict[str, Any] = {
+        "command": " ".join(["python", *sys.argv]),
+        "machine": machine_info(),
+        "results": [measure(task, options.rows) for task in options.tasks],
+    }
+    text = json.dumps(report, indent=1)
+    if options.json:
+        options.json.write_text(text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
