@@ -239,10 +239,11 @@ def decode(folder: Path, task: str, options: argparse.Namespace) -> dict[str, An
     def begin(prompt: IntArray, answer: IntArray) -> None:
         script.begin(prompt[-READ:], answer, np.union1d(profile.ids, prompt))
 
-    for decoder in decoders.values():
-        for _ in range(1 if options.quick else 3):
-            begin(*rows[0])
-            decoder.generate(rows[0][0][-READ:], params)
+    for row in rows_of(task, "validation", tokenizer, ends, 2 if options.quick else 6):
+        for decoder in decoders.values():
+            whole["prompt"] = row[0]
+            begin(*row)
+            decoder.generate(row[0][-READ:], params)
     seconds: dict[str, list[float]] = {name: [] for name in decoders}
     tokens, counts, differing = 0, {"misses": 0, "checks": 0, "full_steps": 0}, 0
     forget = [forgetting(decoder) for decoder in decoders.values()]
@@ -369,7 +370,9 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--drafts", action="store_true", help="with TASC-spec's too")
-    parser.add_argument("--quick", action="store_true", help="warm up once")
+    parser.add_argument(
+        "--quick", action="store_true", help="warm up on two validation rows, not six"
+    )
     parser.add_argument("--no-load", action="store_true", help="speed alone")
     options = parser.parse_args()
     report: dict[str, Any] = {

@@ -85,7 +85,7 @@ class Tailored:
 
     def batches(self, size: int, tokenizer: Any = None) -> BatchDecoder:
         """The loop for several requests at once, over one head of all that they need."""
-        own, target = self.head, BatchTarget(self.target.model)
+        own, target = self.head, BatchTarget(self.target.model, self.target.whole)
         ids, kind = own.ids[: own.static].cpu().numpy(), target.model.dtype
         head = UnionHead(own.table, ids, bias=self.bias, device=target.device, dtype=kind)
         checks: dict[str, Any] = {}
@@ -200,9 +200,8 @@ def tailor_model(
     finish = finisher(model)
     own = None if bias is None else bias.detach()
     whole = FullHead(table, own).check if model.device.type == "cpu" else full
-    return Tailored(
-        Target(model, head), head, lambda states: finish(whole(states)), config, rate, bias
-    )
+    target = Target(model, head, whole)
+    return Tailored(target, head, lambda states: finish(whole(states)), config, rate, bias)
 
 
 @torch.inference_mode()

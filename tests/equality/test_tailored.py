@@ -96,6 +96,26 @@ def test_exact_is_plain_decoding(family, tied, params, share):
     assert misses > 20 or share > 0.5
 
 
+@pytest.mark.parametrize("params", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize(("family", "tied"), MODELS)
+def test_exact_as_packs_have_it_is_plain_decoding(family, tied, params):
+    """Checks and steps with the full head go by the quickest product here, not by the layer's."""
+    whole, asked = model(family, tied), prompts(6)
+    ids, config = np.asarray(static(0.6), np.int32), VocabConfig(head="exact")
+    made = tailor_model(whole, ids, config)
+    wanted = [plain(whole, prompt, params).tokens for prompt in asked]
+    for tokens in (0, 5):
+        for drafter in (NoDrafter(), RandomTreeDrafter(VOCAB, 1)):
+            decoder = made.decoder(drafter)
+            decoder.deferral = every(tokens)
+            got = [decoder.generate(prompt, params) for prompt in asked]
+            assert [g.tokens for g in got] == wanted
+            assert all((g.extra["full_steps"] > 0) == (tokens == 0) for g in got)
+        together = made.batches(4)
+        together.deferral = every(tokens)
+        assert [g.tokens for g in together.generate(asked, params)] == wanted
+
+
 @pytest.mark.parametrize("tokens", [1, 2, 3, 7, 64])
 def test_exact_however_many_guesses_are_checked_together(tokens):
     decoder = exact(model("qwen3"), 0.6, deferral=every(tokens))

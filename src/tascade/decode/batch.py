@@ -228,7 +228,7 @@ class BatchDecoder:
         self, rows: Sequence[_Row], tokens: Sequence[Sequence[int]], small: bool, first: int
     ) -> None:
         """One forward, and each row's next token; rows that are done are only carried along."""
-        head = self.head if small and self.head is not None else self.target.slot.full
+        head = self.head if small and self.head is not None else self.target.whole
         logits, states = self.target.forward(tokens, head, first)
         at = [i for i, row in enumerate(rows) if not row.guess.done]
         live = [rows[i] for i in at]

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from tascade.decode.heads import HeadSlot, ids_device, install_slot
+from tascade.decode.heads import HeadLike, HeadSlot, ids_device, install_slot
 from tascade.decode.ragged import RaggedCache
 from tascade.decode.target import PREFILL_DRAFT_LIMIT, check_rewindable
 from tascade.errors import UnsupportedModelError
-
-Head = Callable[[torch.Tensor], torch.Tensor]
-"""[..., d] final states -> [..., n] logits."""
 
 _MASKED_ATTENTION = ("sdpa", "eager")
 
@@ -26,9 +23,10 @@ class BatchTarget:
 
     Args:
         model: a causal model.
+        whole: computes what the model's own LM head would; that itself by default.
 
     Attributes:
-        slot: where the model's LM head is changed; ``slot.full`` is its own.
+        slot: where the model's LM head is changed.
         alone: a batch must be of one request, since the model turns its rotary frequencies by the
             longest one there.
 
@@ -36,7 +34,7 @@ class BatchTarget:
         UnsupportedModelError: as :func:`check_rewindable`; attention kernels that take no mask.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, whole: HeadLike | None = None) -> None:
         check_rewindable(model)
         self.config = model.config.get_text_config()
         attention = self.config._attn_implementation
@@ -49,6 +47,7 @@ class BatchTarget:
             )
         self.model = model
         self.slot: HeadSlot = install_slot(model)
+        self.whole: HeadLike = whole or self.slot.full
         self.device: torch.device = model.device
         self._ids_device = ids_device(model)
         self.cache = RaggedCache()
@@ -60,7 +59,7 @@ class BatchTarget:
         self._windows = {k: window if k == "sliding_attention" else None for k in sorted({*kinds})}
 
     def forward(
-        self, tokens: Sequence[Sequence[int]], head: Head, first: int = 0
+        self, tokens: Sequence[Sequence[int]], head: HeadLike, first: int = 0
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Run each row's tokens behind what it holds.
 

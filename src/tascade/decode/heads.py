@@ -14,6 +14,9 @@ from tascade.errors import UnsupportedModelError
 Finish = Callable[[torch.Tensor], torch.Tensor]
 """What a model does to its head's output [..., V] before it calls it logits."""
 
+HeadLike = Callable[[torch.Tensor], torch.Tensor]
+"""[..., d] final states -> [..., n] logits."""
+
 
 class SmallHead(Protocol):
     """A head over some of the vocabulary's tokens. See :class:`tascade.vocab.head.TailoredHead`."""
@@ -83,7 +86,7 @@ class HeadSlot(torch.nn.Module):
         super().__init__()
         self.full = full
         # In a tuple, so that a module that is only visiting does not become a part of this one.
-        self._guest: tuple[Callable[[torch.Tensor], torch.Tensor] | None] = (None,)
+        self._guest: tuple[HeadLike | None] = (None,)
         self.states = torch.empty(0)
 
     @property
@@ -99,7 +102,7 @@ class HeadSlot(torch.nn.Module):
         return logits
 
     @contextmanager
-    def using(self, head: Callable[[torch.Tensor], torch.Tensor] | None) -> Iterator[None]:
+    def using(self, head: HeadLike | None) -> Iterator[None]:
         """Use another head for a while; ``None`` for the full one."""
         self._guest = (head,)
         try:

@@ -12,7 +12,7 @@ import torch
 
 from tascade.core import ROOT, DraftTree, IntArray
 from tascade.decode.cache import RewindableCache
-from tascade.decode.heads import SmallHead, ids_device, install_slot
+from tascade.decode.heads import HeadLike, SmallHead, ids_device, install_slot
 from tascade.decode.mask import MaskBuilder, ancestors, depths
 from tascade.errors import UnsupportedModelError
 
@@ -74,15 +74,19 @@ class Target:
     Args:
         model: a causal model.
         head: a head of fewer tokens to use instead of the model's own, which stays in place.
+        whole: computes what the model's own head would, where ``head`` is taken off; that itself by
+            default.
 
     Attributes:
         states: [1 + N, d] the final hidden states behind the last logits; only with a ``head``.
         scores: [1 + N, n] the last logits as a small head gave them.
     """
 
-    def __init__(self, model: Any, head: SmallHead | None = None) -> None:
+    def __init__(
+        self, model: Any, head: SmallHead | None = None, whole: HeadLike | None = None
+    ) -> None:
         check_rewindable(model)
-        self.model, self.head = model, head
+        self.model, self.head, self.whole = model, head, whole
         self._slot = None if head is None else install_slot(model)
         self.states = self.scores = torch.empty(0)
         self.config = model.config.get_text_config()
@@ -164,7 +168,11 @@ class Target:
             mask = self._select(
                 {k: self._tree_mask(m, past, t, seen, depth) for k, m in self._masks.items()}
             )
-        with nullcontext() if self._slot is None else self._slot.using(self.head):
+        with (
+            nullcontext()
+            if self._slot is None
+            else self._slot.using(self.whole if self.head is None else self.head)
+        ):
             output = self.model(
                 input_ids=torch.tensor([ids + [ids[-1]] * fill], device=self._ids_device),
                 attention_mask=mask,

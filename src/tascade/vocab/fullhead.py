@@ -62,7 +62,7 @@ class FullHead(torch.nn.Module):
         return logits
 
     def check(self, states: torch.Tensor) -> torch.Tensor:
-        """Logits [K, V] of states [K, d], in the way that is fastest here for many of them.
+        """Logits [..., V] of states [..., d], in the way that is fastest here for many of them.
 
         They are the layer's up to the order in which a product adds, and rounded as it rounds. Some
         CPUs multiply many states in half precision no faster than one after the other: these are
@@ -70,11 +70,12 @@ class FullHead(torch.nn.Module):
         """
         rows, bias = self.table.rows, self.bias
         at_home = states.device.type == "cpu" and states.dtype == self.table.dtype
-        few = states.dtype != torch.float32 and len(states) < _MANY
-        if not at_home or few or not len(states):
+        count = states.shape[:-1].numel()
+        if not at_home or count < (1 if states.dtype == torch.float32 else _MANY):
             logits: torch.Tensor = self(states)
             return logits
-        return _fastest(states.dtype)(states, rows, bias)
+        product = _fastest(states.dtype)(states.reshape(count, -1), rows, bias)
+        return product.view(*states.shape[:-1], -1)
 
     def extra_repr(self) -> str:
         """Size and place of the table, for printing the model."""
