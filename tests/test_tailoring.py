@@ -84,6 +84,25 @@ def test_the_tables_stay_in_the_file(pack: Path) -> None:
     assert any("embed_tokens" in name for name, _ in full.model.named_parameters())
 
 
+def test_tables_stay_on_the_device_where_a_pack_wants_them_there(
+    pack: Path, tmp_path: Path, prompts: list[str], wanted: list[str]
+) -> None:
+    copy = tmp_path / "pack"
+    Pack.open(pack).copy_to(copy)
+    words = ["tailor", str(copy), "--data", str(TRAIN), "--tolerance", "1.0", "--tables"]
+    told = run.invoke(cli.app, [*words, "device"], catch_exceptions=False)
+    assert "no memory is saved" in told.stdout
+    task_model = TaskModel.from_pretrained(copy, dtype="float32")
+    held = dict(task_model.model.named_parameters())
+    assert any("embed_tokens" in name for name in held)
+    assert task_model.generate(prompts) == wanted
+    assert task_model.tailored is not None
+    assert task_model.tailored.head.static < len(held["model.embed_tokens.weight"]) / 2
+    refused = run.invoke(cli.app, [*words, "disk"])
+    assert refused.exit_code != 0
+    assert "vocab.tables" in refused.output + str(refused.exception)
+
+
 def test_masked_answers_hold_nothing_that_is_not_listed(pack: Path, prompts: list[str]) -> None:
     task_model = TaskModel.from_pretrained(pack, dtype="float32", head="masked")
     assert task_model.tailored is not None
@@ -147,7 +166,7 @@ def test_inspect_predicts_what_tailor_gives(ticket_pack: Path, tmp_path: Path) -
     predicted = found.to_dict()["tailored_vocabulary"]
     made = tailor(copy, train, **data, config=VocabConfig(head="exact"))
     given = made.to_json()
-    assert (given.pop("pack"), given.pop("head")) == (str(copy), "exact")
+    assert [given.pop(key) for key in ("pack", "head", "tables")] == [str(copy), "exact", "file"]
     assert predicted == given
     for line in made.gain.describe().splitlines():
         assert line in found.describe()

@@ -126,6 +126,9 @@ def tailor(
     scripts: Annotated[
         str, typer.Option(help="What the task writes, as english,code; other tokens go first.")
     ] = "",
+    tables: Annotated[
+        str, typer.Option(help="Where the whole tables are: the checkpoint's file, or the device.")
+    ] = "file",
     own: Annotated[
         bool, typer.Option("--self", help="Count the model's own answers, not the references.")
     ] = False,
@@ -145,7 +148,7 @@ def tailor(
             pack,
             data,
             held_out=held_out or None,
-            config=VocabConfig(head=head, tolerance=tolerance, scripts=names),
+            config=VocabConfig(head=head, tolerance=tolerance, scripts=names, tables=tables),
             own=own,
             on_error=on_error,
             progress=progress,

@@ -91,13 +91,16 @@ class VocabConfig:
     tokens of an answer the task's list may lack, on the data it was made from, the prompt's own
     left out. ``scripts``: tokens with characters that none of these writes are left out first, as
     far as ``tolerance`` allows (names: :data:`SCRIPTS`); without any, the rarest alone.
-    ``deferred``: most guesses before a check.
+    ``deferred``: most guesses before a check. ``tables``: where a tailored model's embedding and
+    full head are: in the checkpoint's ``file``, or on the ``device``, where checks need not carry
+    them.
     """
 
     head: str = "full"
     tolerance: float = 0.01
     deferred: int = 32
     scripts: tuple[str, ...] = ()
+    tables: str = "file"
 
     def __post_init__(self) -> None:
         # Packs keep it as JSON, which has lists alone.
@@ -110,6 +113,12 @@ class VocabConfig:
         _one_of("vocab.head", self.head, ("full", "masked", "exact", "draft-only"))
         _at_least("vocab.tolerance", self.tolerance, 0)
         _at_least("vocab.deferred", self.deferred, 0)
+        _one_of("vocab.tables", self.tables, ("file", "device"))
+
+    @property
+    def loads_whole(self) -> bool:
+        """Whether a model is loaded with its two tables."""
+        return self.head in ("full", "draft-only") or self.tables == "device"
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,9 +94,10 @@ class TaskModel:
     ) -> TaskModel:
         """Open a pack, and the model it was made for (or ``model``, if its tokenizer fits).
 
-        With a tailored head the model's vocabulary tables stay in its checkpoint's file. An
-        ``assistant`` is a smaller model that drafts too, with the pack's list of tokens as its head
-        where ``head`` is ``draft-only``; what is said stays the model's.
+        With a tailored head the model's vocabulary tables stay in its checkpoint's file, unless the
+        pack wants them on the device (``vocab.tables``). An ``assistant`` is a smaller model that
+        drafts too, with the pack's list of tokens as its head where ``head`` is ``draft-only``;
+        what is said stays the model's.
 
         Raises:
             PackError: no pack there, or a damaged one.
@@ -105,12 +106,13 @@ class TaskModel:
                 none for a head that it alone would have.
         """
         opened = Pack.open(pack)
-        ref, used = model if model is not None else opened.model, vocab_config(opened, head).head
+        ref, vocab = model if model is not None else opened.model, vocab_config(opened, head)
+        used = vocab.head
         check_assistant(used, assistant)
         drafts = None
         if assistant is not None:
             drafts = open_assistant(assistant, opened, used, dtype=dtype, device=device)
-        if used in ("full", "draft-only") or isinstance(ref, tuple):
+        if vocab.loads_whole or isinstance(ref, tuple):
             loaded, tokenizer, name = load_model(ref, dtype=dtype, device=device)
             return cls(loaded, tokenizer, opened, name, head=head, assistant=drafts)
         slim = load_slim(ref, dtype=dtype, device=device)

@@ -19,19 +19,25 @@ from tascade.vocab.profile import build_profile
 
 @dataclass(frozen=True, slots=True)
 class Tailoring:
-    """A pack's list of tokens, the head it uses now, and what that saves."""
+    """A pack's list of tokens, the head it uses now, where the tables are, and what that saves.
+
+    With ``tables`` on the ``device`` it saves time alone: ``gain`` is what it would be without.
+    """
 
     pack: str
     head: str
     gain: VocabularyGain
+    tables: str = "file"
 
     def to_json(self) -> dict[str, Any]:
         """As plain numbers and text."""
-        return {"pack": self.pack, "head": self.head, **self.gain.to_json()}
+        told = {"pack": self.pack, "head": self.head, "tables": self.tables}
+        return {**told, **self.gain.to_json()}
 
     def describe(self) -> str:
         """A few lines for people."""
-        return f"{self.gain.describe()}\nhead: {self.head}"
+        whole = "; the tables stay on the device, no memory is saved"
+        return f"{self.gain.describe()}\nhead: {self.head}{whole * (self.tables == 'device')}"
 
 
 def tailor(
@@ -85,4 +91,4 @@ def tailor(
     )
     keep_vocabulary(task_model.pack, tokenizer, profile, config)
     gain = vocabulary_gain(task_model.model, profile, checked)
-    return Tailoring(str(task_model.pack.path), config.head, gain)
+    return Tailoring(str(task_model.pack.path), config.head, gain, config.tables)

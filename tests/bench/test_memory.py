@@ -14,7 +14,7 @@ import torch
 from tascade import bundled
 from tascade.bench import memory
 from tascade.bench import pack as bench
-from tascade.bench.memory import MemoryJob, can_measure, measure_memory
+from tascade.bench.memory import MemoryJob, can_measure, measure_here, measure_memory
 from tascade.bench.pack import BenchOptions
 from tascade.bench.tailored import HEADS
 from tascade.config import VocabConfig
@@ -52,7 +52,7 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @needs_account
-def test_a_process_counts_tables_and_a_small_head_has_none(pack: Path) -> None:
+def test_a_process_counts_tables_and_a_small_head_has_none(pack: Path, tmp_path: Path) -> None:
     job = MemoryJob(str(pack), dtype="float32", device="cpu", max_new_tokens=4)
     plain = measure_memory(job, ["a prompt", "another"])
     small = measure_memory(dataclasses.replace(job, head="masked"), ["a prompt", "another"])
@@ -65,6 +65,14 @@ def test_a_process_counts_tables_and_a_small_head_has_none(pack: Path) -> None:
         assert found["anonymous_bytes"] <= found["peak_bytes"]
         assert found["start_anonymous_bytes"] < found["start_bytes"] < found["peak_bytes"]
         assert "device_peak_bytes" not in found
+    kept = tmp_path / "kept"
+    Pack.open(pack).copy_to(kept)
+    info = Pack.open(kept).info
+    recipe = {**info.recipe, "vocab": {**info.recipe["vocab"], "tables": "device"}}
+    Pack.open(kept).save_info(dataclasses.replace(info, recipe=recipe))
+    whole = measure_here(dataclasses.replace(job, pack=str(kept), head="masked"), ["a prompt"])
+    assert whole.vocabulary_bytes == small["vocabulary_bytes"] + 2 * TABLE
+    assert whole.model_bytes == body + whole.vocabulary_bytes
     # Nothing else differs between the two, and this much is in both tables.
     saved = plain["anonymous_bytes"] - small["anonymous_bytes"]
     assert 2 * TABLE - SLACK < saved < 2.5 * TABLE

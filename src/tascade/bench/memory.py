@@ -47,7 +47,8 @@ class Memory:
     """What a process needed, in bytes.
 
     vocabulary_bytes: of vocabulary rows on the device: embedding and LM head (once if they are one
-        table), or the small head with its room, as it was after the last answer.
+        table) where they are there, and the small head with its room, as it was after the last
+        answer.
     model_bytes: of all weights on the device, those among them.
     start_bytes, start_anonymous_bytes: resident, and anonymous of it, with the libraries imported
         and no model loaded yet.
@@ -117,17 +118,11 @@ def measure_here(job: MemoryJob, prompts: Sequence[Prompt]) -> Memory:
     )
     for prompt in prompts:
         decoder.generate(encode_prompt(tokenizer, prompt), params)
-    weights = sum(part.nbytes for part in model.parameters())
-    if tailored is None:
-        ends = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-        vocabulary = sum(table.nbytes for table in {id(t): t for t in ends}.values())
-    else:
-        vocabulary = tailored.head.nbytes
-        weights += vocabulary
+    small = 0 if tailored is None else tailored.head.nbytes
     after, on_device = _resident(), model.device.type == "cuda"
     return Memory(
-        vocabulary_bytes=vocabulary,
-        model_bytes=weights,
+        vocabulary_bytes=small + _table_bytes(model),
+        model_bytes=small + sum(part.nbytes for part in model.parameters()),
         start_bytes=before["VmRSS"],
         start_anonymous_bytes=before["RssAnon"],
         peak_bytes=after["VmHWM"],
@@ -144,7 +139,7 @@ def _load(job: MemoryJob) -> tuple[Any, Any, Any]:
     from tascade.load import load_model
     from tascade.model import TaskModel
     from tascade.pack import Pack
-    from tascade.tailored import tailor_pack
+    from tascade.tailored import tailor_pack, vocab_config
     from tascade.vocab.slim import load_slim
 
     how = {"dtype": job.dtype, "device": job.device}
@@ -152,14 +147,23 @@ def _load(job: MemoryJob) -> tuple[Any, Any, Any]:
         made = TaskModel.from_pretrained(job.pack, job.model or None, head=job.head, **how)
         return made.decoder, made.model, made.tailored
     pack = Pack.open(job.pack)
-    ref = job.model or pack.info.model
-    if job.head == "full":
+    ref, tables = job.model or pack.info.model, None
+    if vocab_config(pack, job.head).loads_whole:
         model, tokenizer, _ = load_model(ref, **how)
+    else:
+        tables = load_slim(ref, dtype=job.dtype, device=job.device)
+        model, tokenizer = tables.model, tables.tokenizer
+    tailored = tailor_pack(pack, model, job.head, tables)
+    if tailored is None:
         return Decoder(Target(model), NoDrafter(), None, tokenizer), model, None
-    slim = load_slim(ref, dtype=job.dtype, device=job.device)
-    tailored = tailor_pack(pack, slim.model, job.head, slim)
-    assert tailored is not None
-    return tailored.decoder(NoDrafter(), None, slim.tokenizer), slim.model, tailored
+    return tailored.decoder(NoDrafter(), None, tokenizer), model, tailored
+
+
+def _table_bytes(model: Any) -> int:
+    """Bytes of a model's own two tables, as far as it holds them."""
+    ends = model.get_input_embeddings(), model.get_output_embeddings()
+    tables = [getattr(end, "weight", None) for end in ends]
+    return sum(table.nbytes for table in {id(t): t for t in tables if t is not None}.values())
 
 
 def _resident() -> dict[str, int]:
