@@ -15,7 +15,7 @@ from tascade.core import Drafter, Generation, IntArray
 from tascade.decode.batch import BatchDecoder
 from tascade.decode.batch_target import BatchTarget
 from tascade.decode.loop import Decoder, NodeBudget
-from tascade.decode.sample import Processor, SamplingParams, argmax_rows
+from tascade.decode.sample import Processor, SamplingParams, argmax_of
 from tascade.decode.target import Target
 from tascade.decode.text import TextStream
 from tascade.draft.budget import Budget, CostTable
@@ -289,7 +289,7 @@ def measure_cost(target: Target, *, seconds: float = 2.0, past: int = 96) -> Cos
             target.keep(past, ())
             tree = DraftTree.chain([1] * (n - 1)) if n > 1 else None
             start = time.perf_counter()
-            argmax_rows(target.forward([1], tree))
+            argmax_of(target.forward([1], tree))(0)
             return time.perf_counter() - start
 
         table = CostTable.measure(step, seconds=seconds)

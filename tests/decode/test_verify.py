@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from tascade.core import EMPTY_TREE, DraftTree
+from tascade.decode import sample
 from tascade.decode.loop import Decoder, best_chain
 from tascade.decode.sample import Chooser, SamplingParams
 from tascade.decode.target import Target
@@ -141,3 +142,14 @@ def test_long_prompts_decode_the_same_with_drafts(monkeypatch):
         assert own[0, 70:].tolist() == plain
         oracle = OracleDrafter(plain, 5)
         assert Decoder(Target(model), oracle).generate(prompt, params).tokens == plain
+
+
+def test_a_walk_looks_at_the_rows_it_visits_alone(monkeypatch):
+    looked_at = []
+    whole = sample.argmax_rows
+    monkeypatch.setattr(
+        sample, "argmax_rows", lambda rows: looked_at.append(len(rows)) or whole(rows)
+    )
+    out = take(TREE, says(1, 2, 0, 5, 0, 0))
+    assert out.tokens == [1, 2, 5]
+    assert sum(looked_at) == 3

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from tascade.core import DraftTree, Source, TokenLogprob
-from tascade.decode.sample import Chooser, argmax_rows, log_probability
+from tascade.decode.sample import Chooser, argmax_of, log_probability
 
 
 @dataclass(slots=True)
@@ -57,13 +57,13 @@ def walk(
             zip(tree.parents.tolist(), tree.tokens.tolist(), strict=True)
         )
     }
-    best = argmax_rows(logits) if chooser.is_argmax else None
+    best = argmax_of(logits) if chooser.is_argmax else None
     empty = torch.empty(1, 0, dtype=torch.long, device=logits.device)
     out = Walk([], [], [], False)
     node = -1
     while True:
         if best is not None:
-            token = best[node + 1]
+            token = best(node + 1)
         else:
             before = prefix(out.tokens) if chooser.needs_prefix else empty
             token = chooser.choose(logits[node + 1], before, position + len(out.tokens))
