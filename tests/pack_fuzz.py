@@ -3,7 +3,10 @@
 Run by test_pack_fuzz.py in a process of its own, since what is looked for may end the process. What
 is about to be tried is printed first.
 
-    python pack_fuzz.py ROOT FIRST COUNT mapped|read     ROOT holds pack/ and learned/
+    python pack_fuzz.py ROOT read|mapped FIRST COUNT
+    python pack_fuzz.py ROOT overwritten
+
+ROOT holds pack/ and learned/, as :func:`build` makes them.
 """
 
 from __future__ import annotations
@@ -12,10 +15,8 @@ import faulthandler
 import json
 import os
 import resource
-import shutil
 import struct
 import sys
-import traceback
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -40,10 +41,25 @@ from tascade.pack import Pack
 from tascade.pipeline import adapt
 from tascade.testing import byte_tokenizer, tiny_model, toy_examples
 
-SEED, TOKENS, VOCAB = 20, 6, 260
+SEED, ROWS, TOKENS, VOCAB = 20, 12, 6, 260
 NUMBERS = [0, 1, -1, -2, 5, VOCAB - 1, VOCAB, VOCAB + 1, 4096, 2**31 - 1, -(2**31), 2**32 - 1]
 NUMBERS += [2**40, 2**62, 2**63 - 1, -(2**63)]
-VALUES: list[Any] = [None, True, False, -1, 0, 1, 0.5, -0.0, 2**31, 2**63, 10**400, 1e308, "", "many"]
+VALUES: list[Any] = [
+    None,
+    True,
+    False,
+    -1,
+    0,
+    1,
+    0.5,
+    -0.0,
+    2**31,
+    2**63,
+    10**400,
+    1e308,
+    "",
+    "many",
+]
 VALUES += [float("nan"), float("inf"), "x" * 5000, "../../../etc/passwd", "/etc/passwd", [], {}]
 VALUES += [[0], [[]], {"a": 1}, [1e300] * 4, [[[[[[[[1]]]]]]]], "0", "9" * 9]
 
@@ -57,16 +73,16 @@ def loaded() -> tuple[Any, Any]:
 def build(root: Path) -> None:
     """A pack with everything that one can hold, and a learned folder beside it."""
     model, tokenizer = loaded()
-    rows = [{"prompt": e.prompt, "completion": e.completion} for e in toy_examples(60)]
-    spec, vocab = SpecConfig(calibration_rows=2, shards=2), VocabConfig(head="exact", deferred=4)
-    recipe = Recipe(max_new_tokens=8, spec=spec, vocab=vocab)
+    # Few, and what the model itself says, so that every value is soon met and drafts are taken.
+    rows = [{"prompt": e.prompt, "completion": e.completion} for e in toy_examples(ROWS)]
+    spec = SpecConfig(calibration_rows=2, shards=2, own_answers=True)
+    recipe = Recipe(max_new_tokens=8, spec=spec, vocab=VocabConfig(head="exact", deferred=4))
     adapt((model, tokenizer), rows, out=root / "pack", recipe=recipe)
     pack = Pack.open(root / "pack")
-    # What the model itself says, so that drafts are taken.
     made = TaskModel(model, tokenizer, pack, head="full")
     said = [made.plain.generate(made.encode(p), made.params()).tokens for p in prompts()]
     with CorpusIndex.open(pack.corpus, writable=True) as corpus:
-        corpus.append([*said, [5, 6, 7]])
+        corpus.append([said[0], [5, 6, 7]])
     answers = [[*said[0], 10 + i % 9] for i in range(40)]
     mark = pack.info.fingerprint
     with TrafficLearner.open(root / "learned", fingerprint=mark, vocab_size=VOCAB) as learner:
@@ -78,7 +94,7 @@ def build(root: Path) -> None:
 
 
 def prompts() -> list[str]:
-    return [e.prompt for e in toy_examples(3) if isinstance(e.prompt, str)]
+    return [e.prompt for e in toy_examples(ROWS) if isinstance(e.prompt, str)]
 
 
 # --- mutations ----------------------------------------------------------------------------------
@@ -133,19 +149,19 @@ def mutate_array(raw: bytes, rng: np.random.Generator) -> tuple[str, bytes]:
     kind = "<f4" if b"f4" in raw[:begin] else f"<i{width}"
     values = np.frombuffer(raw[begin:], kind).copy()
     told = []
-    for _ in range(rng.integers(1, 5)):
-        if not len(values):
-            break
+    for _ in range(rng.integers(1, 9) if len(values) else 0):
         at = int(rng.choice([0, len(values) - 1, rng.integers(len(values))]))
         number: Any = NUMBERS[rng.integers(len(NUMBERS))]
-        if kind == "<f4":
+        if rng.random() < 0.4:  # a value that may well pass
+            values[at] = number = values[rng.integers(len(values))]
+        elif kind == "<f4":
             number = rng.choice([0.0, -1.0, np.nan, np.inf, 1e38, 1e-45])
             values[at] = number
         else:
             pattern = np.array([number % 2**64], np.uint64).astype(f"<u{width}")
-            values[at] = pattern.view(kind)[0]
+            values[values == values[at] if rng.random() < 0.3 else at] = pattern.view(kind)[0]
         told.append(f"[{at}] := {number}")
-    return ", ".join(told), raw[:begin] + values.tobytes()
+    return ", ".join(told[:4]), raw[:begin] + values.tobytes()
 
 
 def mutate_log(raw: bytes, rng: np.random.Generator) -> tuple[str, bytes]:
@@ -235,84 +251,123 @@ class Host:
         return ", ".join(told)
 
     def generate(self) -> None:
-        made = TaskModel.from_pretrained(self.root / "pack", (self.model, self.tokenizer))
-        made._cost = made._cost or CostTable.flat(64)  # measuring takes two seconds
-        nodes = made.new_budget().max_nodes
-        for budget in (made.new_budget(), Budget(CostTable.flat(64), max_nodes=nodes)):
-            decoder = made.new_decoder(made.new_drafter(), budget)
-            for prompt, plain in zip(self.ids, self.plain, strict=True):
-                found = decoder.generate(prompt, made.params(max_new_tokens=TOKENS))
-                assert found.tokens == plain.tokens, (found.tokens, plain.tokens)
+        made = self.open_model()
+        self.decode(made)
         list(made.corpus.documents())
         made.corpus.refresh()
 
-    def batch(self, learner: TrafficLearner | None = None) -> None:
+    def open_model(self) -> TaskModel:
+        made = TaskModel.from_pretrained(self.root / "pack", (self.model, self.tokenizer))
+        made._cost = made._cost or CostTable.flat(64)  # measuring takes two seconds
+        return made
+
+    def decode(self, made: TaskModel) -> None:
+        own = made.new_budget()
+        flat = Budget(CostTable.flat(64), max_nodes=own.max_nodes)
+        for at, budget in enumerate((own, flat, flat)):
+            found = made.new_decoder(made.new_drafter(), budget).generate(
+                self.ids[at], made.params(max_new_tokens=TOKENS)
+            )
+            assert found.tokens == self.plain[at].tokens, (found.tokens, self.plain[at].tokens)
+
+    def batch(self) -> None:
+        self.draft(self.open_batch())
+
+    def open_batch(self, learner: TrafficLearner | None = None) -> BatchDrafter:
         """As vLLM's proposer does."""
-        task = open_task(Pack.open(self.root / "pack"), self.mark, VOCAB)
+        task: Any = open_task(Pack.open(self.root / "pack"), self.mark, VOCAB)
         if learner is not None:
-            task = replace(task, corpus=learner.view(task.corpus))  # type: ignore[arg-type]
-        drafter = BatchDrafter(
-            [task], end_tokens=self.ends, requests=len(self.ids), length=256, most=8, threads=1
+            task = replace(task, corpus=learner.view(task.corpus))
+        return BatchDrafter(
+            [task], end_tokens=self.ends, requests=ROWS, length=256, most=8, threads=1
         )
-        rows = [np.append(p, plain.tokens[0]) for p, plain in zip(self.ids, self.plain, strict=True)]
-        for _ in range(2):
-            ids = np.zeros((len(rows), 256), np.int32)
-            for at, row in enumerate(rows):
-                ids[at, : len(row)] = row
-            lengths = np.array([len(row) for row in rows], np.int32)
-            drafts = drafter.propose([[int(row[-1])] for row in rows], lengths, ids)
-            for draft in drafts:
+
+    def draft(self, drafter: BatchDrafter) -> None:
+        for n in (1, 2, 4):
+            ids, lengths = np.zeros((ROWS, 256), np.int32), np.zeros(ROWS, np.int32)
+            for at, (prompt, plain) in enumerate(zip(self.ids, self.plain, strict=True)):
+                lengths[at] = len(prompt) + n
+                ids[at, : lengths[at]] = [*prompt, *plain.tokens[:n]]
+            sampled = [plain.tokens[n // 2 : n] for plain in self.plain]
+            for draft in drafter.propose(sampled, lengths, ids):
                 assert len(draft) <= 8
                 assert all(0 <= token < VOCAB for token in draft), draft
                 self.drafted += len(draft)
-            rows = [
-                np.append(p, plain.tokens[:2]) for p, plain in zip(self.ids, self.plain, strict=True)
-            ]
+
+    def open_learner(self) -> TrafficLearner:
+        folder = self.root / "learned"
+        return TrafficLearner.open(folder, fingerprint=self.mark, vocab_size=VOCAB)
 
     def learn(self) -> None:
-        folder = self.root / "learned"
-        with TrafficLearner.open(folder, fingerprint=self.mark, vocab_size=VOCAB) as learner:
-            self.batch(learner)
+        with self.open_learner() as learner:
+            self.draft(self.open_batch(learner))
             learner.offer([1], [9, 9, 9])
             learner.flush()
 
 
-def restore(root: Path, files: dict[Path, bytes]) -> None:
-    shutil.rmtree(root)
-    for name, raw in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(raw)
+def say(line: str) -> None:
+    """At once: the next moment the process may be gone."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
 
 
 def contents(root: Path) -> dict[Path, bytes]:
     return {f.relative_to(root): f.read_bytes() for f in root.rglob("*") if f.is_file()}
 
 
-def main(root: Path, first: int, count: int, kind: str) -> None:
+def restore(root: Path, files: dict[Path, bytes]) -> None:
+    for found in list(root.rglob("*")):
+        known = files.get(found.relative_to(root))
+        if found.is_symlink() or (found.is_file() and found.read_bytes() != known):
+            found.unlink()  # rather than written over: it may still be mapped
+    for name, raw in files.items():
+        if not (root / name).exists():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_bytes(raw)
+
+
+def try_mutations(root: Path, first: int, count: int) -> None:
     """Try ``count`` mutations from the ``first`` on; prints each, and what came of it."""
-    os.fsync = lambda handle: None  # type: ignore[assignment]
-    faulthandler.enable()
-    torch.set_num_threads(1)
-    if kind == "mapped":  # what is done with large indexes
-        corpus_shards.IN_MEMORY_BYTES = similar.IN_MEMORY_BYTES = 0
     files = contents(root)
     host = Host(root)
     assert host.use(True) == "used, used, used"
     assert host.drafted > 0
     restore(root, files)
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + (3 << 30), -1))
-    warnings.simplefilter("error", RuntimeWarning)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    most = pages * resource.getpagesize() + (3 << 30)
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
     for number in range(first, first + count):
         told = mutate(root, files, number)
-        print(f"{number} {told}", flush=True)
-        try:
-            print("   ", host.use("learned" in told or number % 8 == 0), flush=True)
-        except BaseException:
-            traceback.print_exc(file=sys.stdout)
-            raise SystemExit(1) from None
+        say(f"{number} {told}")
+        say(f"    {host.use('learned' in told or number % 8 == 0)}")
         restore(root, files)
 
 
+def try_overwriting(root: Path) -> None:
+    """Open everything, write over every file, and go on."""
+    host = Host(root)
+    learner = host.open_learner()
+    made, drafters = host.open_model(), [host.open_batch(), host.open_batch(learner)]
+    for raw in (b"", b"\xff" * 100_000):
+        for name in contents(root):
+            (root / name).write_bytes(raw)
+        host.decode(made)
+        for drafter in drafters:
+            host.drafted = 0
+            host.draft(drafter)
+            assert host.drafted > 0
+            drafter.refresh()
+    os._exit(0)  # the learner has nothing to close any more
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
+    os.fsync = lambda handle: None  # type: ignore[assignment]
+    faulthandler.enable()
+    torch.set_num_threads(1)
+    folder, kind = Path(sys.argv[1]), sys.argv[2]
+    warnings.simplefilter("error", RuntimeWarning)
+    if kind == "overwritten":
+        try_overwriting(folder)
+    elif kind == "mapped":  # as large indexes are
+        corpus_shards.IN_MEMORY_BYTES = similar.IN_MEMORY_BYTES = 0
+    try_mutations(folder, int(sys.argv[3]), int(sys.argv[4]))
