@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import dataclasses
 import json
+import typing
 from pathlib import Path
 
 import pytest
 
 from tascade import Recipe
-from tascade.config import SCRIPTS, VocabConfig
+from tascade.config import SCRIPTS, SpecConfig, TuneConfig, VocabConfig
 from tascade.errors import ConfigError
 from tascade.vocab import letters
 
@@ -68,3 +70,85 @@ def test_scripts_are_refused_where_they_are_made() -> None:
     with pytest.raises(ConfigError, match="english, code, math"):
         VocabConfig(scripts=("english", "klingon"))
     assert set(letters.SCRIPTS) == set(SCRIPTS)
+
+
+def _fields(cls: typing.Any, section: str = "") -> list[tuple[typing.Any, str, str, typing.Any]]:
+    """(class, where it stands in a recipe, field, type) of every value of a recipe."""
+    found = []
+    for name, kind in typing.get_type_hints(cls).items():
+        if dataclasses.is_dataclass(kind):
+            found += _fields(kind, f"{section}{name}.")
+        else:
+            found.append((cls, section, name, kind))
+    return found
+
+
+_HUGE = 10**400
+_WRONG: dict[typing.Any, list[typing.Any]] = {
+    int: ["many", True, None, 1.0, [], {}, -_HUGE, _HUGE, 10**5000, float("nan")],
+    float: ["1.0", True, None, [], float("nan"), float("inf"), float("-inf"), 1e300, _HUGE],
+    bool: [0, 1, "true", None, []],
+    str: [1, None, True, ["x"], b"x"],
+}
+_WRONG[tuple[str, ...]] = ["english", 3, None, {"english": 1}, [1], [["english"]]]
+
+
+@pytest.mark.parametrize(
+    ("cls", "section", "name", "kind"),
+    _fields(Recipe),
+    ids=lambda v: v if isinstance(v, str) else "",
+)
+def test_every_value_of_a_recipe_is_checked_however_it_comes(
+    tmp_path: Path, cls: typing.Any, section: str, name: str, kind: typing.Any
+) -> None:
+    """Built in Python, or out of a file: the field is named, and nothing else is ever raised."""
+    for value in _WRONG[kind]:
+        with pytest.raises(ConfigError) as caught:
+            cls(**{name: value})
+        assert caught.value.where == section + name
+        assert len(str(caught.value)) < 400
+        nested: typing.Any = {name: value}
+        for part in reversed(section.split(".")[:-1]):
+            nested = {part: nested}
+        with pytest.raises(ConfigError) as caught:
+            Recipe.from_dict(nested, "here: ")
+        assert caught.value.where == f"here: {section}{name}"
+
+
+@pytest.mark.parametrize(
+    "name", ["shards", "calibration_rows", "calibration_seconds", "max_nodes", "own_seconds"]
+)
+def test_counts_and_times_are_not_negative(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"spec.{name}"):
+        SpecConfig(**{name: -1})  # type: ignore[arg-type]
+
+
+def test_whole_numbers_are_kept_as_the_floats_they_stand_for() -> None:
+    assert type(SpecConfig(own_seconds=5).own_seconds) is float
+    assert type(TuneConfig(epochs=5).epochs) is int
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "max_new_tokens: 0x" + "f" * 5000,
+        "max_new_tokens: " + "9" * 5000,
+        "spec: {max_nodes: .nan}",
+        "spec: {calibration_seconds: .inf}",
+        "model: 2020-99-99",
+        "model: !!timestamp x",
+        "model: !!int ''",
+        "model: !!bool x",
+        "? [a, b]\n: 1",
+        "2: 1",
+        "model: !!python/object/apply:os.abort []",
+        "a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\nmodel: [*c, *c]",
+        "[" * 5000,
+    ],
+)
+def test_odd_yaml_is_refused_by_name(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"recipe\.yaml") as caught:
+        Recipe.from_yaml(path)
+    assert len(str(caught.value)) < 1000

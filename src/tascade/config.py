@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tascade.errors import ConfigError
+from tascade.fields import build, check_types
 from tascade.files import write_atomic
 
 SCRIPTS = (
@@ -50,8 +49,9 @@ class DataConfig:
     max_examples: int = 0
 
     def __post_init__(self) -> None:
-        _one_of("on_error", self.on_error, ("raise", "skip"))
-        _at_least("max_examples", self.max_examples, 0)
+        check_types(self, "data.")
+        _one_of("data.on_error", self.on_error, ("raise", "skip"))
+        _at_least("data.max_examples", self.max_examples, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +74,13 @@ class SpecConfig:
     own_seconds: float = 900.0
 
     def __post_init__(self) -> None:
-        _at_least("shards", self.shards, 1)
+        check_types(self, "spec.")
+        _at_least("spec.shards", self.shards, 1)
         if self.shards > 8:
-            raise ConfigError("too many shards", got=self.shards, wanted="1 to 8", where="shards")
-        _at_least("calibration_rows", self.calibration_rows, 0)
-        _at_least("max_nodes", self.max_nodes, 0)
+            got = self.shards
+            raise ConfigError("too many shards", got=got, wanted="1 to 8", where="spec.shards")
+        for name in ("calibration_rows", "calibration_seconds", "max_nodes", "own_seconds"):
+            _at_least(f"spec.{name}", getattr(self, name), 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +105,7 @@ class VocabConfig:
     tables: str = "file"
 
     def __post_init__(self) -> None:
-        # Packs keep it as JSON, which has lists alone.
-        object.__setattr__(self, "scripts", _strings(self.scripts, "vocab.scripts"))
+        check_types(self, "vocab.")
         for name in self.scripts:
             if name not in SCRIPTS:
                 raise ConfigError(
@@ -141,6 +142,7 @@ class GateConfig:
     refuse: bool = True
 
     def __post_init__(self) -> None:
+        check_types(self, "tune.gate.")
         for name in ("most_drop", "least_agreement", "least_adoption"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 got = getattr(self, name)
@@ -200,6 +202,7 @@ class TuneConfig:
     gate: GateConfig = field(default_factory=GateConfig)
 
     def __post_init__(self) -> None:
+        check_types(self, "tune.")
         _one_of("tune.targets", self.targets, ("own", "gold"))
         _one_of("tune.load", self.load, ("", "4bit", "8bit"))
         _one_of("tune.precision", self.precision, ("auto", "float32", "bfloat16"))
@@ -213,6 +216,7 @@ class TuneConfig:
             "row_steps",
             "epochs",
             "rate",
+            "length_power",
             "kl",
             "seed",
         ):
@@ -248,6 +252,7 @@ class Recipe:
     tune: TuneConfig = field(default_factory=TuneConfig)
 
     def __post_init__(self) -> None:
+        check_types(self, "")
         _one_of("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
         _at_least("max_new_tokens", self.max_new_tokens, 1)
 
@@ -256,16 +261,39 @@ class Recipe:
         """Read a recipe file.
 
         Raises:
-            ConfigError: not YAML, an unknown key (with the nearest known one), a wrong type.
+            ConfigError: not YAML, an unknown key (with the nearest known one), a wrong type, or a
+                value out of range.
         """
         import yaml
 
         path = Path(path)
         try:
             raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        except Exception as error:  # yaml's own kinds, and nearly anything on odd tags
             raise ConfigError("cannot read the recipe", got=error, where=str(path)) from error
-        return typing.cast(Recipe, _build(cls, raw or {}, str(path)))
+        return cls.from_dict({} if raw is None else raw, f"{path}: ")
+
+    @classmethod
+    def from_dict(cls, raw: object, where: str = "") -> Recipe:
+        """The recipe that :meth:`to_dict` gave; what it does not say has its default.
+
+        Args:
+            raw: nested mappings, from a file that nobody vouches for.
+            where: what to put before a field's name in an error.
+
+        Raises:
+            ConfigError: an unknown key, a wrong type, or a value out of range.
+        """
+        try:
+            return typing.cast(Recipe, build(cls, raw, ""))
+        except ConfigError as error:
+            raise ConfigError(
+                error.message,
+                got=error.got,
+                wanted=error.wanted,
+                where=where + (error.where or "recipe"),
+                fix=error.fix,
+            ) from None
 
     def to_yaml(self, path: str | Path) -> None:
         """Write the recipe, every value spelled out."""
@@ -277,55 +305,6 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """Nested plain dictionaries."""
         return dataclasses.asdict(self)
-
-
-def _build(cls: Any, raw: object, where: str) -> Any:
-    if not isinstance(raw, dict):
-        raise ConfigError("a section is not a mapping", got=raw, wanted="key: value", where=where)
-    hints = typing.get_type_hints(cls)
-    values: dict[str, Any] = {}
-    for key, value in raw.items():
-        if key not in hints:
-            near = difflib.get_close_matches(str(key), list(hints), 1)
-            fix = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(hints)}"
-            raise ConfigError("unknown key in the recipe", got=key, where=where, fix=fix)
-        kind = hints[key]
-        place = f"{where}: {key}"
-        if dataclasses.is_dataclass(kind):
-            values[key] = _build(kind, value, place)
-        else:
-            values[key] = _typed(kind, value, place)
-    return cls(**values)
-
-
-def _typed(kind: Any, value: object, where: str) -> object:
-    if isinstance(kind, types.UnionType):
-        kind = typing.get_args(kind)[0]
-    if typing.get_origin(kind) is tuple:
-        return _strings(value, where)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is not kind:
-        raise ConfigError(
-            "wrong type in the recipe",
-            got=f"{value!r} ({type(value).__name__})",
-            wanted=kind.__name__,
-            where=where,
-        )
-    return value
-
-
-def _strings(value: object, where: str) -> tuple[str, ...]:
-    # A string is a sequence of strings too, its letters, and is not meant so.
-    if not isinstance(value, list | tuple) or not all(isinstance(part, str) for part in value):
-        raise ConfigError(
-            "wrong type in the recipe",
-            got=f"{value!r:.80} ({type(value).__name__})",
-            wanted="a list of strings",
-            where=where,
-            fix="write each name as an entry of the list, as in [english, code]",
-        )
-    return tuple(value)
 
 
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:

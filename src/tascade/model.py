@@ -72,7 +72,7 @@ class TaskModel:
         pack.check_tokenizer(fingerprint(tokenizer), name or "the given model")
         self.ends = end_tokens(model, tokenizer)
         self.target = Target(model)
-        task = open_task(pack, pack.info.fingerprint)
+        task = open_task(pack, pack.info.fingerprint, self.target.vocab_size)
         self.corpus, self.similar, self.calibration = task.corpus, task.similar, task.calibration
         self.outputs: CorpusView = self.corpus
         self.tailored, self.assistant = tailor_pack(pack, model, head, tables), assistant
@@ -299,11 +299,4 @@ def measure_cost(target: Target, *, seconds: float = 2.0, past: int = 96) -> Cos
 
 def _saved_cost(pack: Pack, key: str) -> CostTable | None:
     saved = pack.info.costs.get(key)
-    if not isinstance(saved, dict):
-        return None
-    try:
-        table = CostTable(saved["sizes"], saved["seconds"])
-    except (KeyError, TypeError, ValueError):
-        return None
-    sound = len(table.sizes) == len(table.seconds) > 1 and bool((table.seconds > 0).all())
-    return table if sound and 1 < table.limit <= 4096 else None
+    return None if saved is None else CostTable(saved["sizes"], saved["seconds"])

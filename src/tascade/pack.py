@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import stat
 import sys
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from tascade.errors import FingerprintError, PackError
-from tascade.files import write_atomic
+from tascade.config import Recipe
+from tascade.errors import ConfigError, FingerprintError, PackError
+from tascade.fields import shown, typed
+from tascade.files import read_json, write_atomic
 
 FORMAT = "tascade-pack"
 VERSION = 1
+_MOST_BYTES = 16 << 20
+_MOST_SIZES = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +113,8 @@ class Pack:
         """Open a pack folder.
 
         Raises:
-            PackError: no pack there, another format version, or a damaged ``pack.json``.
+            PackError: no pack there, another format version, a damaged ``pack.json`` (the field is
+                named), or a link that leads out of the folder.
         """
         path = Path(path)
         file = path / "pack.json"
@@ -119,18 +127,19 @@ class Pack:
                 fix="run `tascade adapt --model M --data D --out PACK`",
             )
         try:
-            raw = json.loads(file.read_bytes())
+            raw = read_json(file, _MOST_BYTES)
             found = (raw.pop("format", None), raw.pop("version", None))
-        except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
+        except (OSError, ValueError, AttributeError, TypeError) as error:
             raise PackError("pack.json is damaged", got=error, where=str(file)) from error
         if found != (FORMAT, VERSION):
             raise PackError(
                 "a pack this version cannot read",
-                got=f"{found[0]} version {found[1]}",
+                got=f"{shown(found[0])}, version {shown(found[1])}",
                 wanted=f"{FORMAT} version {VERSION}",
                 where=str(file),
                 fix="upgrade tascade, or adapt again",
             )
+        _refuse_links(path)
         return cls(path, _info(raw, file))
 
     def check_tokenizer(self, found: str, name: str) -> None:
@@ -164,29 +173,98 @@ class Pack:
         return Pack.open(path)
 
 
+def _refuse_links(path: Path) -> None:
+    """Refuse what leads out of a pack: it would be read, copied and published as the pack's own.
+
+    Of the Hub's cache the files are links to its ``blobs``; pipes and devices are no files at all.
+    """
+    root = Path(os.path.realpath(path))
+    own = [root, *(p.parent / "blobs" for p in root.parents if p.name == "snapshots")]
+    for folder, folders, files in os.walk(root):
+        for entry in (Path(folder, name) for name in (*folders, *files)):
+            try:
+                mode = entry.lstat().st_mode
+            except FileNotFoundError:  # a file that a writer has just replaced
+                continue
+            kept = stat.S_ISREG(mode) or stat.S_ISDIR(mode)
+            if stat.S_ISLNK(mode):
+                target = Path(os.path.realpath(entry))  # which may go round in circles
+                kept = target.is_file() and any(target.is_relative_to(place) for place in own)
+            if not kept:
+                raise PackError(
+                    "something in the pack leads out of its folder, or is no file",
+                    got=f"{entry.relative_to(root)} -> {os.path.realpath(entry)}",
+                    wanted="files and folders of the pack's own",
+                    where=str(path),
+                    fix="put a copy of the file there instead",
+                )
+
+
 def _info(raw: dict[str, Any], file: Path) -> PackInfo:
     try:
         info = PackInfo(**raw)
-        sound = all(
-            type(getattr(info, name)) is kind
-            for name, kind in (
-                ("model", str),
-                ("fingerprint", str),
-                ("vocab_size", int),
-                ("data", list),
-                ("recipe", dict),
-                ("stages", list),
-                ("costs", dict),
-                ("max_new_tokens", int),
-            )
-        )
     except TypeError as error:
         raise PackError(
-            "pack.json has unknown or missing fields", got=error, where=str(file)
+            "pack.json has unknown or missing fields",
+            got=error,
+            where=str(file),
+            fix="upgrade tascade, or adapt again",
         ) from error
-    if not sound:
-        raise PackError("pack.json has a field of a wrong type", where=str(file), fix="adapt again")
+    try:
+        _check_info(info)
+    except ConfigError as error:
+        raise PackError(
+            f"pack.json: {error.message}",
+            got=error.got,
+            wanted=error.wanted,
+            where=f"{file}: {error.where}",
+            fix="upgrade tascade if a newer one made this pack; else adapt again",
+        ) from error
     return info
+
+
+def _check_info(info: PackInfo) -> None:
+    """Check every value that is used; raises a ConfigError that names it."""
+    for name, least in (("vocab_size", 1), ("max_new_tokens", 1), ("own_answers", 0)):
+        if typed(int, getattr(info, name), name) < least:
+            got = getattr(info, name)
+            raise ConfigError("out of range", got=got, wanted=f"{least} or more", where=name)
+    for name in ("model", "fingerprint", "command", "created", "tascade"):
+        typed(str, getattr(info, name), name)
+    Recipe.from_dict(info.recipe, "recipe.")
+    for at, stage in enumerate(typed(list, info.stages, "stages")):
+        typed(str, stage, f"stages[{at}]")
+    for at, source in enumerate(typed(list, info.data, "data")):
+        _check_source(source, f"data[{at}]")
+    for key, table in typed(dict, info.costs, "costs").items():
+        _check_costs(table, f"costs[{key!r:.80}]")
+
+
+def _check_source(source: Any, where: str) -> None:
+    texts, numbers = ("role", "path", "sha256"), ("rows", "skipped", "bytes")
+    for name, value in typed(dict, source, where).items():
+        if name in texts or name in numbers:
+            typed(str if name in texts else int, value, f"{where}.{name}")
+    for row in typed(list, source.get("skipped_rows", []), f"{where}.skipped_rows"):
+        typed(tuple[str, ...], row, f"{where}.skipped_rows")
+
+
+def _check_costs(table: Any, where: str) -> None:
+    """Sizes of steps, rising, and the seconds of each: a list is made of the largest size."""
+    columns = []
+    for name in ("sizes", "seconds"):
+        place = f"{where}.{name}"
+        column = typed(list, typed(dict, table, where).get(name), place)
+        columns.append([typed(float, value, place) for value in column])
+    sizes, seconds = columns
+    rising = all(a < b for a, b in pairwise([0.0, *sizes, _MOST_SIZES + 1.0]))
+    if not rising or not len(sizes) == len(seconds) > 1 or min(seconds) <= 0:
+        raise ConfigError(
+            "not a table of costs",
+            got=shown(table),
+            wanted=f"rising sizes from 1 to {_MOST_SIZES}, and seconds above 0 for each",
+            where=where,
+        )
 
 
 def provenance() -> dict[str, Any]:

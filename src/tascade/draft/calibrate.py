@@ -18,10 +18,14 @@ from tascade.draft.mixing import (
     log_odds,
 )
 from tascade.errors import PackError
-from tascade.files import write_atomic
+from tascade.files import read_json, write_atomic
 
 FORMAT = "tascade-calibration"
 VERSION = 1
+_MOST_BYTES = 1 << 20
+_LIMIT = 1e6
+"""No weight and no count ever comes near it; larger ones could overflow in the kernels, which then
+look up a table at the place of what is not a number."""
 _SHAPES = {
     "cells": (SOURCES, MATCH_BUCKETS, SHARE_BUCKETS, 2),
     "weights": (WEIGHT_SETS, SOURCES + 1),
@@ -69,9 +73,9 @@ class Calibration:
             PackError: not such a file, another version, or values no calibration can hold.
         """
         try:
-            state = json.loads(path.read_bytes())
+            state = read_json(path, _MOST_BYTES)
             wrong = state.get("format") != FORMAT or state.get("version") != VERSION
-        except (OSError, ValueError, AttributeError, RecursionError) as error:
+        except (OSError, ValueError, AttributeError) as error:
             raise PackError(
                 "cannot read the calibration", got=error, where=str(path), fix="run adapt again"
             ) from error
@@ -93,17 +97,17 @@ class Calibration:
 def _checked(value: object, name: str, shape: tuple[int, ...], path: Path) -> Any:
     try:
         array = np.asarray(value, np.float64)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         array = np.empty(0)
-    counts = name != "weights"
-    sound = array.shape == shape and bool(np.isfinite(array).all())
-    if sound and counts:
-        sound = bool((array[..., 1] > 0).all() and (array[..., 0] >= 0).all())
+    sound = array.shape == shape and bool((np.abs(array) <= _LIMIT).all())  # nor "not a number"
+    if sound and name != "weights":
+        hits, trials = array[..., 0], array[..., 1]
+        sound = bool(((trials > 0) & (hits >= 0) & (hits <= trials)).all())
     if not sound:
         raise PackError(
             f"the calibration's {name} are damaged",
-            got=f"shape {array.shape}",
-            wanted=f"{shape} finite numbers",
+            got=f"{array.shape} numbers, {name} that no drafter learns",
+            wanted=f"{shape} numbers" + ("" if name == "weights" else ", no more hits than trials"),
             where=str(path),
             fix="run adapt again",
         )

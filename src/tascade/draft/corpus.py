@@ -2,7 +2,7 @@
 
 Immutable sorted shards (corpus_arrays.py) hold the bulk, a log (corpus_log.py) what was appended
 since, and a manifest (corpus_store.py) says which files are meant. One process may write at a
-time; any number read, through memory maps that share one copy of the pages.
+time; any number read. They share the pages of an index large enough to be mapped.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from tascade.draft.corpus_log import LogTail, LogWriter, create_log, read_log
 from tascade.draft.corpus_state import CorpusState, load_state, merge_documents, row_of
 from tascade.draft.corpus_store import (
     LOG_NAME,
+    MAX_VOCAB,
     SHARDS,
     STRAY_MANIFEST,
     Manifest,
@@ -46,11 +47,8 @@ from tascade.errors import ConfigError, PackError
 class CorpusIndex:
     """A task's tokenized outputs, indexed by what stands before each token.
 
-    Made by :meth:`build` or :meth:`open`. Documents have ids that are never used twice. An object
-    is for one thread at a time. As a context manager it closes itself.
-
-    Attributes:
-        path: the index folder.
+    Made by :meth:`build` or :meth:`open`, in the folder ``path``. Documents have ids that are never
+    used twice. An object is for one thread at a time. As a context manager it closes itself.
     """
 
     def __init__(self, path: Path, state: CorpusState) -> None:
@@ -76,7 +74,7 @@ class CorpusIndex:
         command: str = "",
         overwrite: bool = False,
     ) -> CorpusIndex:
-        """Index documents and put the result at ``path`` in one step, or not at all.
+        """Index documents at ``path`` in one step, or not at all; returns the index, for reading.
 
         Args:
             path: the folder to make.
@@ -88,9 +86,6 @@ class CorpusIndex:
             sources: (name, sha256) of the files the documents came from.
             command: how to make the index again.
             overwrite: replace an index already there (and nothing else).
-
-        Returns:
-            The index, open for reading.
 
         Raises:
             DataError: a document is empty or has an id outside the vocabulary.
@@ -107,15 +102,17 @@ class CorpusIndex:
         path: str | os.PathLike[str],
         *,
         fingerprint: str | None = None,
+        limit: int = MAX_VOCAB,
         verify: bool = False,
         writable: bool = False,
     ) -> CorpusIndex:
-        """Open an index by mapping its files; nothing is read but the manifest and the log.
+        """Open an index; its arrays are read, or mapped where they take more than 64 MB.
 
         Args:
             path: the index folder. Its contents are not trusted.
             fingerprint: of the tokenizer about to be used; checked when given.
-            verify: also read every array and check its digest and each of its values.
+            limit: rows of the model about to be used: no token id may reach it, now or later.
+            verify: also check the digest of every array, and its order.
             writable: take the writer's lock; drops the torn tail of a writer that died.
 
         Raises:
@@ -128,7 +125,7 @@ class CorpusIndex:
             parse_manifest(read_manifest_bytes(root), root)  # a lock only in what is an index
             lock = WriterLock(root)
         try:
-            index = cls(root, load_state(root, fingerprint, verify))
+            index = cls(root, load_state(root, fingerprint, limit, verify))
             if lock is not None:
                 index._lock = lock
                 index._open_log()
@@ -233,14 +230,14 @@ class CorpusIndex:
             manifest, last = state.manifest, state.delta_ids[-1] if state.delta_ids else -1
             log = self.path / manifest.delta
             try:
-                more = read_log(log, manifest.identity, manifest.vocab_size, state.log_end, last)
+                more = read_log(log, manifest.identity, state.limit, state.log_end, last)
             except PackError:
                 if read_manifest_bytes(self.path) == state.raw:
                     raise
             else:
                 state.extend_delta(more)
                 return bool(more.ids)
-        self._state = load_state(self.path, self.fingerprint, known=state)
+        self._state = load_state(self.path, self.fingerprint, state.limit, known=state)
         self._epoch += 1
         return True
 
@@ -336,7 +333,7 @@ class CorpusIndex:
         self._log = None  # from here the old log may be out of the index, even if this fails
         log.close()
         write_manifest(self.path, manifest)
-        self._state = load_state(self.path, self.fingerprint, known=state)
+        self._state = load_state(self.path, self.fingerprint, state.limit, known=state)
         self._epoch += 1
         self._open_log()
 

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tascade.core import SEPARATOR, IntArray
-from tascade.draft.corpus_store import damaged, sync_file, writing
+from tascade.draft.corpus_store import MAX_ID, damaged, sync_file, writing
 from tascade.errors import PackError
 from tascade.files import sync_folder
 
@@ -52,15 +52,13 @@ def create_log(path: Path, identity: str) -> None:
         sync_folder(path.parent)
 
 
-def read_log(
-    path: Path, identity: str, vocab_size: int, offset: int = 0, after: int = -1
-) -> LogTail:
+def read_log(path: Path, identity: str, limit: int, offset: int = 0, after: int = -1) -> LogTail:
     """Read the whole records of a log from ``offset`` on.
 
     Args:
         path: the log file.
         identity: of the index, as its manifest says, in hexadecimal.
-        vocab_size: V; every token must be below.
+        limit: every token must be below; V, or less.
         offset: where an earlier reading ended; 0 reads from the start and checks the header.
         after: the last document id of the earlier reading; ids must rise from there.
 
@@ -82,8 +80,9 @@ def read_log(
     if used < len(data):
         _refuse_if_promised(path, data, start, used)
     for number, tokens in zip(ids, documents, strict=True):
-        if number <= after or int(tokens.min()) < 0 or int(tokens.max()) >= vocab_size:
-            raise damaged(path, f"document {number}", "rising ids, tokens in the vocabulary")
+        ids_sound = after < number <= MAX_ID
+        if not ids_sound or int(tokens.min()) < 0 or int(tokens.max()) >= limit:
+            raise damaged(path, f"document {number}", f"rising ids, tokens below {limit}")
         after = number
     return LogTail(ids, documents, start + used)
 

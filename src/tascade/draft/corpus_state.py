@@ -13,6 +13,7 @@ import numpy.typing as npt
 from tascade.core import SEPARATOR, IntArray
 from tascade.draft.corpus_arrays import DEPTH, count_by_scan, count_in_shard
 from tascade.draft.corpus_log import DeltaText, LogTail, read_log
+from tascade.draft.corpus_shards import open_shard
 from tascade.draft.corpus_store import (
     MANIFEST,
     SHARDS,
@@ -20,7 +21,6 @@ from tascade.draft.corpus_store import (
     RowArray,
     Shard,
     damaged,
-    open_shard,
     parse_manifest,
     read_manifest_bytes,
 )
@@ -37,7 +37,8 @@ class CorpusState:
         path: the index folder.
         raw: the bytes of the manifest.
         manifest: the manifest.
-        shards: the mapped arrays of each shard.
+        limit: no token id may reach it, in what is read later neither.
+        shards: the arrays of each shard.
         rows: ``documents.npy`` of each shard.
         delta_ids: ids of the documents in the log, ascending.
         log_end: byte of the log up to which it was read.
@@ -48,11 +49,12 @@ class CorpusState:
         path: Path,
         raw: bytes,
         manifest: Manifest,
+        limit: int,
         parts: Sequence[tuple[Shard, RowArray]],
         tail: LogTail,
     ) -> None:
         """Put together what :func:`load_state` read."""
-        self.path, self.raw, self.manifest = path, raw, manifest
+        self.path, self.raw, self.manifest, self.limit = path, raw, manifest, limit
         self.shards = tuple(shard for shard, _ in parts)
         self.rows = tuple(rows for _, rows in parts)
         self.delta_ids = list(tail.ids)
@@ -150,15 +152,9 @@ class CorpusState:
         return found
 
     def _spans(self, i: int) -> _SpanArray:
-        """[D, 2] int64: start and end of every document of a shard, checked against ``tokens``."""
-        shard, rows = self.shards[i], self.rows[i]
-        ids, starts = rows[:, 0], rows[:, 1]
-        sound = starts[0] == 1 and starts[-1] < len(shard.tokens) - 1
-        sound = sound and bool((np.diff(starts) > 1).all() and (np.diff(ids) > 0).all())
-        if not sound or bool((shard.tokens[starts - 1] != SEPARATOR).any()):
-            file = self.path / SHARDS / self.manifest.shards[i].name / "documents.npy"
-            raise damaged(file, "ids or positions out of order", "a row for each separator")
-        ends = np.append(starts[1:] - 1, len(shard.tokens) - 1)
+        """[D, 2] int64: start and end in ``tokens`` of every document of a shard."""
+        starts = self.rows[i][:, 1]
+        ends = np.append(starts[1:] - 1, len(self.shards[i].tokens) - 1)
         return np.stack([starts, ends], axis=1)
 
 
@@ -179,15 +175,20 @@ def find_rows(ids: _SpanArray, rows: RowArray) -> _SpanArray:
 
 
 def load_state(
-    path: Path, fingerprint: str | None, verify: bool = False, known: CorpusState | None = None
+    path: Path,
+    fingerprint: str | None,
+    limit: int,
+    verify: bool = False,
+    known: CorpusState | None = None,
 ) -> CorpusState:
     """Read an index, again whenever a writer replaces the manifest in between.
 
     Args:
         path: the index folder.
         fingerprint: what the manifest must say, or None for anything.
+        limit: no token id may reach it, nor the index's own vocabulary.
         verify: also read every array and check each of its values.
-        known: an earlier state; what it has mapped already is not mapped again.
+        known: an earlier state; the shards it has are not opened again.
 
     Raises:
         FingerprintError: made for another tokenizer.
@@ -196,7 +197,7 @@ def load_state(
     for _ in range(_ATTEMPTS):
         raw = read_manifest_bytes(path)
         try:
-            return _load_once(path, raw, fingerprint, verify, known)
+            return _load_once(path, raw, fingerprint, limit, verify, known)
         except PackError:
             if read_manifest_bytes(path) == raw:
                 raise
@@ -213,7 +214,12 @@ def load_state(
 
 
 def _load_once(
-    path: Path, raw: bytes, fingerprint: str | None, verify: bool, known: CorpusState | None
+    path: Path,
+    raw: bytes,
+    fingerprint: str | None,
+    limit: int,
+    verify: bool,
+    known: CorpusState | None,
 ) -> CorpusState:
     manifest = parse_manifest(raw, path)
     if fingerprint is not None and fingerprint != manifest.fingerprint:
@@ -224,17 +230,20 @@ def _load_once(
             where=str(path / MANIFEST),
             fix="use the tokenizer it was made for, or rebuild the index with this one",
         )
-    mapped: dict[str, tuple[Shard, RowArray]] = {}
+    if (path / SHARDS).is_symlink():  # a writer removes from it what the manifest does not name
+        raise damaged(path / SHARDS, "a link", "a folder of the index's own")
+    limit = min(limit, manifest.vocab_size)
+    opened: dict[str, tuple[Shard, RowArray]] = {}
     if known is not None and known.manifest.identity == manifest.identity:
         names = (entry.name for entry in known.manifest.shards)
-        mapped = dict(zip(names, zip(known.shards, known.rows, strict=True), strict=True))
+        opened = dict(zip(names, zip(known.shards, known.rows, strict=True), strict=True))
     parts = [
-        mapped.get(entry.name) or open_shard(path, entry, manifest.vocab_size, verify)
+        opened.get(entry.name) or open_shard(path, entry, manifest, limit, verify)
         for entry in manifest.shards
     ]
     # Read last: it bears the identity of the index, so the shards above are of that index too.
-    tail = read_log(path / manifest.delta, manifest.identity, manifest.vocab_size)
-    state = CorpusState(path, raw, manifest, parts, tail)
+    tail = read_log(path / manifest.delta, manifest.identity, limit)
+    state = CorpusState(path, raw, manifest, limit, parts, tail)
     if verify:
         _check_ids(state)
     return state

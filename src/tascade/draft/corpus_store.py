@@ -27,8 +27,8 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from tascade.core import SEPARATOR, IntArray
-from tascade.draft.corpus_arrays import FAULTS, UIntArray, find_fault
+from tascade.core import IntArray
+from tascade.draft.corpus_arrays import UIntArray
 from tascade.errors import PackError
 from tascade.files import sync_folder, write_atomic
 
@@ -42,6 +42,8 @@ LOCK = "writer.lock"
 ARRAYS = ("tokens.npy", "order.npy", "head.npy", "documents.npy")
 MAX_SHARD_TOKENS = 2**32 - 2
 MAX_VOCAB = 2**31 - 1
+MAX_ID = 2**62
+"""Of documents and shards: room enough, and the next one still fits where it is written."""
 _MAX_MANIFEST_BYTES = 64 << 20
 MAX_SHARDS = 4096
 _REBUILD = "rebuild the index from the task data, or restore the folder from a copy"
@@ -52,11 +54,11 @@ RowArray = npt.NDArray[np.int64]
 
 
 class Shard(NamedTuple):
-    """One sorted run of documents, memory-mapped read-only. Shapes: corpus_arrays.py.
+    """One sorted run of documents, read-only. Shapes: corpus_arrays.py.
 
-    A damaged ``order`` may hold any value unless the index was opened with ``verify=True``: check
-    that a position is in 1..len(tokens)-1 before reading around it. ``tokens`` begins and ends with
-    a separator in any case.
+    Unless the index was opened with ``verify=True``, ``order`` may be in any order and may name
+    separators: whoever reads a token there must look whether it is one. All else is checked, and
+    holds for as long as nobody writes into a mapped file.
     """
 
     tokens: IntArray
@@ -155,11 +157,11 @@ def parse_manifest(raw: bytes, root: Path) -> Manifest:
             where=str(path),
             fix="upgrade tascade, or rebuild the index with this version",
         )
-    if body.pop("checksum", None) != checksum(body):
-        raise damaged(path, "contents that do not match their checksum", "an unaltered manifest")
     try:
+        if body.pop("checksum", None) != checksum(body):
+            raise ValueError("contents that do not match their checksum")
         return _manifest_from(body)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise damaged(path, f"{type(error).__name__}: {error}", "the fields of format 1") from error
 
 
@@ -197,7 +199,7 @@ def _text(value: object, pattern: str = "") -> str:
     return value
 
 
-def _int(value: object, low: int, high: int = 2**62) -> int:
+def _int(value: object, low: int, high: int = MAX_ID) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
         raise ValueError(f"{str(value)[:80]} where a whole number from {low} to {high} belongs")
     return value
@@ -259,60 +261,6 @@ def sha256_of(path: Path) -> str:
     """Digest of a file, read in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def open_shard(
-    root: Path, entry: ShardEntry, vocab_size: int, verify: bool
-) -> tuple[Shard, RowArray]:
-    """Map a shard's arrays and check that they have the shapes the manifest implies.
-
-    Raises:
-        PackError: a file is missing, of another length, type or shape, or altered (``verify``).
-    """
-    folder = root / SHARDS / entry.name
-    n_tokens = entry.tokens + entry.documents + 1
-    tokens = map_array(folder / "tokens.npy", np.dtype("<i4"), (n_tokens,))
-    order = map_array(folder / "order.npy", np.dtype("<u4"), (entry.tokens,))
-    head = map_array(folder / "head.npy", np.dtype("<u4"), (vocab_size + 2,))
-    documents = map_array(folder / "documents.npy", np.dtype("<i8"), (entry.documents, 2))
-    if tokens[0] != SEPARATOR or tokens[-1] != SEPARATOR:
-        raise damaged(folder / "tokens.npy", "no separator at an end", "one at each end")
-    if head[0] != 0 or head[-1] != len(order) or bool((head[1:] < head[:-1]).any()):
-        raise damaged(
-            folder / "head.npy", "bounds that fall or miss the end", f"0 rising to {len(order)}"
-        )
-    if verify:
-        for name, digest in entry.sha256.items():
-            if (found := sha256_of(folder / name)) != digest:
-                raise damaged(folder / name, f"sha256 {found}", f"sha256 {digest}")
-    shard = Shard(tokens, order, head)
-    if verify and (fault := find_fault(*shard, documents, vocab_size)):
-        raise damaged(folder, FAULTS[fault], "arrays as CorpusIndex.build writes them")
-    return shard, documents
-
-
-def map_array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
-    """Map one ``.npy`` file after comparing its header and length with what is wanted."""
-    wanted = f"a .npy file of {dtype} {list(shape)}"
-    try:
-        with path.open("rb") as file:
-            major, minor = np.lib.format.read_magic(file)
-            if (major, minor) != (1, 0):
-                raise ValueError(f".npy format {major}.{minor}")
-            found_shape, fortran, found_dtype = np.lib.format.read_array_header_1_0(file)
-            begin, size = file.tell(), os.fstat(file.fileno()).st_size
-    except Exception as error:  # numpy's header parser raises nearly anything on odd bytes
-        raise damaged(path, f"{type(error).__name__}: {error}"[:300], wanted) from error
-    if found_dtype != dtype or found_shape != shape or fortran:
-        raise damaged(path, f"{found_dtype} {list(found_shape)}"[:300], wanted)
-    length = dtype.itemsize * int(np.prod(shape, dtype=object))
-    if size != begin + length or begin % 64:
-        raise damaged(path, f"{size} bytes", f"{begin + length} bytes, aligned to 64")
-    try:
-        mapped = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise damaged(path, error, wanted) from error
-    return np.asarray(mapped)  # a plain array: numba reads its type faster than a memmap's
 
 
 class WriterLock:

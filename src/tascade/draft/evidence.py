@@ -90,7 +90,8 @@ def _sample_interval(
         if held[level] < KEPT_VOTERS:
             voters[level, held[level]] = (s << SHARD_BITS) | at
         held[level] += 1
-        used = _vote(pool, counts, level, used, tokens[at])
+        if tokens[at] >= 0:  # a damaged order may name a separator
+            used = _vote(pool, counts, level, used, tokens[at])
     return used, take
 
 

@@ -120,6 +120,8 @@ def locate(tokens: Any, order: Any, head: Any, rc: Any, n: int) -> Any:
     asked for while this one is compared.
     """
     size, at = len(tokens), tokens.ctypes.data
+    if rc[0] < -1 or rc[0] + 2 >= len(head):  # the model has ids that the index has not
+        return 0, 0, 0, 0
     start, end = np.int64(head[rc[0] + 1]), np.int64(head[rc[0] + 2])
     lo, hi = start, end
     mid = (lo + hi) >> 1

@@ -30,7 +30,8 @@ from typing import Any
 import numpy as np
 
 from tascade.core import FloatArray, IntArray
-from tascade.draft.corpus_store import checksum, map_array, sha256_of, sync_file
+from tascade.draft.array_files import IN_MEMORY_BYTES, read_array
+from tascade.draft.corpus_store import checksum, sha256_of, sync_file
 from tascade.draft.similar_kernels import (
     MAX_VISITS,
     LongArray,
@@ -126,7 +127,7 @@ class SimilarIndex:
         fingerprint: str | None = None,
         verify: bool = False,
     ) -> SimilarIndex:
-        """Open an index by mapping its files, and check them so far that no lookup can go astray.
+        """Open an index (mapped above 64 MB), and check it so far that no lookup can go astray.
 
         Args:
             path: the index folder. Its contents are not trusted.
@@ -329,6 +330,8 @@ def _read_manifest(root: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             body = json.loads(file.read(_MAX_MANIFEST_BYTES))
+            stated = body.pop("checksum", None) if isinstance(body, dict) else None
+            altered = stated != checksum(body)
     except OSError as error:
         raise PackError(
             "no index of similar examples can be read here",
@@ -349,7 +352,7 @@ def _read_manifest(root: Path) -> dict[str, Any]:
             where=str(path),
             fix="upgrade tascade, or rebuild the index with this version",
         )
-    if body.pop("checksum", None) != checksum(body):
+    if altered:
         raise _damaged(path, "contents that do not match their checksum", "an unaltered manifest")
     counts = [body.get(name) for name in _COUNTS]
     sound = all(type(n) is int and 0 <= n < 2**48 for n in counts) and isinstance(
@@ -362,15 +365,15 @@ def _read_manifest(root: Path) -> dict[str, Any]:
 
 
 def _open_arrays(root: Path, body: dict[str, Any], verify: bool) -> SimilarArrays:
-    """Map the arrays and check that the kernels stay inside them."""
+    """Read or map the arrays and check that the kernels stay inside them."""
     n, f, p = (body[name] for name in _COUNTS)
-    found = []
+    found, mapped = [], 16 * f + 4 * p + 12 * n > IN_MEMORY_BYTES
     for name, dtype, length in zip(
         SimilarArrays._fields, _DTYPES, (f, f + 1, p, f, n, n), strict=True
     ):
         path = root / f"{name}.npy"
         try:
-            found.append(map_array(path, dtype, (length,)))  # type: ignore[arg-type]
+            found.append(read_array(path, dtype, (length,), mapped=mapped))  # type: ignore[arg-type]
         except PackError as error:
             raise _damaged(path, error.got, error.wanted) from error
         if verify and (digest := sha256_of(path)) != body["sha256"][name]:

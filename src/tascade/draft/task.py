@@ -31,18 +31,19 @@ class PackTask(Task):
     corpus: CorpusIndex
 
 
-def open_task(pack: Pack, fingerprint: str) -> PackTask:
+def open_task(pack: Pack, fingerprint: str, rows: int) -> PackTask:
     """Open what a pack holds for drafting.
 
     Args:
         pack: the pack.
         fingerprint: that of the tokenizer whose ids will be drafted.
+        rows: of the verifying model's vocabulary: no id that it has no row for is ever drafted.
 
     Raises:
         PackError: an index is damaged.
         FingerprintError: an index was made for another tokenizer.
     """
-    corpus = CorpusIndex.open(pack.corpus, fingerprint=fingerprint)
+    corpus = CorpusIndex.open(pack.corpus, fingerprint=fingerprint, limit=rows)
     similar = None
     if pack.info.recipe.get("spec", {}).get("similar", True) and pack.similar.exists():
         similar = SimilarIndex.open(pack.similar, fetch=corpus.document, fingerprint=fingerprint)

@@ -160,10 +160,11 @@ class TascadeProposer:
         found = fingerprint(tokenizer)
         for pack in packs:
             pack.check_tokenizer(found, str(vllm_config.model_config.model))
-        tasks: list[Task] = [open_task(pack, found) for pack in packs]
+        rows = vllm_config.model_config.get_vocab_size()
+        tasks: list[Task] = [open_task(pack, found, rows) for pack in packs]
         self._learner = None
         if options.learn:
-            corpus = open_task(packs[0], found).corpus
+            corpus = open_task(packs[0], found, rows).corpus
             self._learner = _learner(options, found, corpus.vocab_size, vllm_config)
             tasks[0] = replace(tasks[0], corpus=self._learner.view(corpus))
         most = vllm_config.speculative_config.num_speculative_tokens
