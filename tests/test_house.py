@@ -39,7 +39,7 @@ ROWS = [
     {"train", "tailored", "assistant"},
     {"draft", "decode", "tokens", "vocab"},
     {"data", "pack", "encode", "load", "bundled"},
-    {"config"},
+    {"config", "places"},
     {"core", "errors", "files", "jit"},
 ]
 # The top row is the user's side: these of its modules may use another one of it.

@@ -104,6 +104,7 @@ def adapt(
     if tailor:
         wanted = replace(wanted, vocab=replace(wanted.vocab, head=tailor))
     options = {"validation": wanted.data.validation or None, "out": out, "recipe": wanted}
+    options["overwrite"] = overwrite
     with console.progress_bar() as progress:
         if tune:
             from tascade.train.fleet import join_fleet
@@ -111,7 +112,6 @@ def adapt(
 
             made, tuned = adapt_tuned(wanted.model, wanted.data.train, progress=progress, **options)
         else:
-            options["overwrite"] = overwrite
             made = build(wanted.model, wanted.data.train, progress=progress, **options)
     if tune and not join_fleet(wanted.device).first:
         return
