@@ -28,6 +28,7 @@ from tascade.bench.pack import BenchOptions, bench_pack, report_pack
 from tascade.config import GateConfig, SpecConfig, TuneConfig, VocabConfig
 from tascade.draft.budget import CostTable
 from tascade.draft.corpus import CorpusIndex
+from tascade.draft.corpus_store import LOCK
 from tascade.draft.learned import LearnedCorpus
 from tascade.draft.similar import SimilarIndex
 from tascade.enrichment import enrich
@@ -125,7 +126,7 @@ def files_of(folder: Path) -> dict[str, tuple[int, int, int]] | None:
     return {
         name: (found.st_ino, found.st_size, found.st_mtime_ns)
         for name, found in stats.items()
-        if not (folder / name).is_dir()
+        if not (folder / name).is_dir() and not name.endswith(LOCK)
     }
 
 

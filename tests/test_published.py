@@ -124,7 +124,7 @@ def test_nothing_of_the_users_machine_is_published(
     info = Pack.open(out).info
     assert info.model == "./my model"
     assert info.data[0]["path"] == "train.jsonl"
-    assert info.data[0]["skipped_rows"][0][0] == "train.jsonl:49"
+    assert info.data[0]["skipped_rows"][0][0] == "train.jsonl:49: completion"
     for file in out.rglob("*"):
         assert not file.is_symlink()
 
@@ -174,7 +174,7 @@ def test_a_pack_of_the_first_release(home: Path, pack: Path, tmp_path: Path) -> 
     out = Pack.open(old).copy_to(tmp_path / "out").path
     assert found_in(out, private(home)) == []
     assert not (out / "report.html").exists()
-    assert CorpusIndex.open(out / "corpus", verify=True).n_documents == 46
+    assert CorpusIndex.open(out / "corpus", verify=True).n_documents == 48
     altered = (
         (old / "corpus" / "manifest.json")
         .read_text()

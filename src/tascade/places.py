@@ -129,28 +129,35 @@ def publish(pack: Path, folder: Path, put: Put = shutil.copy2) -> None:
         PackError: a file that would have to be changed is damaged.
     """
     shutil.copytree(pack, folder, copy_function=put, ignore=_hidden, dirs_exist_ok=True)
-    told: set[str] = set()
-    for name in _TOLD:
-        file = folder / name
-        if not file.is_file():
-            continue
-        try:
-            raw = json.loads(file.read_bytes())
-            kept = _portable(raw)
-            if name == "pack.json":
-                kept["model"] = _portable_model(raw["model"])
-            if "checksum" in raw and kept != raw:
-                kept["checksum"] = _checksum_after(raw, kept)
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise PackError("the pack is damaged", got=error, where=name) from error
-        if kept != raw:
-            told |= set(_texts(raw)) - set(_texts(kept))
-            write_atomic(file, (json.dumps(kept, indent=1) + "\n").encode())
+    told = {text for name in _TOLD for text in forget_places(folder / name)}
     report = folder / "report.html"
     if report.is_file():
         page = html.unescape(report.read_text(encoding="utf-8", errors="replace"))
         if any(text in page for text in told):
             report.unlink()
+
+
+def forget_places(file: Path) -> set[str]:
+    """Rewrite a JSON file, if it is there, without what tells of this machine; returns that.
+
+    Raises:
+        PackError: it is damaged.
+    """
+    if not file.is_file():
+        return set()
+    try:
+        raw = json.loads(file.read_bytes())
+        kept = _portable(raw)
+        if file.name == "pack.json":
+            kept["model"] = _portable_model(raw["model"])
+        if "checksum" in raw and kept != raw:
+            kept["checksum"] = _checksum_after(raw, kept)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise PackError("the pack is damaged", got=error, where=file.name) from error
+    if kept == raw:
+        return set()
+    write_atomic(file, (json.dumps(kept, indent=1) + "\n").encode())
+    return set(_texts(raw)) - set(_texts(kept))
 
 
 def link_or_copy(source: str, copy: str) -> None:

@@ -107,10 +107,11 @@ def test_tuning_and_adapting_share_one_reading(
 ) -> None:
     data = "owner/name" if kind == "hub" else iter(ROWS)
     recipe = dataclasses.replace(RECIPE, tune=TUNING)
-    made, _ = adapt_tuned(loaded, data, out=tmp_path / "pack", recipe=recipe)
+    held: Any = {"validation": iter(ROWS[:6]), "out": tmp_path / "pack"}
+    made, _ = adapt_tuned(loaded, data, recipe=recipe, **held)
     assert hub.opened == (["train"] if kind == "hub" else [])
     assert made.pack.info.data[0]["path"] == ("owner/name" if kind == "hub" else "memory")
-    assert made.pack.info.data[0]["rows"] == 60
+    assert [entry["rows"] for entry in made.pack.info.data] == [60, 6]
 
 
 def test_a_bench_streams_once(hub: Hub, loaded: tuple[Any, Any], tmp_path: Path) -> None:
