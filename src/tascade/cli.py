@@ -87,7 +87,9 @@ def adapt(
     tailor: Annotated[
         str, typer.Option(help="An LM head of the task's tokens: exact, masked or draft-only.")
     ] = "",
-    overwrite: Annotated[bool, typer.Option(help="Replace the pack if it exists.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option(help="Replace the pack that is there; nothing else is.")
+    ] = False,
     threads: Threads = 0,
     json: Json = False,
 ) -> None:
