@@ -39,7 +39,7 @@ ROWS = [
     {"train", "tailored", "assistant"},
     {"draft", "decode", "tokens", "vocab"},
     {"data", "pack", "encode", "load", "bundled"},
-    {"config"},
+    {"config", "places"},
     {"fields"},
     {"core", "errors", "files", "jit"},
 ]

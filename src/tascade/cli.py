@@ -87,7 +87,9 @@ def adapt(
     tailor: Annotated[
         str, typer.Option(help="An LM head of the task's tokens: exact, masked or draft-only.")
     ] = "",
-    overwrite: Annotated[bool, typer.Option(help="Replace the pack if it exists.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option(help="Replace the pack that is there; nothing else is.")
+    ] = False,
     threads: Threads = 0,
     json: Json = False,
 ) -> None:
@@ -104,6 +106,7 @@ def adapt(
     if tailor:
         wanted = replace(wanted, vocab=replace(wanted.vocab, head=tailor))
     options = {"validation": wanted.data.validation or None, "out": out, "recipe": wanted}
+    options["overwrite"] = overwrite
     with console.progress_bar() as progress:
         if tune:
             from tascade.train.fleet import join_fleet
@@ -111,7 +114,6 @@ def adapt(
 
             made, tuned = adapt_tuned(wanted.model, wanted.data.train, progress=progress, **options)
         else:
-            options["overwrite"] = overwrite
             made = build(wanted.model, wanted.data.train, progress=progress, **options)
     if tune and not join_fleet(wanted.device).first:
         return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from tascade import bundled, console
 from tascade.bench.pack import BenchOptions, bench_pack
 from tascade.bench.report import write_report
 from tascade.config import GateConfig, Recipe, TuneConfig
-from tascade.errors import GateError
+from tascade.errors import ConfigError, GateError
 from tascade.pipeline import adapt
 
 METHODS = ("plain", "tasc-paper", "tasc-spec", "hf-generate", "hf-prompt-lookup")
@@ -34,8 +33,12 @@ def run(out: Path, *, rows: int = 12, repeats: int = 2, tune: bool = False) -> l
 
     Returns:
         One benchmark result a task.
+
+    Raises:
+        ConfigError: ``out`` holds what no demo wrote.
     """
     results = []
+    _check_folder(out)
     for task in bundled.tasks():
         console.out.rule(f"[bold]{task}", align="left")
         result = _task(task, out, rows, repeats)
@@ -50,6 +53,22 @@ def run(out: Path, *, rows: int = 12, repeats: int = 2, tune: bool = False) -> l
         f'try:    tascade generate {out / bundled.tasks()[0]} --explain "<a prompt of the task>"'
     )
     return results
+
+
+def _check_folder(out: Path) -> None:
+    """Write into a new folder, an empty one, or that of an earlier demo."""
+    packs = {f"{task}{end}" for task in bundled.tasks() for end in ("", "-tuned")}
+    found = {path.name for path in out.iterdir()} if out.exists() else set()
+    # A pack is what a demo writes first: without one, a page is somebody else's.
+    pages = {"report.html", *(f"{pack}.json" for pack in packs)} if found & packs else set()
+    if strange := [name for name in found - packs - pages if not name.startswith(".")]:
+        raise ConfigError(
+            "this folder holds what no demo wrote",
+            got=", ".join(sorted(strange)[:5]),
+            wanted="a new folder, or that of an earlier demo",
+            where=str(out),
+            fix="choose another with --out",
+        )
 
 
 def _task(task: str, out: Path, rows: int, repeats: int) -> dict[str, Any]:
@@ -81,7 +100,6 @@ def _tuned(task: str, out: Path, rows: int, repeats: int) -> list[dict[str, Any]
     from tascade.tuning import adapt_tuned
 
     pack = out / f"{task}-tuned"
-    shutil.rmtree(pack, ignore_errors=True)
     with console.progress_bar() as progress:
         try:
             _, tuned = adapt_tuned(
@@ -90,6 +108,7 @@ def _tuned(task: str, out: Path, rows: int, repeats: int) -> list[dict[str, Any]
                 validation=bundled.data_path(task, "validation"),
                 out=pack,
                 recipe=Recipe(tune=LESSONS),
+                overwrite=True,
                 progress=progress,
             )
         except GateError as error:

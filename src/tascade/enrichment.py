@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,12 +11,13 @@ from typing import Any
 from tascade.config import DataConfig, Recipe
 from tascade.core import IntArray
 from tascade.encode import end_tokens, fingerprint
-from tascade.errors import ConfigError, DataError
-from tascade.files import write_atomic
+from tascade.errors import DataError
+from tascade.files import folder_beside, install_folder, without_folders, write_atomic
 from tascade.lessons import own_lessons
 from tascade.load import ModelRef, load_model
 from tascade.own import Row
 from tascade.pipeline import Progress, prepare, silent, spread
+from tascade.places import place_for
 from tascade.tokens.counts import BARRIER
 from tascade.tokens.curve import (
     Choice,
@@ -80,7 +79,7 @@ class Enrichment:
         return {
             "format": FORMAT,
             "version": VERSION,
-            "model": self.model,
+            "model": without_folders(self.model),
             "fingerprint": self.fingerprint,
             "first": self.first,
             "tokens": len(self.expansions),
@@ -136,8 +135,8 @@ def enrich(
     rules, tell = rules or MiningRules(), progress or silent
     if tokens:
         rules = MiningRules(**{**asdict(rules), "tokens": tokens})
-    if out is not None and Path(out).exists():
-        raise ConfigError("the folder exists already", got=str(out), wanted="a new folder")
+    if out is not None:
+        place_for(out)
     loaded, tokenizer, name = load_model(model)
     TokenizerFamily(tokenizer)  # a tokenizer that cannot be given tokens is refused at once
     ends, recipe = end_tokens(loaded, tokenizer), Recipe(data=DataConfig(on_error=on_error))
@@ -277,12 +276,8 @@ def write_tokens(made: Enrichment, folder: Path) -> None:
 
 def save_enrichment(made: Enrichment, tokenizer: Any, folder: Path) -> None:
     """Write ``tokens.json`` and the extended tokenizer to a new folder, all of it or nothing."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with folder_beside(folder) as part:
         save_extended(tokenizer, made.expansions, made.first, part)
         write_tokens(made, part)
-        part.rename(folder)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
+        place_for(folder)
+        install_folder(part, folder)

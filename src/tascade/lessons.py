@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -127,9 +126,8 @@ def own_lessons(
         prompts: how many prompts the model writes for each training prompt.
         replay: how many texts of its own it writes, for each of all these prompts.
     """
-    folder = Path(tempfile.mkdtemp(prefix="tascade-lessons-"))
-    try:
-        pack = build(folder / "pack", loaded, prepared, recipe, tell)
+    with tempfile.TemporaryDirectory(prefix="tascade-lessons-") as folder:
+        pack = build(Path(folder) / "pack", loaded, prepared, recipe, tell)
         task_model = TaskModel(loaded[0], loaded[1], pack, loaded[2])
 
         def answered(rows: Sequence[Row]) -> list[Row]:
@@ -152,8 +150,6 @@ def own_lessons(
             loaded, round(replay * (len(known) + len(lessons.written))), recipe.tune.seed
         )
         task_model.corpus.close()
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     return lessons
 
 

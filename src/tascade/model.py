@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
@@ -28,6 +29,7 @@ from tascade.encode import Prompt, encode_prompt, end_tokens, fingerprint
 from tascade.errors import ConfigError
 from tascade.load import ModelRef, load_model, machine_key
 from tascade.pack import Pack
+from tascade.places import link_or_copy, publish
 from tascade.tailored import check_assistant, tailor_pack, vocab_config
 from tascade.vocab.slim import SlimModel, load_slim
 
@@ -263,16 +265,26 @@ class TaskModel:
             yield from self.decoder.stream(prompt, params, processors)
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Save the pack to a new folder; weights are in it only if it holds a tuned model."""
+        """Save the pack to a new folder; weights are in it only if it holds a tuned model.
+
+        Nothing in the copy tells of this machine (see :func:`tascade.places.publish`). A model in a
+        folder is known by the folder's name there: have it beside the pack or in the working
+        directory to open the copy, or pass it as ``model``.
+
+        Raises:
+            PackError: the folder exists.
+        """
         self.pack.copy_to(Path(path))
 
     def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
-        """Upload the pack to the hub; returns its address."""
+        """Upload the pack to the hub, as :meth:`save_pretrained` writes it; returns its address."""
         from huggingface_hub import HfApi
 
         api = HfApi(token=token)
         api.create_repo(repo_id, private=private, exist_ok=True)
-        return str(api.upload_folder(repo_id=repo_id, folder_path=str(self.pack.path)))
+        with tempfile.TemporaryDirectory(prefix="tascade-") as folder:
+            publish(self.pack.path, Path(folder), link_or_copy)
+            return str(api.upload_folder(repo_id=repo_id, folder_path=folder))
 
 
 def measure_cost(target: Target, *, seconds: float = 2.0, past: int = 96) -> CostTable:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import stat
 import sys
 from dataclasses import asdict, dataclass, field
@@ -16,10 +15,11 @@ from typing import Any
 from tascade.config import Recipe
 from tascade.errors import ConfigError, FingerprintError, PackError
 from tascade.fields import shown, typed
-from tascade.files import read_json, write_atomic
+from tascade.files import folder_beside, install_folder, read_json, write_atomic
+from tascade.places import COMES_WITH_US, FORMAT, MADE_ELSEWHERE, VOCABULARIES, place_for, publish
 
-FORMAT = "tascade-pack"
 VERSION = 1
+_HERE = Path(__file__).parent
 _MOST_BYTES = 16 << 20
 _MOST_SIZES = 4096
 
@@ -28,10 +28,11 @@ _MOST_SIZES = 4096
 class PackInfo:
     """What ``pack.json`` says: which model and tokenizer, which data, made how.
 
-    ``model`` is a hub id or a folder; ``fingerprint`` identifies the tokenizer (see
-    :func:`tascade.encode.fingerprint`); ``data`` lists each source's name, sha256 and bytes;
-    ``costs`` maps a machine to the measured seconds of a step by its number of tokens;
-    ``own_answers`` counts the outputs that are the model's own.
+    ``model`` is a hub id or a folder, ``./NAME`` in a pack that was published: one of this name;
+    ``fingerprint`` identifies the tokenizer (see :func:`tascade.encode.fingerprint`); ``data``
+    lists each source's name, sha256 and bytes; ``costs`` maps a machine to the measured seconds of
+    a step by its number of tokens; ``own_answers`` counts the outputs that are the model's own;
+    ``vocabulary`` is the file of the list of tokens, where there is one.
     """
 
     model: str
@@ -46,6 +47,7 @@ class PackInfo:
     command: str = ""
     created: str = ""
     tascade: str = ""
+    vocabulary: str = VOCABULARIES[0]
 
 
 class Pack:
@@ -61,8 +63,36 @@ class Pack:
 
     @property
     def model(self) -> str:
-        """What to load and to serve: the tuned model, or the one the pack was made for."""
-        return str(self.tuned) if (self.tuned / "config.json").is_file() else self.info.model
+        """What to load and to serve: the tuned model, or the one the pack was made for.
+
+        Raises:
+            ConfigError: see :attr:`base`.
+        """
+        return str(self.tuned) if (self.tuned / "config.json").is_file() else self.base
+
+    @property
+    def base(self) -> str:
+        """The model that the pack was made for, before any tuning: a hub id or a folder.
+
+        Raises:
+            ConfigError: it was in a folder of another machine, and no such folder is beside the
+                pack or in the working directory.
+        """
+        name = self.info.model
+        if name.startswith(COMES_WITH_US):
+            return str(_HERE / name.removeprefix(COMES_WITH_US))
+        if not name.startswith(MADE_ELSEWHERE):
+            return name
+        for place in (self.path.parent / name, Path(name)):
+            if (place / "config.json").is_file():
+                return str(place)
+        raise ConfigError(
+            "this pack was made for a model in a folder, and published without its place",
+            got=f"no folder {name.removeprefix(MADE_ELSEWHERE)!r} beside the pack or here",
+            wanted="the model that the pack was made for",
+            where=str(self.path),
+            fix="pass it: model=... in Python, --model on the command line",
+        )
 
     @property
     def corpus(self) -> Path:
@@ -77,7 +107,7 @@ class Pack:
     @property
     def vocabulary(self) -> Path:
         """File of the tailored vocabulary, in packs that hold one (VocabTailor)."""
-        return self.path / "vocabulary.json"
+        return self.path / self.info.vocabulary
 
     @property
     def calibration(self) -> Path:
@@ -154,22 +184,12 @@ class Pack:
             )
 
     def copy_to(self, path: Path) -> Pack:
-        """Copy the whole pack, complete or not at all."""
-        if path.exists():
-            raise PackError(
-                "the folder exists already",
-                got=str(path),
-                wanted="a new folder",
-                fix="remove it or choose another name",
-            )
-        part = path.with_name(f".{path.name}.part")
-        shutil.rmtree(part, ignore_errors=True)
-        try:
-            shutil.copytree(self.path, part)
-            part.rename(path)
-        except BaseException:
-            shutil.rmtree(part, ignore_errors=True)
-            raise
+        """Publish to a new folder, complete or not at all: :func:`tascade.places.publish`."""
+        place_for(path, wanted=PackError)
+        with folder_beside(path) as part:
+            publish(self.path, part)
+            place_for(path, wanted=PackError)
+            install_folder(part, path)
         return Pack.open(path)
 
 
@@ -231,6 +251,9 @@ def _check_info(info: PackInfo) -> None:
             raise ConfigError("out of range", got=got, wanted=f"{least} or more", where=name)
     for name in ("model", "fingerprint", "command", "created", "tascade"):
         typed(str, getattr(info, name), name)
+    if info.vocabulary not in VOCABULARIES:
+        wanted = " or ".join(VOCABULARIES)
+        raise ConfigError("unknown file", got=info.vocabulary, wanted=wanted, where="vocabulary")
     Recipe.from_dict(info.recipe, "recipe.")
     for at, stage in enumerate(typed(list, info.stages, "stages")):
         typed(str, stage, f"stages[{at}]")

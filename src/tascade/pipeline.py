@@ -13,9 +13,11 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 import tempfile
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -30,11 +32,13 @@ from tascade.data.load import LoadReport, load_examples, source_hash
 from tascade.draft.corpus import CorpusIndex
 from tascade.draft.similar import SimilarIndex
 from tascade.encode import encode_example, end_tokens, fingerprint
-from tascade.errors import ConfigError, DataError, TascadeError
+from tascade.errors import DataError, TascadeError
+from tascade.files import folder_beside, install_folder, remove_folder
 from tascade.load import ModelRef, load_model
 from tascade.model import TaskModel
 from tascade.own import Row, own_answers
 from tascade.pack import Pack, PackInfo, provenance
+from tascade.places import place_for
 from tascade.tailored import GUARANTEES, keep_vocabulary
 from tascade.tokens.segment import Merger
 from tascade.tokens.stored import read_tokens
@@ -77,52 +81,68 @@ def adapt(
         model: a hub id, a folder, or a loaded ``(model, tokenizer)``.
         data: training examples: a file, a folder, a hub id, or an iterable of rows.
         validation: examples to calibrate on; a share of ``data`` is held out when absent.
-        out: folder of the pack; a temporary one when absent (see ``save_pretrained``).
+        out: folder of the pack; when absent a temporary one, which goes with the last object that
+            uses it (see ``save_pretrained``).
         recipe: everything else.
-        overwrite: replace a pack that exists.
+        overwrite: replace a pack that exists, in one step, and nothing else that does.
         progress: called with (stage, done, total).
 
     Raises:
         DataError: a row cannot be used, or there are none.
-        ConfigError: the model cannot be loaded, or ``out`` exists.
+        ConfigError: the model cannot be loaded, or ``out`` exists and must not be replaced.
         UnsupportedModelError: the model's state cannot be rewound.
     """
     recipe = recipe or Recipe()
     tell = progress or silent
-    target = Path(out) if out is not None else None
-    if target is not None and target.exists() and not overwrite:
-        raise ConfigError(
-            "the pack's folder exists already",
-            got=str(target),
-            wanted="a new folder",
-            where="out",
-            fix="choose another name, or pass overwrite",
-        )
-    loaded, tokenizer, name = load_model(model, dtype=recipe.dtype, device=recipe.device)
-    ends = end_tokens(loaded, tokenizer)
+    if out is not None:
+        place_for(out, overwrite=overwrite, used=(model, data, validation))
+    loaded = load_model(model, dtype=recipe.dtype, device=recipe.device)
+    tokenizer, name = loaded[1:]
+    ends = end_tokens(*loaded[:2])
     prepared = prepare(tokenizer, ends, data, validation, recipe, tell, read_tokens(name))
-    part = _work_folder(target)
+    sources = _sources(data, validation, prepared.reports)
+    if out is None:
+        return _learn_for_now(loaded, prepared, sources, recipe, tell)
+    target = place_for(out, overwrite=overwrite, used=(name, data, validation))
+    with folder_beside(target) as part:
+        _learn(part, loaded, prepared, sources, recipe, tell).corpus.close()
+        # What is there now may not be what was there when all this began.
+        place_for(target, overwrite=overwrite, used=(name, data, validation))
+        install_folder(part, target)
+    return TaskModel(loaded[0], tokenizer, Pack.open(target), name)
+
+
+def _learn(
+    folder: Path,
+    loaded: tuple[Any, Any, str],
+    prepared: Prepared,
+    sources: list[dict[str, Any]],
+    recipe: Recipe,
+    tell: Progress,
+) -> TaskModel:
+    """Fill the folder of a pack."""
+    pack = build(folder, loaded, prepared, recipe, tell)
+    pack.save_info(dataclasses.replace(pack.info, data=sources))
+    task_model = TaskModel(*loaded[:2], pack, loaded[2], head="full")
+    if recipe.spec.own_answers:
+        task_model = learn_own(task_model, prepared, recipe, tell)
+    if recipe.vocab.head != "full":
+        task_model = tailor(task_model, prepared, recipe, tell)
+    calibrate(task_model, prepared.validation, recipe, tell)
+    check(task_model, prepared.validation, recipe)
+    return task_model
+
+
+def _learn_for_now(loaded: tuple[Any, Any, str], *given: Any) -> TaskModel:
+    """A pack in a temporary folder that goes with it, or at the end of the process."""
+    folder = Path(tempfile.mkdtemp(prefix="tascade-"))
     try:
-        pack = build(part, (loaded, tokenizer, name), prepared, recipe, tell)
-        sources = _sources(data, validation, prepared.reports)
-        pack.save_info(dataclasses.replace(pack.info, data=sources))
-        task_model = TaskModel(loaded, tokenizer, pack, name, head="full")
-        if recipe.spec.own_answers:
-            task_model = learn_own(task_model, prepared, recipe, tell)
-        if recipe.vocab.head != "full":
-            task_model = tailor(task_model, prepared, recipe, tell)
-        calibrate(task_model, prepared.validation, recipe, tell)
-        check(task_model, prepared.validation, recipe)
+        task_model = _learn(folder, loaded, *given)
     except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
         raise
-    if target is None:
-        return task_model
-    task_model.corpus.close()
-    if target.exists():
-        shutil.rmtree(target)
-    part.rename(target)
-    return TaskModel(loaded, tokenizer, Pack.open(target), name)
+    weakref.finalize(task_model.pack, remove_folder, folder, os.getpid())
+    return task_model
 
 
 def prepare(
@@ -198,8 +218,7 @@ def _sources(data: Any, validation: Any, reports: Sequence[LoadReport]) -> list[
     given = [("train", data), ("validation", validation)]
     for (role, source), report in zip(given, reports, strict=False):
         entry: dict[str, Any] = {"role": role, "rows": report.rows_kept, "skipped": report.skipped}
-        if isinstance(source, str | Path | list | tuple):
-            entry |= source_hash(source, split=role, on_error="skip")
+        entry |= source_hash(source, split=role, report=report)
         if report.skipped:
             entry["skipped_rows"] = [list(row) for row in report.skipped_rows[:_LISTED_ROWS]]
         out.append(entry)
@@ -239,7 +258,6 @@ def index(pack: Pack, rows: Sequence[Row], recipe: Recipe, tell: Progress) -> No
         vocab_size=size,
         fingerprint=mark,
         shards=recipe.spec.shards,
-        command=pack.info.command,
     ).close()
     with_prompts = [(i, p) for i, (p, _) in enumerate(rows) if p is not None]
     if recipe.spec.similar and with_prompts:
@@ -367,13 +385,6 @@ def spread(rows: Sequence[T], count: int) -> list[T]:
     if len(rows) <= count:
         return list(rows)
     return [rows[i * len(rows) // count] for i in range(count)]
-
-
-def _work_folder(target: Path | None) -> Path:
-    if target is None:
-        return Path(tempfile.mkdtemp(prefix="tascade-"))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    return Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
 
 
 def silent(stage: str, done: int, total: int | None) -> None:

@@ -22,6 +22,7 @@ from tascade.decode.target import Target
 from tascade.draft.budget import CostTable
 from tascade.errors import ConfigError, PackError
 from tascade.pack import Pack
+from tascade.places import VOCABULARIES
 from tascade.vocab.fullhead import FullHead
 from tascade.vocab.head import TailoredHead
 from tascade.vocab.profile import Profile
@@ -163,11 +164,20 @@ def check_assistant(head: str, assistant: object) -> None:
 
 
 def keep_vocabulary(pack: Pack, tokenizer: Any, profile: Profile, config: VocabConfig) -> None:
-    """Put a list of tokens into its pack, which uses a head of them from now on."""
-    profile.save(pack.vocabulary, tokenizer)
+    """Put a list of tokens into its pack, which uses a head of them from now on.
+
+    ``pack.json`` says which file has the list, so that replacing it takes list and head together:
+    a crash at any point leaves those of before or these.
+    """
     recipe = {**pack.info.recipe, "vocab": asdict(config)}
     stages = [*(stage for stage in pack.info.stages if stage != STAGE), STAGE]
-    pack.save_info(replace(pack.info, recipe=recipe, stages=stages))
+    info = replace(pack.info, recipe=recipe, stages=stages)
+    first, other = VOCABULARIES
+    replaced = pack.vocabulary.is_file() and pack.info.vocabulary == first
+    for name in (other, first) if replaced else (first,):
+        profile.save(pack.path / name, tokenizer)
+        pack.save_info(replace(info, vocabulary=name))
+    (pack.path / other).unlink(missing_ok=True)
 
 
 def tailor_model(

@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from tascade.config import Recipe
+from tascade.data.load import reread
 from tascade.encode import end_tokens
 from tascade.errors import ConfigError, DataError, GateError
+from tascade.files import install_folder
 from tascade.lessons import Lessons, own_lessons
 from tascade.load import ModelRef, load_model
 from tascade.model import TaskModel
+from tascade.pack import Pack
 from tascade.pipeline import Prepared, Progress, adapt, prepare, silent, spread
+from tascade.places import place_for
 from tascade.tokens.family import TokenizerFamily
 from tascade.train.adapter import load_peft
 from tascade.train.fleet import join_fleet
@@ -58,9 +62,7 @@ def tune(
         ConfigError: a tokenizer that cannot be given tokens, ``out`` exists, PEFT is not
             installed, or the stopped run was another.
     """
-    recipe, target = recipe or Recipe(), Path(out)
-    if target.exists():
-        raise ConfigError("the folder exists already", got=str(out), wanted="a new folder")
+    recipe, target = recipe or Recipe(), place_for(out)
     load_peft()  # what cannot be done is said at once
     if recipe.tune.load and isinstance(model, tuple):
         raise ConfigError(
@@ -102,6 +104,7 @@ def adapt_tuned(
     validation: Any = None,
     recipe: Recipe | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     progress: Progress | None = None,
 ) -> tuple[TaskModel, Tuned]:
     """Tune a model, then learn the tuned one's answers: a pack with both (TASC-ft and TASC-spec).
@@ -109,19 +112,21 @@ def adapt_tuned(
     Args:
         model: see :func:`tune`.
         data: training examples with prompts.
-        out: a new folder for the pack.
+        out: folder of the pack.
         validation: held-out examples; a share of ``data`` when absent.
         recipe: see :func:`tune`, and :func:`tascade.adapt`.
         resume: go on with the run that was stopped.
+        overwrite: replace a pack that exists, in one step, and nothing else that does.
         progress: called with (stage, done, total).
 
     Raises:
         GateError: the gate refused the tuned model. What was trained lies beside ``out``.
         DataError, ConfigError: see :func:`tune` and :func:`tascade.adapt`.
     """
-    target, recipe = Path(out), recipe or Recipe()
-    if target.exists():
-        raise ConfigError("the folder exists already", got=str(out), wanted="a new folder")
+    used, recipe = (model, data, validation), recipe or Recipe()
+    target = place_for(out, overwrite=overwrite, used=used)
+    data = reread(data, "train")  # by tuning, and by adapting what was tuned
+    validation = None if validation is None else reread(validation, "validation")
     staged, fleet = target.with_name(f".{target.name}.staged"), join_fleet(recipe.device)
     if fleet.first:
         shutil.rmtree(staged / "model", ignore_errors=True)
@@ -144,7 +149,10 @@ def adapt_tuned(
             fix="train longer or on more, add fewer tokens, or loosen tune.gate in the recipe",
         )
     if fleet.first:
-        _pack(tuned, data, staged, target, validation, recipe, progress)
+        made = _pack(tuned, data, staged, validation, recipe, progress)
+        place_for(target, overwrite=overwrite, used=used)
+        install_folder(made.path, target)
+        shutil.rmtree(staged, ignore_errors=True)
     fleet.wait()
     return TaskModel.from_pretrained(target), replace(tuned, path=target / "model")
 
@@ -153,12 +161,11 @@ def _pack(
     tuned: Tuned,
     data: Any,
     staged: Path,
-    target: Path,
     validation: Any,
     recipe: Recipe,
     progress: Progress | None,
-) -> None:
-    """A pack of a tuned model and drafts from its own answers, in place of what was staged."""
+) -> Pack:
+    """A pack of a tuned model and drafts from its own answers."""
     assert tuned.path is not None
     own = replace(recipe, spec=replace(recipe.spec, own_answers=True))
     shutil.rmtree(staged / "pack", ignore_errors=True)
@@ -172,8 +179,7 @@ def _pack(
         replace(made.pack.info, model=base, stages=["tasc-ft", *made.pack.info.stages])
     )
     tuned.path.rename(made.pack.tuned)
-    made.pack.path.rename(target)
-    shutil.rmtree(staged, ignore_errors=True)
+    return made.pack
 
 
 def _dtype(recipe: Recipe) -> str:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,12 +19,13 @@ from tascade.decode.target import Target
 from tascade.draft.none import NoDrafter
 from tascade.enrichment import Decided, Enrichment, choose_tokens, write_tokens
 from tascade.errors import DataError, TascadeError
-from tascade.files import write_atomic
+from tascade.files import folder_beside, install_folder, write_atomic
 from tascade.lessons import Lessons
 from tascade.load import stored_dtype
 from tascade.own import Row
 from tascade.pack import provenance
 from tascade.pipeline import Progress, spread
+from tascade.places import place_for
 from tascade.tokens.check import check_extension
 from tascade.tokens.mine import MiningRules
 from tascade.tokens.segment import Merger
@@ -101,9 +100,7 @@ class TuningRun:
             verdict = Verdict.from_json(json.loads(verdict_file.read_bytes()))
             return Tuned(self._goes_to(target, verdict), made, taught, verdict, control)
         beside = [] if control is None else self._answers(control.model, nothing)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
-        try:
+        with folder_beside(target) as part:
             opened = self._export(made, taught, merger, part)
             verdict = judge(
                 self._answers(opened, merger),
@@ -117,11 +114,11 @@ class TuningRun:
             )
             tuned = Tuned(self._goes_to(target, verdict), made, taught, verdict, control)
             if tuned.path is not None:
-                about = {"recipe": asdict(self.recipe.tune), **provenance(), **tuned.to_json()}
+                made_by = {name: text for name, text in provenance().items() if name != "command"}
+                about = {"recipe": asdict(self.recipe.tune), **made_by, **tuned.to_json()}
                 write_about(part, about)
-                part.rename(target)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
+                place_for(target)
+                install_folder(part, target)
         write_atomic(verdict_file, json.dumps(verdict.to_json()).encode())
         self.fleet.wait()
         return tuned

@@ -389,7 +389,7 @@ def test_a_failed_write_leaves_the_old_report(tmp_path, monkeypatch):
     def full_disk(_):
         raise OSError("disk full")
 
-    monkeypatch.setattr("tascade.bench.report.os.fsync", full_disk)
+    monkeypatch.setattr("os.fsync", full_disk)
     with pytest.raises(OSError, match="disk full"):
         write_report(path, [full()], title="New")
     assert path.read_bytes() == before

@@ -147,7 +147,7 @@ def _load(job: MemoryJob) -> tuple[Any, Any, Any]:
         made = TaskModel.from_pretrained(job.pack, job.model or None, head=job.head, **how)
         return made.decoder, made.model, made.tailored
     pack = Pack.open(job.pack)
-    ref, tables = job.model or pack.info.model, None
+    ref, tables = job.model or pack.base, None
     if vocab_config(pack, job.head).loads_whole:
         model, tokenizer, _ = load_model(ref, **how)
     else:

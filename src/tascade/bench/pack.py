@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,7 +18,7 @@ from tascade.bench.run import About, BenchSettings, run_bench
 from tascade.bench.tailored import HEADS, tailored_methods
 from tascade.bench.tuned import TunedView, tuned_view
 from tascade.core import Example, IntArray
-from tascade.data.load import load_examples, source_hash
+from tascade.data.load import LoadReport, load_examples, source_hash
 from tascade.decode.loop import AllNodes, Decoder
 from tascade.decode.sample import SamplingParams
 from tascade.decode.target import Target
@@ -27,7 +26,7 @@ from tascade.draft.none import NoDrafter
 from tascade.draft.paper import PaperDrafter
 from tascade.encode import encode_prompt
 from tascade.errors import ConfigError, DataError, PackError
-from tascade.files import write_atomic
+from tascade.files import without_folders, write_atomic
 from tascade.load import ModelRef, load_model
 from tascade.model import TaskModel
 from tascade.pack import Pack
@@ -104,7 +103,9 @@ def bench_pack(
     """
     options, opened = options or BenchOptions(), Pack.open(pack)
     names = options.names(_known(opened))
-    examples = spread(list(_examples(data)), options.rows)
+    report = LoadReport()
+    rows = list(_examples(data, report))
+    examples = spread(rows, options.rows)
     if not examples:
         raise DataError(
             "no rows to measure on", got="0 rows", wanted="one or more", where=str(data)
@@ -117,7 +118,7 @@ def bench_pack(
         chosen["max_new_tokens"] = options.max_new_tokens
     params = task_model.params(**chosen)
     requests = [_request(task_model, example) for example in examples]
-    warm = spread(list(islice(_examples(warmup or data), 64)), _FEW_ROWS)
+    warm = spread(list(islice(_examples(warmup) if warmup else rows, 64)), _FEW_ROWS)
     target = task_model.target
     ways: Iterable[Method | Skipped]
     if opened.tuned.is_dir():
@@ -128,7 +129,7 @@ def bench_pack(
         list(ways),
         requests,
         BenchSettings(params, repeats=options.repeats),
-        about=_about(task_model, pack, data),
+        about=_about(task_model, pack, source_hash(data, split="test", report=report)),
         warmup=[_request(task_model, example) for example in warm],
         near_ties=NearTies(target, params),
         memory=memory,
@@ -141,26 +142,19 @@ def bench_pack(
     return result
 
 
-def _about(task_model: TaskModel, pack: str | Path, data: Any) -> About:
-    source = source_hash(data, split="test")
+def _about(task_model: TaskModel, pack: str | Path, source: Mapping[str, Any]) -> About:
     return About(
         model=Path(task_model.pack.info.model).name,
         dtype=str(task_model.model.dtype).removeprefix("torch."),
-        data_path=_short(data),
-        data_sha256=str(source["sha256"]),
-        pack=Path(pack).name,
-        command=" ".join(["tascade", *(_short(a) for a in sys.argv[1:])]),
+        data_path=source["path"],
+        data_sha256=source["sha256"],
+        pack=Path(pack).resolve().name,
+        command="tascade bench",  # with its options under settings: results travel, paths do not
     )
 
 
-def _short(path: Any) -> str:
-    """A path without the folders above this one: results are shared, machines are not."""
-    text = str(path)
-    return "/".join(Path(text).parts[-2:]) if text.startswith("/") else text
-
-
-def _examples(data: Any) -> Iterator[Example]:
-    for example in load_examples(data, split="test"):
+def _examples(data: Any, report: LoadReport | None = None) -> Iterator[Example]:
+    for example in load_examples(data, split="test", report=report):
         if example.prompt is None:
             raise DataError(
                 "a row without a prompt cannot be measured",
@@ -244,7 +238,7 @@ def tuned_methods(
 
     What the tuned model says is counted in the base model's tokens.
     """
-    base, tokenizer, _ = load_model(task_model.pack.info.model, dtype=dtype)
+    base, tokenizer, _ = load_model(task_model.pack.base, dtype=dtype)
     target, merger = Target(base), read_tokens(task_model.pack.tuned)
     if merger is None:
         raise PackError(
@@ -319,9 +313,8 @@ def report_pack(pack: str | Path, results: Sequence[Path] = (), out: Path | None
             ) from error
     page = out or opened.report
     facts = {
-        "model": opened.info.model,
+        "model": without_folders(opened.info.model),
         "created": opened.info.created,
-        "command": opened.info.command,
         "tascade": opened.info.tascade,
     }
     title = f"tascade: {Path(pack).name}"

@@ -7,9 +7,7 @@ stands beside its spread and its guarantee.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -31,6 +29,7 @@ from tascade.bench.charts import (
 from tascade.bench.metrics import QUARTILES_FROM, spread
 from tascade.bench.schema import validate
 from tascade.bench.tuned import TunedView
+from tascade.files import write_atomic
 
 Json = Mapping[str, Any]
 
@@ -121,20 +120,8 @@ def write_report(
     tuned: TunedView | None = None,
 ) -> None:
     """Write :func:`render`'s page to ``path``: whole, or not at all."""
-    target = Path(path)
     page = render(results, title=title, pack=pack, tuned=tuned).encode("utf-8", "replace")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with partial.open("wb") as file:
-            file.write(page)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(target)
-    except BaseException:
-        with suppress(OSError):
-            partial.unlink()
-        raise
+    write_atomic(Path(path), page)
 
 
 # --- one section --------------------------------------------------------------------------------

@@ -10,12 +10,13 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tascade.core import Example
 from tascade.data.columnar import read_arrow, read_hub, read_parquet
 from tascade.data.formats import describe, to_example
 from tascade.data.rows import Row, display, read_csv, read_jsonl, suffix_of, unreadable
-from tascade.data.sources import locate
+from tascade.data.sources import Located, locate
 from tascade.errors import ConfigError, DataError
 
 MAX_SKIPPED_LISTED = 1000
@@ -30,7 +31,8 @@ class LoadReport:
     """What a load did; filled while the examples are consumed. Use a new one for each load.
 
     ``skipped`` counts every skipped row; ``skipped_rows`` lists ``(where, reason)`` of the first
-    :data:`MAX_SKIPPED_LISTED`.
+    :data:`MAX_SKIPPED_LISTED`. ``whole``: the source was read to its end; ``digest`` and ``bytes``
+    are those of the examples taken, as canonical JSON lines.
     """
 
     source: str = ""
@@ -38,6 +40,9 @@ class LoadReport:
     rows_kept: int = 0
     skipped: int = 0
     skipped_rows: list[tuple[str, str]] = field(default_factory=list)
+    whole: bool = False
+    digest: Any = field(default_factory=hashlib.sha256, repr=False, compare=False)
+    bytes: int = 0
 
     def skip(self, error: DataError) -> None:
         """Count a skipped row, and list it while there is room."""
@@ -46,9 +51,54 @@ class LoadReport:
             reason = error.message if error.got is None else f"{error.message} (got {error.got})"
             self.skipped_rows.append((error.where, reason))
 
+    def keep(self, example: Example) -> None:
+        """Count an example that is handed on."""
+        self.rows_kept += 1
+        row = {"id": example.id, "prompt": example.prompt, "completion": example.completion}
+        text = json.dumps(row, ensure_ascii=False, sort_keys=True, separators=(",", ":")) + "\n"
+        line = text.encode("utf-8", "surrogatepass")
+        self.digest.update(line)
+        self.bytes += len(line)
+
+
+class Reread:
+    """Rows of a source that is to be read more than once and may not be: kept as they are read.
+
+    Made by :func:`reread`; read by :func:`load_examples`, again from the first row each time.
+    """
+
+    def __init__(self, source: DataSource, split: str) -> None:
+        self.name, self._rest = _open(source, split)
+        self._rows: list[Row] = []
+
+    def rows(self) -> Iterator[Row]:
+        """From the first row on; of the source only what was not read before."""
+        yield from self._rows
+        for row in self._rest:
+            self._rows.append(row)
+            yield row
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def reread(source: DataSource, split: str) -> Any:
+    """A source that several loads may read, where a Hub dataset is streamed once.
+
+    Files and lists are handed back as they are.
+
+    Raises:
+        DataError: there is no such source.
+    """
+    if isinstance(source, list | tuple):
+        return source
+    if isinstance(source, str | os.PathLike) and _is_local(source, split):
+        return source
+    return Reread(source, split)
+
 
 def load_examples(
-    source: DataSource,
+    source: DataSource | Reread,
     *,
     on_error: str = "raise",
     split: str = "train",
@@ -88,34 +138,35 @@ def load_examples(
 
 
 def source_hash(
-    source: DataSource, *, split: str = "train", on_error: str = "raise"
+    source: DataSource | Reread,
+    *,
+    split: str = "train",
+    on_error: str = "raise",
+    report: LoadReport | None = None,
 ) -> dict[str, str | int]:
     """Which data this is, for provenance: ``{"path", "sha256", "bytes"}``.
 
     A file is hashed as it stands (``path`` is its base name). A folder: the SHA-256 of the
     ``sha256sum`` listing (hash, two spaces, name in the folder, line feed) of the split's files in
-    reading order. Rows in memory and Hub datasets: of their examples as canonical JSON lines.
+    reading order. Rows in memory and Hub datasets, and files that were not read to their end: of
+    their examples as canonical JSON lines.
 
     Args:
         source: as for :func:`load_examples`; rows must be re-iterable (a list, not a generator).
         split: as for :func:`load_examples`.
         on_error: as for :func:`load_examples`; matters only where examples are hashed.
+        report: of a load of this source, whose examples are not read a second time.
 
     Raises:
         DataError: as for :func:`load_examples`.
         ConfigError: ``source`` is an iterator, which hashing would use up.
     """
-    if isinstance(source, str | os.PathLike):
-        located = locate(source, split)
+    base = ""
+    if isinstance(source, str | os.PathLike) and _is_local(source, split):
         base = display(Path(Path(source).absolute().name))
-        if located.root is not None:
-            return _hash_folder(base, located.root, located.files)
-        if located.files:
-            sha256, size = _hash_file(located.files[0])
-            return {"path": base, "sha256": sha256, "bytes": size}
-        name = located.name
-    else:
-        name = "memory"
+        if report is None or report.whole:
+            return _hash_files(base, locate(source, split))
+    if report is None:
         if isinstance(source, Iterator):
             raise ConfigError(
                 "hashing would use up the iterator",
@@ -124,13 +175,20 @@ def source_hash(
                 where="source",
                 fix="make a list of it first",
             )
-    digest, size = hashlib.sha256(), 0
-    for example in load_examples(source, split=split, on_error=on_error):
-        row = {"id": example.id, "prompt": example.prompt, "completion": example.completion}
-        line = json.dumps(row, ensure_ascii=False, sort_keys=True, separators=(",", ":")) + "\n"
-        digest.update(line.encode())
-        size += len(line.encode())
-    return {"path": name, "sha256": digest.hexdigest(), "bytes": size}
+        report = LoadReport()
+        for _ in load_examples(source, split=split, on_error=on_error, report=report):
+            pass
+    return {
+        "path": base or report.source,
+        "sha256": report.digest.hexdigest(),
+        "bytes": report.bytes,
+    }
+
+
+def _is_local(source: str | os.PathLike[str], split: str) -> bool:
+    """Whether a named source is files here; otherwise it is a dataset of the Hub."""
+    located = locate(source, split)
+    return located.root is not None or bool(located.files)
 
 
 def _examples(rows: Iterator[Row], skip: bool, report: LoadReport) -> Iterator[Example]:
@@ -145,12 +203,15 @@ def _examples(rows: Iterator[Row], skip: bool, report: LoadReport) -> Iterator[E
                 raise
             report.skip(error)
             continue
-        report.rows_kept += 1
+        report.keep(example)
         yield example
+    report.whole = True
 
 
-def _open(source: DataSource, split: str) -> tuple[str, Iterator[Row]]:
+def _open(source: DataSource | Reread, split: str) -> tuple[str, Iterator[Row]]:
     """The source's name and its raw rows; a source that is none is refused here."""
+    if isinstance(source, Reread):
+        return source.name, source.rows()
     if isinstance(source, str | os.PathLike):
         located = locate(source, split)
         if not located.files and located.root is None:
@@ -211,11 +272,15 @@ def _read_file(path: Path) -> Iterator[Row]:
         raise unreadable(error, name) from error
 
 
-def _hash_folder(base: str, root: Path, files: tuple[Path, ...]) -> dict[str, str | int]:
+def _hash_files(base: str, located: Located) -> dict[str, str | int]:
+    """Of a file, or of all that a folder was found to hold."""
+    if located.root is None:
+        sha256, size = _hash_file(located.files[0])
+        return {"path": base, "sha256": sha256, "bytes": size}
     digest, total = hashlib.sha256(), 0
-    for path in files:
+    for path in located.files:
         sha256, size = _hash_file(path)
-        digest.update(f"{sha256}  {display(path.relative_to(root))}\n".encode())
+        digest.update(f"{sha256}  {display(path.relative_to(located.root))}\n".encode())
         total += size
     return {"path": base, "sha256": digest.hexdigest(), "bytes": total}
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import re
 import secrets
-import shutil
 from array import array
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -35,7 +35,7 @@ from tascade.draft.corpus_store import (
     writing,
 )
 from tascade.errors import ConfigError, DataError, PackError
-from tascade.files import sync_folder
+from tascade.files import folder_beside, install_folder, sync_folder
 
 TOKENS_PER_SHARD = 1 << 28
 """A shard is cut here in any case; it bounds the memory of a build."""
@@ -201,23 +201,24 @@ def write_index(
         numbered = list(numbered)
         fair = -(-sum(len(tokens) for _, tokens in numbered) // shards)
         tokens_per_shard = min(tokens_per_shard, fair)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with writing(temporary):
-            (temporary / SHARDS).mkdir(parents=True)
-        entries = write_shards(temporary, numbered, vocab_size, tokens_per_shard, 0)
+    with ExitStack() as stack:
+        with writing(target):
+            part = stack.enter_context(folder_beside(target))
+            (part / SHARDS).mkdir()
+        entries = write_shards(part, numbered, vocab_size, tokens_per_shard, 0)
         manifest = replace(
             manifest,
             shards=tuple(entries),
             next_document_id=sum(entry.documents for entry in entries),
             next_shard=len(entries),
         )
-        create_log(temporary / manifest.delta, manifest.identity)
-        write_manifest(temporary, manifest)
-        _install(temporary, target, overwrite)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        create_log(part / manifest.delta, manifest.identity)
+        write_manifest(part, manifest)
+        _refuse_occupied(target, overwrite)
+        if (target / MANIFEST).exists():
+            stack.callback(WriterLock(target).close)
+        with writing(target):
+            install_folder(part, target)
 
 
 def _check_range(name: str, value: int, high: int) -> None:
@@ -249,27 +250,3 @@ def _refuse_occupied(target: Path, overwrite: bool) -> None:
             where=str(target),
             fix="choose another path" if strange else "pass overwrite=True to replace the index",
         )
-
-
-def _install(temporary: Path, target: Path, overwrite: bool) -> None:
-    """Move the finished folder to its name; what was there goes only after."""
-    _refuse_occupied(target, overwrite)
-    old = temporary.with_suffix(".old")
-    with writing(target):
-        if not (target.exists() and os.listdir(target)):
-            if target.exists():
-                target.rmdir()
-            os.rename(temporary, target)
-        else:
-            lock = WriterLock(target)
-            try:
-                os.rename(target, old)
-                try:
-                    os.rename(temporary, target)
-                except BaseException:
-                    os.rename(old, target)
-                    raise
-            finally:
-                lock.close()
-        sync_folder(target.parent)
-    shutil.rmtree(old, ignore_errors=True)

@@ -30,7 +30,7 @@ import numpy.typing as npt
 from tascade.core import IntArray
 from tascade.draft.corpus_arrays import UIntArray
 from tascade.errors import PackError
-from tascade.files import sync_folder, write_atomic
+from tascade.files import checksum, sync_folder, write_atomic
 
 FORMAT = "tascade-corpus-index"
 VERSION = 1
@@ -96,12 +96,6 @@ class Manifest:
         """A copy that names the next log file, with ``changes``."""
         number = int(self.delta.removeprefix("delta-").removesuffix(".log"))
         return replace(self, delta=f"delta-{number + 1}.log", **changes)
-
-
-def checksum(body: dict[str, Any]) -> str:
-    """sha256 of a manifest's fields, however they are ordered and spaced."""
-    text = json.dumps(body, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def encode_manifest(manifest: Manifest) -> bytes:

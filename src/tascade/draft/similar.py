@@ -18,8 +18,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
-import shutil
 import threading
 from array import array
 from collections import Counter
@@ -31,7 +29,7 @@ import numpy as np
 
 from tascade.core import FloatArray, IntArray
 from tascade.draft.array_files import IN_MEMORY_BYTES, read_array
-from tascade.draft.corpus_store import checksum, sha256_of, sync_file
+from tascade.draft.corpus_store import sha256_of, sync_file
 from tascade.draft.similar_kernels import (
     MAX_VISITS,
     LongArray,
@@ -41,7 +39,7 @@ from tascade.draft.similar_kernels import (
     rank,
 )
 from tascade.errors import ConfigError, DataError, FingerprintError, PackError
-from tascade.files import sync_folder, write_atomic
+from tascade.files import checksum, folder_beside, install_folder, write_atomic
 
 FORMAT = "tascade-similar-index"
 VERSION = 1
@@ -260,27 +258,12 @@ def _as_prompt(number: int, prompt: Sequence[int] | IntArray) -> IntArray:
 
 
 def _install(arrays: SimilarArrays, target: Path, fingerprint: str, overwrite: bool) -> None:
-    """Write the folder beside ``target``, then move it there; what was there goes only after."""
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    old = temporary.with_suffix(".old")
+    """Write the folder beside ``target``, then put it in its place."""
     try:
-        temporary.mkdir(parents=True)
-        digests = {}
-        for name, part in arrays._asdict().items():
-            with (temporary / f"{name}.npy").open("wb") as file:
-                np.save(file, part, allow_pickle=False)
-                sync_file(file)
-            digests[name] = sha256_of(temporary / f"{name}.npy")
-        counts = (len(arrays.documents), len(arrays.features), len(arrays.postings))
-        body = {"format": FORMAT, "version": VERSION, "fingerprint": fingerprint}
-        body |= {"sha256": digests, **dict(zip(_COUNTS, counts, strict=True))}
-        body["checksum"] = checksum(body)
-        write_atomic(temporary / MANIFEST, (json.dumps(body, indent=1) + "\n").encode())
-        _refuse_occupied(target, overwrite)
-        if target.exists():
-            os.rename(target, old)
-        os.rename(temporary, target)
-        sync_folder(target.parent)
+        with folder_beside(target) as part:
+            _write(arrays, part, fingerprint)
+            _refuse_occupied(target, overwrite)
+            install_folder(part, target)
     except OSError as error:
         raise PackError(
             "the index of similar examples could not be written",
@@ -289,11 +272,20 @@ def _install(arrays: SimilarArrays, target: Path, fingerprint: str, overwrite: b
             where=str(error.filename or target),
             fix="free some space or change the permissions, then try again",
         ) from error
-    finally:
-        if old.exists() and not target.exists():
-            os.rename(old, target)
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+
+
+def _write(arrays: SimilarArrays, folder: Path, fingerprint: str) -> None:
+    digests = {}
+    for name, part in arrays._asdict().items():
+        with (folder / f"{name}.npy").open("wb") as file:
+            np.save(file, part, allow_pickle=False)
+            sync_file(file)
+        digests[name] = sha256_of(folder / f"{name}.npy")
+    counts = (len(arrays.documents), len(arrays.features), len(arrays.postings))
+    body = {"format": FORMAT, "version": VERSION, "fingerprint": fingerprint}
+    body |= {"sha256": digests, **dict(zip(_COUNTS, counts, strict=True))}
+    body["checksum"] = checksum(body)
+    write_atomic(folder / MANIFEST, (json.dumps(body, indent=1) + "\n").encode())
 
 
 def _refuse_occupied(target: Path, overwrite: bool) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from tascade.errors import ConfigError
+from tascade.files import without_folders
 from tascade.learning import TrafficLearner
 from tascade.model import TaskModel
 from tascade.pack import Pack
@@ -116,4 +117,4 @@ def named(pack: Path, model: str, name: str) -> str:
     if name:
         return name
     chosen = model or Pack.open(pack).info.model  # a tuned model goes by its base model's name
-    return Path(chosen).name if Path(chosen).is_dir() else chosen
+    return Path(chosen).name if Path(chosen).is_dir() else without_folders(chosen)

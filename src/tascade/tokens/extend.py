@@ -15,6 +15,7 @@ from typing import Any
 
 from tascade.errors import ConfigError
 from tascade.files import write_atomic
+from tascade.places import forget_places
 from tascade.tokens.family import TokenizerFamily
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -73,5 +74,6 @@ def save_extended(
     """
     layout = extended_layout(TokenizerFamily(tokenizer), expansions, first)
     tokenizer.save_pretrained(folder)
+    forget_places(Path(folder) / "tokenizer_config.json")
     text = json.dumps(layout, ensure_ascii=False, indent=1)
     write_atomic(Path(folder) / TOKENIZER_FILE, text.encode())

@@ -11,6 +11,7 @@ import torch
 
 from tascade.errors import TascadeError
 from tascade.files import write_atomic
+from tascade.places import forget_places
 from tascade.tokens.extend import save_extended
 from tascade.tokens.stored import TUNING_FILE
 
@@ -27,6 +28,8 @@ def write_model(
         save_extended(tokenizer, expansions, first, folder)
     else:
         tokenizer.save_pretrained(folder)
+    for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
+        forget_places(folder / name)  # of the base model's, where its own files have any
 
 
 def reopen(folder: Path, model: Any, ids: Sequence[Sequence[int]]) -> tuple[Any, Any]:

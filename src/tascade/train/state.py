@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from tascade.errors import ConfigError
-from tascade.files import sync_folder
+from tascade.files import folder_beside, install_folder
 
 _TENSORS, _ABOUT = "state.safetensors", "state.json"
 
@@ -25,33 +24,21 @@ def save_state(
 ) -> None:
     """Write parameters, the optimizer's moments and ``about``; the folder before is replaced.
 
-    A crash leaves either the state of before or this one under ``folder`` or ``<folder>.old``.
+    A crash leaves the state of before or this one (see :func:`tascade.files.install_folder`).
     """
-    part, old = folder.with_name(folder.name + ".part"), _old(folder)
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
     tensors = {f"p.{name}": p.detach().cpu().contiguous() for name, p in parameters.items()}
     for name, parameter in parameters.items():
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"{key}.{name}"] = torch.as_tensor(value).detach().cpu().contiguous()
-    save_file(tensors, part / _TENSORS)
-    (part / _ABOUT).write_text(json.dumps(about))
-    sync_folder(part)
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    part.rename(folder)
-    sync_folder(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    with folder_beside(folder) as part:
+        save_file(tensors, part / _TENSORS)
+        (part / _ABOUT).write_text(json.dumps(about))
+        install_folder(part, folder)
 
 
 def has_state(folder: Path) -> bool:
     """Whether a state was saved there."""
-    return any((place / _ABOUT).is_file() for place in (folder, _old(folder)))
-
-
-def _old(folder: Path) -> Path:
-    return folder.with_name(folder.name + ".old")
+    return (folder / _ABOUT).is_file()
 
 
 def load_state(
@@ -71,8 +58,6 @@ def load_state(
     Raises:
         ConfigError: no readable state, or one of another run.
     """
-    if not (folder / _ABOUT).is_file():
-        folder = _old(folder)
     try:
         about: dict[str, Any] = json.loads((folder / _ABOUT).read_text())
         tensors = load_file(folder / _TENSORS)
