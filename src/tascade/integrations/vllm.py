@@ -20,6 +20,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from tascade.core import IntArray
+from tascade.draft.appended import AppendedWatch
 from tascade.draft.batch import BatchDrafter
 from tascade.draft.batch_budget import BatchBudget
 from tascade.draft.task import Task, open_task
@@ -160,10 +161,12 @@ class TascadeProposer:
         found = fingerprint(tokenizer)
         for pack in packs:
             pack.check_tokenizer(found, str(vllm_config.model_config.model))
-        tasks: list[Task] = [open_task(pack, found) for pack in packs]
+        opened = [open_task(pack, found) for pack in packs]
+        self._appended = AppendedWatch([task.corpus for task in opened])
+        tasks: list[Task] = [*opened]
         self._learner = None
         if options.learn:
-            corpus = open_task(packs[0], found).corpus
+            corpus = opened[0].corpus
             self._learner = _learner(options, found, corpus.vocab_size, vllm_config)
             tasks[0] = replace(tasks[0], corpus=self._learner.view(corpus))
         most = vllm_config.speculative_config.num_speculative_tokens
@@ -192,7 +195,8 @@ class TascadeProposer:
         slot_mappings: Any = None,
     ) -> list[list[int]]:
         """Drafts for the batch (see :meth:`tascade.draft.batch.BatchDrafter.propose`)."""
-        if self._learner is not None and self._learner.refresh_due():
+        learned = self._learner is not None and self._learner.refresh_due()
+        if self._appended.refresh_due() or learned:
             self.drafter.refresh()
         task_of = self._task_of if len(self._names) > 1 else None
         return self.drafter.propose(sampled_token_ids, num_tokens_no_spec, token_ids_cpu, task_of)
