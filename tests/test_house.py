@@ -40,6 +40,7 @@ ROWS = [
     {"draft", "decode", "tokens", "vocab"},
     {"data", "pack", "encode", "load", "bundled"},
     {"config"},
+    {"chat"},
     {"core", "errors", "files", "jit"},
 ]
 # The top row is the user's side: these of its modules may use another one of it.

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tascade.chat import ChatConfig
 from tascade.errors import ConfigError
 from tascade.files import write_atomic
 
@@ -243,6 +244,7 @@ class Recipe:
     device: str = "auto"
     max_new_tokens: int = 256
     data: DataConfig = field(default_factory=DataConfig)
+    chat: ChatConfig = field(default_factory=ChatConfig)
     spec: SpecConfig = field(default_factory=SpecConfig)
     vocab: VocabConfig = field(default_factory=VocabConfig)
     tune: TuneConfig = field(default_factory=TuneConfig)
@@ -301,8 +303,10 @@ def _build(cls: Any, raw: object, where: str) -> Any:
 def _typed(kind: Any, value: object, where: str) -> object:
     if isinstance(kind, types.UnionType):
         kind = typing.get_args(kind)[0]
-    if typing.get_origin(kind) is tuple:
+    if kind == tuple[str, ...]:
         return _strings(value, where)
+    if typing.get_origin(kind) in (dict, tuple):
+        return value  # checked by the section itself
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not kind:

@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tascade.errors import FingerprintError, PackError
+from tascade.chat import ChatConfig
+from tascade.errors import ConfigError, FingerprintError, PackError
 from tascade.files import write_atomic
 
 FORMAT = "tascade-pack"
@@ -56,6 +57,23 @@ class Pack:
     def model(self) -> str:
         """What to load and to serve: the tuned model, or the one the pack was made for."""
         return str(self.tuned) if (self.tuned / "config.json").is_file() else self.info.model
+
+    @property
+    def chat(self) -> ChatConfig:
+        """What its prompts take along into the chat template; nothing in packs that say nothing.
+
+        Raises:
+            PackError: ``pack.json`` has it wrong.
+        """
+        try:
+            return ChatConfig(**self.info.recipe.get("chat", {}))
+        except (TypeError, ConfigError) as error:
+            raise PackError(
+                "pack.json has a wrong chat section",
+                got=str(error)[:300],
+                where=str(self.path / "pack.json"),
+                fix="upgrade tascade, or adapt again",
+            ) from error
 
     @property
     def corpus(self) -> Path:

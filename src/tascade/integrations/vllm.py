@@ -12,6 +12,8 @@ they forbid. The pack may also be named by ``TASCADE_PACK`` in the environment.
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -33,6 +35,7 @@ OLDEST, NEWEST = (0, 32), (0, 33)
 """vLLM minor versions this proposer was made for, both included."""
 PACK_VARIABLE = "TASCADE_PACK"
 _DEFAULT = "default"
+_log = logging.getLogger(__name__)
 _KEYS = {"pack", "packs", "adapters", "budget", "learn"}
 
 
@@ -162,6 +165,14 @@ class TascadeProposer:
         for pack in packs:
             pack.check_tokenizer(found, str(vllm_config.model_config.model))
         opened = [open_task(pack, found) for pack in packs]
+        for name, pack in zip(self._names, packs, strict=True):
+            if pack.chat:
+                _log.warning(
+                    "pack %r: its prompts took along %s; requests encoded otherwise draft poorly. "
+                    "`tascade serve` has vLLM add it to chat requests",
+                    name,
+                    json.dumps(asdict(pack.chat)),
+                )
         self._appended = AppendedWatch([task.corpus for task in opened])
         tasks: list[Task] = [*opened]
         self._learner = None

@@ -99,13 +99,16 @@ def encoded(engine: Engine, request: ChatRequest | CompletionRequest) -> list[In
     found: list[IntArray] = []
     try:
         if isinstance(request, ChatRequest):
-            found.append(engine.model.encode([message.plain() for message in request.messages]))
+            messages = [message.plain() for message in request.messages]
+            found.append(engine.model.encode(messages, request.chat_template_kwargs))
         else:
             for prompt in request.prompts():
                 ids = tokenizer(prompt).input_ids if isinstance(prompt, str) else prompt
                 found.append(np.asarray(ids, np.int32))
     except TascadeError as error:
-        raise Refusal(400, error.message, param="messages") from error
+        chat = isinstance(request, ChatRequest) and request.chat_template_kwargs
+        param = "chat_template_kwargs" if chat else "messages"
+        raise Refusal(400, error.message, param=param) from error
     except Exception as error:  # a chat template raises whatever it likes
         raise Refusal(400, f"the prompt cannot be encoded: {type(error).__name__}") from error
     context = engine.model.target.context
