@@ -40,6 +40,7 @@ ROWS = [
     {"draft", "decode", "tokens", "vocab"},
     {"data", "pack", "encode", "load", "bundled"},
     {"config", "places"},
+    {"chat"},
     {"fields"},
     {"core", "errors", "files", "jit"},
 ]

@@ -10,12 +10,14 @@ import typer
 
 from tascade import cli_serve, cli_train
 from tascade.cli_options import (
+    ChatKwargs,
     Dtype,
     Json,
     MaxTokens,
     ModelOpt,
     OnError,
     PackArg,
+    System,
     Threads,
     use_threads,
 )
@@ -49,17 +51,22 @@ def inspect(
     held_out: Annotated[
         str, typer.Option(help="Held-out examples; a share of DATA if absent.")
     ] = "",
+    system: System = "",
+    chat_template_kwargs: ChatKwargs = "",
     on_error: OnError = "raise",
     threads: Threads = 0,
     json: Json = False,
 ) -> None:
     """Predict, before anything is built, what tascade would gain on this task."""
     from tascade import console
+    from tascade.chat import ChatConfig
     from tascade.inspection import inspect as look
 
     use_threads(threads)
+    options: dict[str, Any] = {"held_out": held_out or None, "on_error": on_error}
+    options["chat"] = ChatConfig().given(system, chat_template_kwargs)
     with console.progress_bar() as progress:
-        found = look(data, model, held_out=held_out or None, on_error=on_error, progress=progress)
+        found = look(data, model, progress=progress, **options)
     if json:
         console.print_json(found.to_dict())
     else:
@@ -78,6 +85,8 @@ def adapt(
     dtype: Dtype = "",
     max_new_tokens: Annotated[int, typer.Option(help="The pack's token limit [256].")] = 0,
     on_error: Annotated[str, typer.Option("--on-error", help="raise [default], or skip.")] = "",
+    system: System = "",
+    chat_template_kwargs: ChatKwargs = "",
     own: Annotated[
         bool, typer.Option("--self", help="Index the model's own answers, not the references.")
     ] = False,
@@ -101,6 +110,7 @@ def adapt(
 
     use_threads(threads)
     wanted = _recipe(recipe, model, data, validation, dtype, max_new_tokens, on_error)
+    wanted = replace(wanted, chat=wanted.chat.given(system, chat_template_kwargs))
     if own:
         wanted = replace(wanted, spec=replace(wanted.spec, own_answers=True))
     if tailor:

@@ -13,6 +13,16 @@ PackArg = Annotated[Path, typer.Argument(help="A pack folder, written by `tascad
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 Threads = Annotated[int, typer.Option(help="CPU threads; 0 leaves torch's choice.")]
 OnError = Annotated[str, typer.Option("--on-error", help="raise, or skip bad rows and list them.")]
+System = Annotated[
+    str, typer.Option("--system", help="System prompt, for prompts that bring none.")
+]
+ChatKwargs = Annotated[
+    str,
+    typer.Option(
+        "--chat-template-kwargs",
+        help="Variables of the chat template, and tools: a JSON object.",
+    ),
+]
 MaxTokens = Annotated[int, typer.Option("--max-new-tokens", help="Most tokens to generate.")]
 
 

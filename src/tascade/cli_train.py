@@ -7,7 +7,16 @@ from typing import Annotated, Any
 
 import typer
 
-from tascade.cli_options import Json, ModelOpt, OnError, PackArg, Threads, use_threads
+from tascade.cli_options import (
+    ChatKwargs,
+    Json,
+    ModelOpt,
+    OnError,
+    PackArg,
+    System,
+    Threads,
+    use_threads,
+)
 
 
 def enrich(
@@ -24,12 +33,15 @@ def enrich(
     own: Annotated[
         bool, typer.Option("--self", help="Choose from the model's own answers.")
     ] = False,
+    system: System = "",
+    chat_template_kwargs: ChatKwargs = "",
     on_error: OnError = "raise",
     threads: Threads = 0,
     json: Json = False,
 ) -> None:
     """Choose output n-grams that become tokens; predict the steps they save. Trains nothing."""
     from tascade import console
+    from tascade.chat import ChatConfig
     from tascade.enrichment import enrich as build
     from tascade.tokens.mine import MiningRules
 
@@ -44,6 +56,7 @@ def enrich(
             own_answers=own,
             out=out,
             on_error=on_error,
+            chat=ChatConfig().given(system, chat_template_kwargs),
             progress=progress,
         )
     if json:
@@ -68,6 +81,8 @@ def tune(
     recipe: Annotated[
         Path | None, typer.Option(help="A recipe (YAML) with a tune section.")
     ] = None,
+    system: System = "",
+    chat_template_kwargs: ChatKwargs = "",
     resume: Annotated[bool, typer.Option(help="Go on with the run that was stopped.")] = False,
     on_error: OnError = "",
     threads: Threads = 0,
@@ -91,13 +106,14 @@ def tune(
     }
     stage = dataclasses.replace(chosen.tune, **{k: v for k, v in given.items() if v})
     kept = dataclasses.replace(chosen.data, on_error=on_error or chosen.data.on_error)
+    chat = chosen.chat.given(system, chat_template_kwargs)
     with console.progress_bar() as progress:
         made = run(
             model,
             data,
             out=out,
             held_out=held_out or None,
-            recipe=dataclasses.replace(chosen, tune=stage, data=kept),
+            recipe=dataclasses.replace(chosen, tune=stage, data=kept, chat=chat),
             resume=resume,
             progress=progress,
         )

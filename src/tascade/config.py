@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tascade.chat import ChatConfig
 from tascade.errors import ConfigError
 from tascade.fields import build, check_types
 from tascade.files import write_atomic
@@ -247,6 +248,7 @@ class Recipe:
     device: str = "auto"
     max_new_tokens: int = 256
     data: DataConfig = field(default_factory=DataConfig)
+    chat: ChatConfig = field(default_factory=ChatConfig)
     spec: SpecConfig = field(default_factory=SpecConfig)
     vocab: VocabConfig = field(default_factory=VocabConfig)
     tune: TuneConfig = field(default_factory=TuneConfig)

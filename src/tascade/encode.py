@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from tascade.chat import ChatConfig
 from tascade.core import Example, IntArray
 from tascade.errors import ConfigError
 
 Prompt = str | Sequence[dict[str, str]]
+_PLAIN = ChatConfig()
+_SYSTEM = ("system", "developer")
+_MARK = "A5f1c0ffee5A"
 
 
 def fingerprint(tokenizer: Any) -> str:
@@ -43,49 +48,86 @@ def end_tokens(model: Any, tokenizer: Any) -> tuple[int, ...]:
     return tuple(found)
 
 
-def _messages(prompt: Prompt) -> list[dict[str, str]]:
-    if isinstance(prompt, str):
-        return [{"role": "user", "content": prompt}]
-    return [dict(message) for message in prompt]
+def _messages(prompt: Prompt, system: str) -> list[dict[str, str]]:
+    given = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    messages = [dict(message) for message in given]
+    if system and not any(message.get("role") in _SYSTEM for message in messages):
+        messages.insert(0, {"role": "system", "content": system})
+    return messages
 
 
-def encode_prompt(tokenizer: Any, prompt: Prompt) -> IntArray:
+def encode_prompt(tokenizer: Any, prompt: Prompt, chat: ChatConfig = _PLAIN) -> IntArray:
     """Ids of a prompt [T], ready for the answer: through the chat template where there is one.
 
+    Args:
+        tokenizer: of the model.
+        prompt: text, or chat messages; a system message of theirs is used instead of the pack's.
+        chat: what the prompt takes along into the template.
+
     Raises:
-        ConfigError: chat messages for a tokenizer without a chat template.
+        ConfigError: chat messages, or anything to take along, for a tokenizer without a chat
+            template; a variable that its template does not have; messages that it refuses.
     """
     if getattr(tokenizer, "chat_template", None):
-        text = tokenizer.apply_chat_template(
-            _messages(prompt), add_generation_prompt=True, tokenize=False
-        )
-        return _ids(tokenizer, text)
-    if not isinstance(prompt, str):
+        return _ids(tokenizer, _render(tokenizer, _messages(prompt, chat.system), chat, True))
+    if not isinstance(prompt, str) or chat:
+        what = "a system prompt, variables or tools" if isinstance(prompt, str) else "messages"
         raise ConfigError(
-            "the tokenizer has no chat template, so it cannot take messages",
-            got=f"{len(prompt)} messages",
-            wanted="a prompt string",
-            fix="pass the prompt as one string, or use a chat model",
+            f"the tokenizer has no chat template, so it cannot take {what}",
+            got=what,
+            wanted="a prompt string alone",
+            fix="pass the prompt as one string, and no chat options, or use a chat model",
         )
     return np.asarray(tokenizer(prompt).input_ids, np.int32)
 
 
+def system_template(tokenizer: Any, chat: ChatConfig) -> str:
+    """The tokenizer's chat template with a system message for prompts that bring none.
+
+    For engines that know no default for it. It is a template before the template, so that a system
+    message stands wherever the tokenizer's own puts one.
+
+    Raises:
+        ConfigError: there is no chat template.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise ConfigError(
+            "the tokenizer has no chat template, so it cannot take a system prompt",
+            wanted="a chat model",
+            where="chat.system",
+        )
+    template = str(tokenizer.get_chat_template(tools=list(chat.tools) or None))
+    # vLLM looks for the quoted name of the second role, to see if a template knows it.
+    roles = "['system', 'devel' ~ 'oper']"
+    return (
+        f"{{%- if not messages | selectattr('role', 'in', {roles}) | list -%}}"
+        f"{{%- set messages = [{{'role': 'system', 'content': {chat.system!a}}}] + messages -%}}"
+        f"{{%- endif +%}}{template}"
+    )
+
+
 def encode_completion(
-    tokenizer: Any, example: Example, prompt_ids: IntArray, ends: Sequence[int]
+    tokenizer: Any,
+    example: Example,
+    prompt_ids: IntArray,
+    ends: Sequence[int],
+    chat: ChatConfig = _PLAIN,
 ) -> IntArray:
     """Ids of an answer as the model would emit it, its end token included.
 
     The whole conversation is encoded where its prompt part comes out as the same ids; the answer
-    is what follows, up to the first end token. Otherwise the answer is encoded by itself.
+    is what follows, up to the first end token. Otherwise (a prompt ends in an empty thought, which
+    the template leaves out of a conversation) the answer is encoded by itself, with what the
+    template writes behind one.
     """
-    whole = _encode_whole(tokenizer, example)
+    whole = _encode_whole(tokenizer, example, chat)
     n = len(prompt_ids)
     if whole is not None and len(whole) > n and (whole[:n] == prompt_ids).all():
         answer = whole[n:]
     else:
-        answer = np.asarray(
-            tokenizer(example.completion, add_special_tokens=False).input_ids, np.int32
-        )
+        answer = _ids(tokenizer, example.completion + _behind(tokenizer, example, chat))
+        if not np.isin(answer, ends).any():
+            answer = _ids(tokenizer, example.completion)
     for i, token in enumerate(answer.tolist()):
         if token in ends:
             return answer[: i + 1]
@@ -93,14 +135,55 @@ def encode_completion(
     return np.concatenate((answer, tail))
 
 
-def _encode_whole(tokenizer: Any, example: Example) -> IntArray | None:
+def _behind(tokenizer: Any, example: Example, chat: ChatConfig) -> str:
+    """What the chat template writes behind an answer: its end token, where it has one."""
+    if not getattr(tokenizer, "chat_template", None):
+        return ""
+    marked = _conversation(tokenizer, example.prompt or "", _MARK, chat).rpartition(_MARK)
+    return marked[2] if marked[1] else ""
+
+
+def _conversation(tokenizer: Any, prompt: Prompt, answer: str, chat: ChatConfig) -> str:
+    messages = [*_messages(prompt, chat.system), {"role": "assistant", "content": answer}]
+    return _render(tokenizer, messages, chat, False)
+
+
+def _encode_whole(tokenizer: Any, example: Example, chat: ChatConfig) -> IntArray | None:
     prompt = example.prompt if example.prompt is not None else ""
     if getattr(tokenizer, "chat_template", None):
-        messages = [*_messages(prompt), {"role": "assistant", "content": example.completion}]
-        return _ids(tokenizer, tokenizer.apply_chat_template(messages, tokenize=False))
+        return _ids(tokenizer, _conversation(tokenizer, prompt, example.completion, chat))
     if not isinstance(prompt, str) or example.prompt is None:
         return None
     return np.asarray(tokenizer(prompt + example.completion).input_ids, np.int32)
+
+
+def _render(tokenizer: Any, messages: list[dict[str, str]], chat: ChatConfig, asking: bool) -> str:
+    """Messages as text; ``asking``: with the beginning of the answer."""
+    templates = tokenizer.chat_template
+    text = " ".join(templates.values()) if isinstance(templates, dict) else str(templates)
+    for name in chat.kwargs:
+        # One that the template never reads would change nothing, in silence.
+        if not re.search(rf"\b{name}\b", text):
+            raise ConfigError(
+                f"the tokenizer's chat template has no variable {name!r}",
+                got=name,
+                wanted="a variable that the template reads",
+                where="chat",
+                fix="look at tokenizer.chat_template, or leave it out",
+            )
+    try:
+        return str(
+            tokenizer.apply_chat_template(
+                messages, add_generation_prompt=asking, tokenize=False, **chat.kwargs
+            )
+        )
+    except Exception as error:  # a template raises whatever it likes
+        raise ConfigError(
+            f"the chat template refuses the messages: {str(error)[:200]}",
+            got=type(error).__name__,
+            wanted="messages and options that the template takes",
+            where="chat",
+        ) from error
 
 
 def _ids(tokenizer: Any, text: str) -> IntArray:
@@ -108,9 +191,9 @@ def _ids(tokenizer: Any, text: str) -> IntArray:
 
 
 def encode_example(
-    tokenizer: Any, example: Example, ends: Sequence[int]
+    tokenizer: Any, example: Example, ends: Sequence[int], chat: ChatConfig = _PLAIN
 ) -> tuple[IntArray | None, IntArray]:
     """(prompt ids or ``None``, answer ids) of one example."""
-    prompt = encode_prompt(tokenizer, example.prompt if example.prompt is not None else "")
-    answer = encode_completion(tokenizer, example, prompt, ends)
+    prompt = encode_prompt(tokenizer, example.prompt if example.prompt is not None else "", chat)
+    answer = encode_completion(tokenizer, example, prompt, ends, chat)
     return (None if example.prompt is None else prompt), answer

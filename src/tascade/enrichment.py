@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tascade.chat import ChatConfig
 from tascade.config import DataConfig, Recipe
 from tascade.core import IntArray
 from tascade.encode import end_tokens, fingerprint
@@ -111,6 +112,7 @@ def enrich(
     own_answers: bool = False,
     out: str | Path | None = None,
     on_error: str = "raise",
+    chat: ChatConfig | None = None,
     progress: Progress | None = None,
 ) -> Enrichment:
     """Choose new tokens from a task's training outputs; predict the steps on held-out ones.
@@ -126,6 +128,7 @@ def enrich(
         own_answers: choose from the model's own answers, which it takes time to make.
         out: a new folder for ``tokens.json`` and the extended tokenizer.
         on_error: ``raise``, or ``skip`` bad rows.
+        chat: what prompts take along into the chat template; nothing by default.
         progress: called with (stage, done, total).
 
     Raises:
@@ -139,7 +142,10 @@ def enrich(
         place_for(out)
     loaded, tokenizer, name = load_model(model)
     TokenizerFamily(tokenizer)  # a tokenizer that cannot be given tokens is refused at once
-    ends, recipe = end_tokens(loaded, tokenizer), Recipe(data=DataConfig(on_error=on_error))
+    ends, recipe = (
+        end_tokens(loaded, tokenizer),
+        Recipe(data=DataConfig(on_error=on_error), chat=chat or ChatConfig()),
+    )
     prepared = prepare(tokenizer, ends, data, held_out, recipe, tell)
     if len(prepared.validation) < 2:
         raise DataError(

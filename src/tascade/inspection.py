@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tascade.chat import ChatConfig
 from tascade.config import DataConfig, Recipe, VocabConfig
 from tascade.core import IntArray
 from tascade.decode.heads import HeadSlot, finisher, remove_slot
@@ -79,6 +80,7 @@ def inspect(
     *,
     held_out: Any = None,
     on_error: str = "raise",
+    chat: ChatConfig | None = None,
     progress: Progress | None = None,
 ) -> Inspection:
     """Predict tokens per step and speed-up on held-out rows by replaying reference outputs.
@@ -91,6 +93,7 @@ def inspect(
         model: a hub id, a folder, or a loaded ``(model, tokenizer)``.
         held_out: held-out examples; a share of ``data`` when absent.
         on_error: ``raise``, or ``skip`` bad rows.
+        chat: what prompts take along into the chat template; nothing by default.
         progress: called with (stage, done, total).
 
     Raises:
@@ -99,7 +102,7 @@ def inspect(
     tell = progress or silent
     loaded, tokenizer, name = load_model(model)
     ends = end_tokens(loaded, tokenizer)
-    recipe = Recipe(data=DataConfig(on_error=on_error))
+    recipe = Recipe(data=DataConfig(on_error=on_error), chat=chat or ChatConfig())
     prepared = prepare(tokenizer, ends, data, held_out, recipe, tell, read_tokens(name))
     rows = [_with_prompt(row) for row in spread(prepared.validation, _ROWS)]
     if len(rows) < 2:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import threading
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -53,6 +53,7 @@ class TaskModel:
     Attributes:
         model, tokenizer: the unmodified Transformers objects.
         pack: the pack in use.
+        chat: what its prompts take along into the chat template.
         decoder: the speculative loop. ``plain`` is the same loop without drafts, full head.
         tailored: the model's small head; ``None`` where the full one is used.
         assistant: the model that drafts too; ``None`` where there is none.
@@ -72,7 +73,7 @@ class TaskModel:
         check_assistant(head, assistant)
         self.model, self.tokenizer, self.pack = model, tokenizer, pack
         pack.check_tokenizer(fingerprint(tokenizer), name or "the given model")
-        self.ends = end_tokens(model, tokenizer)
+        self.ends, self.chat = end_tokens(model, tokenizer), pack.chat
         self.target = Target(model)
         task = open_task(pack, pack.info.fingerprint, self.target.vocab_size)
         self.corpus, self.similar, self.calibration = task.corpus, task.similar, task.calibration
@@ -202,9 +203,20 @@ class TaskModel:
         except TypeError as error:
             raise ConfigError("unknown sampling option", got=error) from error
 
-    def encode(self, prompt: Prompt) -> IntArray:
-        """Token ids of a prompt, chat template applied: [T] int32."""
-        return encode_prompt(self.tokenizer, prompt)
+    def encode(
+        self, prompt: Prompt, chat_template_kwargs: Mapping[str, Any] | None = None
+    ) -> IntArray:
+        """Token ids of a prompt, chat template applied: [T] int32.
+
+        Args:
+            prompt: a system message of its own is used instead of the pack's.
+            chat_template_kwargs: variables of the template, each instead of the pack's.
+
+        Raises:
+            ConfigError: see :func:`tascade.encode.encode_prompt`.
+        """
+        chat = self.chat.over(chat_template_kwargs) if chat_template_kwargs else self.chat
+        return encode_prompt(self.tokenizer, prompt, chat)
 
     def run(
         self, prompt: Prompt, processors: Sequence[Processor] = (), **options: Any

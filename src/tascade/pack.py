@@ -12,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from tascade.chat import ChatConfig
 from tascade.config import Recipe
 from tascade.errors import ConfigError, FingerprintError, PackError
 from tascade.fields import shown, typed
@@ -93,6 +94,23 @@ class Pack:
             where=str(self.path),
             fix="pass it: model=... in Python, --model on the command line",
         )
+
+    @property
+    def chat(self) -> ChatConfig:
+        """What its prompts take along into the chat template; nothing in packs that say nothing.
+
+        Raises:
+            PackError: ``pack.json`` has it wrong.
+        """
+        try:
+            return ChatConfig(**self.info.recipe.get("chat", {}))
+        except (TypeError, ConfigError) as error:
+            raise PackError(
+                "pack.json has a wrong chat section",
+                got=str(error)[:300],
+                where=str(self.path / "pack.json"),
+                fix="upgrade tascade, or adapt again",
+            ) from error
 
     @property
     def corpus(self) -> Path:

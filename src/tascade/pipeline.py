@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from tascade.config import DataConfig, Recipe
+from tascade.config import Recipe
 from tascade.core import IntArray
 from tascade.data.load import LoadReport, load_examples, source_hash
 from tascade.draft.corpus import CorpusIndex
@@ -159,7 +159,7 @@ def prepare(
     ``merger``: the new tokens of a tuned model, which says its answers in them.
     """
     out = Prepared()
-    out.train = list(_encoded(tokenizer, ends, data, recipe.data, "train", out.reports, tell))
+    out.train = list(_encoded(tokenizer, ends, data, recipe, "train", out.reports, tell))
     if not out.train:
         raise DataError(
             "no examples",
@@ -169,7 +169,7 @@ def prepare(
             fix="check the file",
         )
     if validation is not None:
-        rows = _encoded(tokenizer, ends, validation, recipe.data, "validation", out.reports, tell)
+        rows = _encoded(tokenizer, ends, validation, recipe, "validation", out.reports, tell)
         out.validation = list(islice(rows, 4 * max(recipe.spec.calibration_rows, 1)))
     elif len(out.train) >= 2 * _HELD_OUT_SHARE:
         out.held_out = True
@@ -197,19 +197,19 @@ def _encoded(
     tokenizer: Any,
     ends: Sequence[int],
     data: Any,
-    config: DataConfig,
+    recipe: Recipe,
     split: str,
     reports: list[LoadReport],
     tell: Progress,
 ) -> Iterator[Row]:
     report = LoadReport()
     reports.append(report)
-    rows = load_examples(data, on_error=config.on_error, split=split, report=report)
-    limit = config.max_examples or None
+    rows = load_examples(data, on_error=recipe.data.on_error, split=split, report=report)
+    limit = recipe.data.max_examples or None
     for i, example in enumerate(islice(rows, limit)):
         if i % 256 == 0:
             tell(f"reading {split}", i, limit)
-        yield encode_example(tokenizer, example, ends)
+        yield encode_example(tokenizer, example, ends, recipe.chat)
 
 
 def _sources(data: Any, validation: Any, reports: Sequence[LoadReport]) -> list[dict[str, Any]]:

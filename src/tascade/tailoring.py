@@ -68,7 +68,8 @@ def tailor(
     """
     config, tell = config or VocabConfig(head="exact"), progress or silent
     task_model = TaskModel.from_pretrained(pack, head="full")
-    recipe = Recipe(max_new_tokens=task_model.pack.info.max_new_tokens)
+    tokens = task_model.pack.info.max_new_tokens
+    recipe = Recipe(max_new_tokens=tokens, chat=task_model.chat)
     recipe = replace(recipe, data=replace(recipe.data, on_error=on_error))
     ends, tokenizer = task_model.ends, task_model.tokenizer
     merger = read_tokens(task_model.pack.model)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tascade.draft import batch as batch_module
+from tascade.draft.appended import AppendedWatch
 from tascade.draft.batch import BatchDrafter
 from tascade.draft.batch_budget import BatchBudget
 from tascade.draft.batch_kernels import SURVIVAL_BINS
@@ -101,6 +102,77 @@ def test_requests_of_several_tasks_draw_on_their_own_corpus(tmp_path: Path) -> N
     assert host.step({0: [5], 1: [5]}) == {0: [6, 7, END], 1: [16, 17, END]}
     host.end(0)  # the other moves to row 0, and stays with its task
     assert host.step({1: [16]}) == {1: [17, END]}
+
+
+@pytest.mark.parametrize("packs", [1, 2, 3])
+def test_documents_appended_to_any_pack_are_drafted(tmp_path: Path, packs: int) -> None:
+    paths = [tmp_path / str(i) for i in range(packs)]
+    for path in paths:
+        path.mkdir()
+    corpora = [index(path, [[900, 901, END]] * 3) for path in paths]
+    host = Host(drafter(*corpora))
+    host.task_of = lambda row: host.names[row]
+    watch = AppendedWatch(corpora, every=0.0)
+
+    def drafts(said: int = 5) -> list[list[int]]:
+        for i in range(packs):
+            host.add(i, [40 + i])
+        found = host.step({i: [said] for i in range(packs)})
+        for i in range(packs):
+            host.end(i)
+        return [found[i] for i in range(packs)]
+
+    def append(pack: int, document: list[int], times: int, *, compact: bool = False) -> None:
+        with CorpusIndex.open(paths[pack] / "index", writable=True) as writer:
+            writer.append([document] * times)
+            if compact:
+                writer.compact()
+        assert watch.refresh_due()
+        host.drafter.refresh()
+
+    assert drafts() == [[]] * packs
+    for i in range(packs):  # of different lengths, each for its own requests alone
+        append(i, [5, 10 * i + 6, 10 * i + 7, END], 9 + 20 * i)
+    assert drafts() == [[10 * i + 6, 10 * i + 7, END] for i in range(packs)]
+    append(0, [5, 8, 8, END], 200)
+    assert drafts()[0] == [8, 8, END]
+    assert drafts()[1:] == [[10 * i + 6, 10 * i + 7, END] for i in range(1, packs)]
+    append(packs - 1, [30, 9, END], 9, compact=True)
+    assert drafts(30) == [[]] * (packs - 1) + [[9, END]]
+    assert not watch.refresh_due()
+
+
+def test_packs_opened_with_appended_documents_draft_from_them(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    for name, token in (("a", 6), ("b", 16)):
+        index(tmp_path / name, [[900, END]])
+        with CorpusIndex.open(tmp_path / name / "index", writable=True) as writer:
+            writer.append([[5, token, END]] * 9)
+    opened = [CorpusIndex.open(tmp_path / name / "index") for name in ("a", "b")]
+    host = Host(drafter(*opened))
+    host.task_of = lambda row: host.names[row]
+    host.add(0, [40])
+    host.add(1, [40])
+    assert host.step({0: [5], 1: [5]}) == {0: [6, END], 1: [16, END]}
+
+
+def test_an_index_that_is_gone_stays_in_use(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    corpus = index(tmp_path, [[5, 6, 7, END]] * 9)
+    host = Host(drafter(corpus))
+    watch = AppendedWatch([corpus], every=0.0)
+    (tmp_path / "index").rename(tmp_path / "elsewhere")
+    assert not watch.refresh_due()
+    assert not watch.refresh_due()
+    assert len(caplog.records) == 1
+    host.add(0, [40])
+    assert host.step({0: [5]}) == {0: [6, 7, END]}
+    (tmp_path / "elsewhere").rename(tmp_path / "index")
+    with CorpusIndex.open(tmp_path / "index", writable=True) as writer:
+        writer.append([[5, 8, END]])
+    assert watch.refresh_due()
 
 
 EVENTS = st.lists(

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
+from tascade.draft.appended import AppendedWatch
+from tascade.draft.batch import BatchDrafter
+from tascade.draft.corpus import CorpusIndex
+from tascade.draft.task import Task
 from tascade.errors import ConfigError
 from tascade.integrations.vllm import (
     TascadeProposer,
@@ -97,3 +103,24 @@ def test_an_engine_without_a_pack_has_nothing_to_bind() -> None:
     extension.model_runner = SimpleNamespace(drafter=object())
     assert not extension.tascade_bind()
     assert extension.tascade_stats() == {}
+
+
+def test_documents_appended_to_packs_in_use_are_drafted(tmp_path: Path) -> None:
+    corpora = [
+        CorpusIndex.build(tmp_path / name, [[90, 91]], vocab_size=96, fingerprint="t")
+        for name in ("a", "b")
+    ]
+    made = proposer("a", "b")
+    made._learner, made._appended = None, AppendedWatch(corpora, every=0.0)
+    tasks = [Task(corpus) for corpus in corpora]
+    made.drafter = BatchDrafter(tasks, end_tokens=[1], requests=4, length=32, most=4)
+    requests = {"r0": request(), "r1": request({"tascade_pack": "b"})}
+    made.bind(lambda: SimpleNamespace(req_ids=["r0", "r1"]), lambda: requests)
+    ids, lengths = np.zeros((4, 32), np.int32), np.array([2, 2, 0, 0], np.int32)
+    ids[:, :2] = [40, 5]
+    assert made.propose([[5], [5]], lengths, ids) == [[], []]
+    for name, token in (("a", 6), ("b", 16)):
+        with CorpusIndex.open(tmp_path / name, writable=True) as writer:
+            writer.append([[5, token, 1]] * 9)
+    ids[:, 0] = 41
+    assert made.propose([[5], [5]], lengths, ids) == [[6, 1], [16, 1]]

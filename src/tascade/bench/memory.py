@@ -109,15 +109,17 @@ def measure_here(job: MemoryJob, prompts: Sequence[Prompt]) -> Memory:
 
     from tascade.decode.sample import SamplingParams
     from tascade.model import TaskModel  # noqa: F401
+    from tascade.pack import Pack
 
     before = _resident()
     decoder, model, tailored = _load(job)
+    chat = Pack.open(job.pack).chat
     tokenizer = decoder.tokenizer
     params = SamplingParams(
         max_new_tokens=job.max_new_tokens, end_tokens=end_tokens(model, tokenizer)
     )
     for prompt in prompts:
-        decoder.generate(encode_prompt(tokenizer, prompt), params)
+        decoder.generate(encode_prompt(tokenizer, prompt, chat), params)
     small = 0 if tailored is None else tailored.head.nbytes
     after, on_device = _resident(), model.device.type == "cuda"
     return Memory(

@@ -24,7 +24,6 @@ from tascade.decode.sample import SamplingParams
 from tascade.decode.target import Target
 from tascade.draft.none import NoDrafter
 from tascade.draft.paper import PaperDrafter
-from tascade.encode import encode_prompt
 from tascade.errors import ConfigError, DataError, PackError
 from tascade.files import without_folders, write_atomic
 from tascade.load import ModelRef, load_model
@@ -167,7 +166,7 @@ def _examples(data: Any, report: LoadReport | None = None) -> Iterator[Example]:
 
 def _request(task_model: TaskModel, example: Example) -> Request:
     assert example.prompt is not None
-    ids = encode_prompt(task_model.tokenizer, example.prompt)
+    ids = task_model.encode(example.prompt)
     return Request(ids, example.completion, example.id or example.where)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from tascade.core import IntArray
+from tascade.draft.batch_bounds import check_batch, check_tasks, leave_strange
 from tascade.draft.batch_budget import BatchBudget
 from tascade.draft.batch_kernels import SURVIVAL_BINS, cut_rows, draft_rows, new_batch_work
 from tascade.draft.batch_slots import LongArray, clear_slots, match_rows, new_slots
@@ -28,6 +29,7 @@ _EXAMPLES = 8
 Ended = Callable[[IntArray, IntArray], object]
 """Takes the prompt and the output, [T] int32 each, of a request that met an end token."""
 _NO_TOKENS = np.empty(0, np.int32)
+_NO_BOUND = np.iinfo(np.int32).max
 
 
 @dataclass(slots=True)
@@ -93,7 +95,7 @@ class BatchDrafter:
         self._outcome = np.zeros(4)
         self._drafts = np.zeros(requests * most, np.int32)
         self._row_ends = np.zeros(requests, np.int64)
-        self._recent = HashChain(16, bits=16)
+        self._recent = [HashChain(16, bits=16) for _ in self.tasks]
         self._stages = _stacked([task.calibration for task in self.tasks])
         self._ended = 0.0
         self.refresh()
@@ -118,10 +120,13 @@ class BatchDrafter:
         self._keep_alive = [arrays for _, arrays in tables]
         self._shards = np.concatenate([rows for rows, _ in tables])
         self._begins = np.cumsum([0] + [len(rows) for rows, _ in tables])
+        # A shard's ``head`` has an entry for each token, and two more.
+        self._vocabulary = int(self._shards[:, 5].min(initial=_NO_BOUND)) - 2
         self._slots.held[:, :, MAX_LEVELS] = 0  # voters stand in the shards of before
-        corpus = self.tasks[0].corpus if len(self.tasks) == 1 else None
-        if corpus is not None:
-            self._recent.follow(corpus.delta_tokens)
+        for task, recent in zip(self.tasks, self._recent, strict=True):
+            if task.corpus is not None:
+                recent.follow(task.corpus.delta_tokens)
+        self._appended = _side_by_side([recent.arrays() for recent in self._recent])
 
     def propose(
         self,
@@ -140,7 +145,12 @@ class BatchDrafter:
             task_of: which task a row belongs to; the first one by default.
 
         Returns:
-            [B] lists of at most ``most`` token ids; empty where nothing pays.
+            [B] lists of at most ``most`` token ids; empty where nothing pays, and for a row that
+            is longer than a request may be or holds ids that are not in the vocabulary.
+
+        Raises:
+            ConfigError: arrays of another type or shape, too many rows, a length that a row does
+                not have, or a task that is not there.
         """
         start = time.perf_counter()
         budget = self.budget
@@ -148,7 +158,8 @@ class BatchDrafter:
         if rests and self._on_end is None:
             self._ended = 0.0
             return [[] for _ in sampled]
-        fresh = np.fromiter(map(len, sampled), np.int64, len(sampled))
+        sizes = {"requests": len(self._last), "longest": self.length}
+        fresh, lengths = check_batch(sampled, lengths, ids, **sizes)
         slot_of = self._find(ids, lengths, fresh, start, task_of)
         rows = int(self._outcome[0]) + self._admitted
         limit, floor = budget.plan(rows) if budget else (self.most, 0.0)
@@ -175,7 +186,10 @@ class BatchDrafter:
         slot_of = self._slot_of[: len(fresh)]
         wanted = self._wanted[: len(fresh)]
         if task_of is not None:
-            wanted[:] = [task_of(row) if n else 0 for row, n in enumerate(fresh.tolist())]
+            tasks = [task_of(row) if n else 0 for row, n in enumerate(fresh.tolist())]
+            check_tasks(tasks, len(self.tasks))
+            wanted[:] = tasks
+            fresh[wanted < 0] = 0
         found = (self._slots, self._last, self._claimed, slot_of, self._outcome)
         self._admitted = match_rows(ids, lengths, fresh, wanted, *found)
         known, accepted, given, promised = self._outcome.tolist()
@@ -184,6 +198,9 @@ class BatchDrafter:
             self.budget.costs.observe(len(fresh), int(given), now - self._ended)
         if self.budget is not None:
             self.budget.judge(promised, int(accepted))
+        leave_strange(ids, lengths, slot_of, self._slots.known, self._vocabulary)
+        if self._admitted:
+            self._admitted = int((slot_of == -1).sum())
         if self._admitted:
             rows = np.flatnonzero(slot_of == -1)
             prompts = np.asarray(lengths[rows] - fresh[rows], np.int64)
@@ -235,7 +252,7 @@ class BatchDrafter:
 
         The threads learn into the same calibration; a count lost between them does no harm.
         """
-        tasks = (self._shards, self._begins, self._recent.arrays(), self._stages)
+        tasks = (self._shards, self._begins, self._appended, self._stages)
 
         def part(rows: slice, work: Any) -> None:
             draft_rows(
@@ -275,3 +292,19 @@ def _stacked(calibrations: Sequence[Calibration]) -> tuple[Any, ...]:
     """Copies of the calibrations' arrays, each stage with a leading axis over tasks."""
     stages = zip(*(calibration.arrays() for calibration in calibrations), strict=True)
     return tuple(np.stack(stage) for stage in stages)
+
+
+def _side_by_side(chains: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
+    """Hash chains' arrays, each with a leading axis over tasks; the shorter ones are filled up."""
+    tokens, previous, tables, lengths, bits = zip(*chains, strict=True)
+    rows = [_filled_up(parts) for parts in (tokens, previous, tables)]
+    return (*rows, np.array(lengths, np.int64), bits[0])
+
+
+def _filled_up(parts: Sequence[IntArray]) -> IntArray:
+    if len(parts) == 1:  # a long one is not copied with every document
+        return parts[0][None]
+    rows = np.full((len(parts), max(map(len, parts))), -1, np.int32)
+    for row, part in zip(rows, parts, strict=True):
+        row[: len(part)] = part
+    return rows

@@ -197,10 +197,17 @@ def _draft_row(
     many: bool,
 ) -> None:
     """Take in one row's new tokens, learn from its last draft, and draft anew."""
-    shards, begins, recent, stages = tasks
+    shards, begins, appended, stages = tasks
     cells, weights, final, path, odds = stages
     limit, floor, length_limit = plan
     task = slots.task[s]
+    recent = (
+        appended[0][task],
+        appended[1][task],
+        appended[2][task],
+        appended[3][task],
+        appended[4],
+    )
     mixer = (cells[task], weights[task], final[task], path[task], odds[task])
     out = (slots.draft[s], work[2], slots.survival[s], slots.kinds[s], slots.raw[s])
     memo = (slots.memo_tokens[s], slots.memo_shares[s], slots.memo_match[s], slots.memo_used[s])
@@ -261,11 +268,12 @@ def draft_rows(
     """Take in each row's new tokens, learn from its last draft, and draft anew.
 
     ``ids``, ``lengths`` as in :func:`match_rows`; ``slot_of``: [B], each row's slot, below 0 for
-    none. ``tasks``: (shard table of all tasks, where each task's shards begin [P + 1], hash chain
-    of documents not yet in a shard, the calibrations' arrays stacked, updated in place).
-    ``plan``: (most nodes for a row, 0 for none; least survival; most tokens of a request). Nothing
-    is drafted after an end token (``barriers``). Drafts are left in the slots; ``counts`` and
-    ``sums`` [SURVIVAL_BINS] tell the nodes and their survival summed, the surest bin first.
+    none. ``tasks``: (shard table of all tasks, where each task's shards begin [P + 1], hash chains
+    of documents not yet in a shard and the calibrations' arrays, both stacked over tasks, the
+    latter updated in place). ``plan``: (most nodes for a row, 0 for none; least survival; most
+    tokens of a request). Nothing is drafted after an end token (``barriers``). Drafts are left in
+    the slots; ``counts`` and ``sums`` [SURVIVAL_BINS] tell the nodes and their survival summed, the
+    surest bin first.
     """
     counts[:] = 0
     sums[:] = 0.0

@@ -12,6 +12,8 @@ they forbid. The pack may also be named by ``TASCADE_PACK`` in the environment.
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -20,6 +22,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from tascade.core import IntArray
+from tascade.draft.appended import AppendedWatch
 from tascade.draft.batch import BatchDrafter
 from tascade.draft.batch_budget import BatchBudget
 from tascade.draft.task import Task, open_task
@@ -32,6 +35,7 @@ OLDEST, NEWEST = (0, 32), (0, 33)
 """vLLM minor versions this proposer was made for, both included."""
 PACK_VARIABLE = "TASCADE_PACK"
 _DEFAULT = "default"
+_log = logging.getLogger(__name__)
 _KEYS = {"pack", "packs", "adapters", "budget", "learn"}
 
 
@@ -161,10 +165,20 @@ class TascadeProposer:
         for pack in packs:
             pack.check_tokenizer(found, str(vllm_config.model_config.model))
         rows = vllm_config.model_config.get_vocab_size()
-        tasks: list[Task] = [open_task(pack, found, rows) for pack in packs]
+        opened = [open_task(pack, found, rows) for pack in packs]
+        for name, pack in zip(self._names, packs, strict=True):
+            if pack.chat:
+                _log.warning(
+                    "pack %r: its prompts took along %s; requests encoded otherwise draft poorly. "
+                    "`tascade serve` has vLLM add it to chat requests",
+                    name,
+                    json.dumps(asdict(pack.chat)),
+                )
+        self._appended = AppendedWatch([task.corpus for task in opened])
+        tasks: list[Task] = [*opened]
         self._learner = None
         if options.learn:
-            corpus = open_task(packs[0], found, rows).corpus
+            corpus = opened[0].corpus
             self._learner = _learner(options, found, corpus.vocab_size, vllm_config)
             tasks[0] = replace(tasks[0], corpus=self._learner.view(corpus))
         most = vllm_config.speculative_config.num_speculative_tokens
@@ -193,7 +207,8 @@ class TascadeProposer:
         slot_mappings: Any = None,
     ) -> list[list[int]]:
         """Drafts for the batch (see :meth:`tascade.draft.batch.BatchDrafter.propose`)."""
-        if self._learner is not None and self._learner.refresh_due():
+        learned = self._learner is not None and self._learner.refresh_due()
+        if self._appended.refresh_due() or learned:
             self.drafter.refresh()
         task_of = self._task_of if len(self._names) > 1 else None
         return self.drafter.propose(sampled_token_ids, num_tokens_no_spec, token_ids_cpu, task_of)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -85,16 +85,28 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        # The offending value is left out: it may be somebody's prompt.
-        where = ".".join(str(part) for part in first["loc"][1:]) or "body"
-        found = Refusal(400, f"{where}: {first['msg']}", param=where, code="invalid_value")
+        where, said = _complaint(error.errors())
+        found = Refusal(400, f"{where}: {said}", param=where, code="invalid_value")
         return JSONResponse(found.body, 400)
 
     @app.exception_handler(HTTPException)
     async def other(_: Request, error: HTTPException) -> Response:
         found = Refusal(error.status_code, str(error.detail))
         return JSONResponse(found.body, error.status_code, dict(error.headers or {}))
+
+
+def _complaint(errors: Sequence[Any]) -> tuple[str, str]:
+    """The field that is wrong, and why, without its value: that may be somebody's prompt.
+
+    Where a field takes several types, each complains of its own: the one that the value has says
+    which limit it is beyond, the others only that they are others.
+    """
+    types = ("_type", "_parsing")
+    told = next((e for e in errors if not e["type"].endswith(types)), errors[0])
+    path = [str(part) for part in told["loc"][1:]]
+    # The names of a field's types, such as list[str], stand in the path as well.
+    steps = [part for part in path[1:] if part.isdigit() or (part.isidentifier() and part != "str")]
+    return ".".join([*path[:1], *steps]) or "body", str(told["msg"])
 
 
 async def answer(

@@ -57,6 +57,11 @@ def _full() -> Refusal:
     return Refusal(429, message, code="queue_full", retry_after=1)
 
 
+def _stopped() -> Refusal:
+    # Another server, or this one once it is back, may well answer.
+    return Refusal(503, "the server is stopping", code="stopping", retry_after=5)
+
+
 class Engine:
     """Owns the model: a queue, and the thread that decodes one request at a time."""
 
@@ -89,10 +94,20 @@ class Engine:
         """Put jobs in the queue, all of them or none.
 
         Raises:
-            Refusal: 429 when the queue is full, 503 when the server is stopping.
+            Refusal: 400 for more jobs than the queue holds when it is empty, 429 while it is too
+                full for them, 503 when the server is stopping, 500 when it failed to start.
         """
-        if self._stopping.is_set() or self.fault is not None:
-            raise Refusal(503, "the server is stopping", code="stopping")
+        if self.fault is not None:
+            raise Refusal(500, "the server failed to start", code="failed")
+        if self._stopping.is_set():
+            raise _stopped()
+        if len(jobs) > self.settings.max_queue:
+            raise Refusal(
+                400,
+                f"{len(jobs)} answers (prompts times n) in one request are too many; at most "
+                f"{self.settings.max_queue} fit into this server's queue",
+                code="too_many_answers",
+            )
         if self._queue.qsize() + len(jobs) > self.settings.max_queue:
             self._forget_left()
         if self._queue.qsize() + len(jobs) > self.settings.max_queue:
@@ -130,7 +145,7 @@ class Engine:
         end = time.monotonic() + self.settings.grace
         while time.monotonic() < end and (self._current is not None or self._queue.qsize()):
             time.sleep(0.02)
-        stopped = Piece(failure=Refusal(503, "the server is stopping", code="stopping"))
+        stopped = Piece(failure=_stopped())
         running = self._current
         if running is not None:
             running.given_up.set()

@@ -130,6 +130,7 @@ class ChatRequest(_Options):
     response_format: dict[str, Any] | None = None
     tools: list[Any] | None = None
     tool_choice: Any = None
+    chat_template_kwargs: dict[str, Any] | None = None
 
     def refuse(self) -> None:
         """See :class:`_Options`."""

@@ -99,28 +99,33 @@ def encoded(engine: Engine, request: ChatRequest | CompletionRequest) -> list[In
     found: list[IntArray] = []
     try:
         if isinstance(request, ChatRequest):
-            found.append(engine.model.encode([message.plain() for message in request.messages]))
+            messages = [message.plain() for message in request.messages]
+            found.append(engine.model.encode(messages, request.chat_template_kwargs))
         else:
             for prompt in request.prompts():
                 ids = tokenizer(prompt).input_ids if isinstance(prompt, str) else prompt
                 found.append(np.asarray(ids, np.int32))
     except TascadeError as error:
-        raise Refusal(400, error.message, param="messages") from error
+        chat = isinstance(request, ChatRequest) and request.chat_template_kwargs
+        param = "chat_template_kwargs" if chat else "messages"
+        raise Refusal(400, error.message, param=param) from error
     except Exception as error:  # a chat template raises whatever it likes
         raise Refusal(400, f"the prompt cannot be encoded: {type(error).__name__}") from error
     context = engine.model.target.context
+    param = "messages" if isinstance(request, ChatRequest) else "prompt"
     for ids in found:
         if len(ids) == 0:
-            raise Refusal(400, "the prompt is empty", param="prompt")
+            raise Refusal(400, "the prompt is empty", param=param)
         if len(ids) > limit or (context is not None and len(ids) >= context):
             most = limit if context is None else min(limit, context - 1)
             raise Refusal(
                 400,
                 f"the prompt has {len(ids)} tokens; at most {most} are read",
+                param=param,
                 code="context_length_exceeded",
             )
         if int(ids.max()) >= len(tokenizer) or int(ids.min()) < 0:
-            raise Refusal(400, "a token id is not in the vocabulary", param="prompt")
+            raise Refusal(400, "a token id is not in the vocabulary", param=param)
     return found
 
 
@@ -136,14 +141,14 @@ def sampling(
     context = engine.model.target.context
     if context is not None:
         most = min(most, context - prompt_tokens)
-    wanted = request.max_tokens
-    if isinstance(request, ChatRequest):
-        wanted = request.max_completion_tokens or wanted
+    wanted, param = request.max_tokens, "max_tokens"
+    if isinstance(request, ChatRequest) and request.max_completion_tokens:
+        wanted, param = request.max_completion_tokens, "max_completion_tokens"
     if wanted is not None and wanted > most:
         raise Refusal(
             400,
             f"{wanted} tokens behind a prompt of {prompt_tokens} are too many; {most} fit",
-            param="max_tokens",
+            param=param,
             code="context_length_exceeded",
         )
     wanted = wanted or min(most, engine.model.pack.info.max_new_tokens)

@@ -6,9 +6,14 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from tascade.chat import ChatConfig
+from tascade.encode import system_template
+from tascade.errors import ConfigError
+from tascade.load import load_tokenizer, loading
 from tascade.pack import Pack
 
 PROPOSER = "tascade.integrations.vllm.TascadeProposer"
+_VARIABLES, _TEMPLATE = "--default-chat-template-kwargs", "--chat-template"
 
 
 def vllm_command(
@@ -24,20 +29,54 @@ def vllm_command(
 ) -> list[str]:
     """The command and its arguments; ``extra`` is passed on as it stands, and comes last.
 
-    What a pack holds decides the command: its model, and the drafter that its corpus feeds.
+    What a pack holds decides the command: its model, the drafter that its corpus feeds, and what
+    its prompts take along into the chat template.
+
+    Raises:
+        ConfigError: ``extra`` would take the place of what prompts take along; or the tokenizer
+            whose template is to have a system prompt cannot be loaded.
+        PackError: ``pack.json`` has a wrong chat section.
     """
     speculative = {"method": "custom_class", "model": PROPOSER, "num_speculative_tokens": drafted}
     options = {"pack": str(Path(pack.path).resolve())}
     if learn:
         options["learn"] = str(Path(learn).resolve())
     additional = {"tascade": options}
+    served = model or str(
+        Path(pack.model).resolve() if pack.model != pack.info.model else pack.model
+    )
     return [
         "vllm",
         "serve",
-        model or str(Path(pack.model).resolve() if pack.model != pack.info.model else pack.model),
+        served,
         *("--host", host, "--port", str(port)),
         *(("--served-model-name", name) if name else ()),
+        *_chat_options(pack.chat, served, extra),
         *("--speculative-config", json.dumps(speculative)),
         *("--additional-config", json.dumps(additional)),
         *extra,
     ]
+
+
+def _chat_options(chat: ChatConfig, model: str, extra: Sequence[str]) -> list[str]:
+    """What vLLM has for a pack's prompts: defaults of the template's variables, and a template.
+
+    vLLM has no default for a system prompt, so the template is given one, as text.
+    """
+    found = [_VARIABLES, json.dumps(chat.kwargs)] if chat.kwargs else []
+    if chat.system:
+        with loading(model):
+            tokenizer = load_tokenizer(model)
+        found += [_TEMPLATE, system_template(tokenizer, chat)]
+    for word in extra:
+        # vLLM takes --a_b for --a-b, and --a-b.key for a key of its value.
+        option = word.partition("=")[0].partition(".")[0].replace("_", "-")
+        if option in found[::2]:
+            raise ConfigError(
+                f"{option} would replace what this pack's prompts take along",
+                got=word,
+                wanted="requests that bring their own, as chat_template_kwargs or system message",
+                where=option,
+                fix="leave it out; or print the command (--print) and change it there",
+            )
+    return found
