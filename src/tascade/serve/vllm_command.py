@@ -9,6 +9,7 @@ from pathlib import Path
 from tascade.pack import Pack
 
 PROPOSER = "tascade.integrations.vllm.TascadeProposer"
+EXTENSION = "tascade.integrations.vllm.WorkerExtension"
 
 
 def vllm_command(
@@ -39,5 +40,6 @@ def vllm_command(
         *(("--served-model-name", name) if name else ()),
         *("--speculative-config", json.dumps(speculative)),
         *("--additional-config", json.dumps(additional)),
+        *("--worker-extension-cls", EXTENSION),
         *extra,
     ]
