@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import sys
+import types
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -102,9 +104,39 @@ def test_prompts_of_embeddings_are_refused_by_name() -> None:
 def test_drafted_tokens_get_what_their_request_has() -> None:
     ends = torch.tensor([2, 2, 5, 6], dtype=torch.int32)
     for dtype in (torch.float32, torch.int32, torch.int64):
-        output = torch.full((6,), -1, dtype=dtype)
-        vllm._expand(output, torch.tensor([5, 9, 0, 7], dtype=dtype), ends, 0, 1, 32)
-        assert output.tolist() == [5, 5, 1, 1, 1, 7]
+        found = vllm._expand(torch.tensor([5, 9, 0, 7], dtype=dtype), ends, 6, 0, 1)
+        assert (found.dtype, found.tolist()) == (dtype, [5, 5, 1, 1, 1, 7])
+        assert (
+            vllm._expand(torch.tensor([5, 9, 0, 7], dtype=dtype), ends, 6)[2:5].tolist() == [0] * 3
+        )
+
+
+@pytest.mark.parametrize("fault", ["none", "drops", "raises", "stays"])
+def test_an_engine_that_expands_wrongly_is_mended_or_refused(
+    fault: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def drops(x: torch.Tensor, ends: torch.Tensor, n: int, *_: int) -> torch.Tensor:
+        return x.new_full((n,), 8192)
+
+    def raises(*_: Any) -> torch.Tensor:
+        raise RuntimeError("no kernel")
+
+    kinds = {"none": vllm._expand, "drops": drops, "raises": raises, "stays": drops}
+    sampler = types.ModuleType("vllm.v1.sample.rejection_sampler")
+    sampler.expand_batch_to_tokens = kinds[fault]
+    parent = types.ModuleType("vllm.v1.sample")
+    parent.rejection_sampler = sampler
+    for name in ("vllm", "vllm.v1"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, "vllm.v1.sample", parent)
+    monkeypatch.setattr(vllm, "_expand", drops if fault == "stays" else vllm._expand)
+    if fault == "stays":
+        with pytest.raises(ConfigError, match="55005"):
+            vllm.mend_expansion()
+    else:
+        vllm.mend_expansion()
+        assert sampler.expand_batch_to_tokens is vllm._expand
+    assert ("55005" in caplog.text) == (fault != "none")
 
 
 def proposer(*names: str) -> TascadeProposer:

@@ -5,11 +5,10 @@
                              "model": "tascade.integrations.vllm.TascadeProposer"}' \
       --additional-config '{"tascade": {"pack": "PACK"}}'
 
-Nothing of vLLM's code is patched; where a kernel of its CPU build is wrong, a right one is entered
-in its registry of kernels (:func:`mend_expansion`). Its rejection sampler verifies the drafts, so
-that greedy output is the same and sampled output follows the same distribution; its grammars cut
-drafts at the first token they forbid. The pack may also be named by ``TASCADE_PACK`` in the
-environment.
+Nothing of vLLM is patched but one function of its CPU build, where a check at the start finds it
+wrong (:func:`mend_expansion`). Its rejection sampler verifies the drafts, so that greedy output is
+the same and sampled output follows the same distribution; its grammars cut drafts at the first
+token they forbid. The pack may also be named by ``TASCADE_PACK`` in the environment.
 """
 
 from __future__ import annotations
@@ -37,7 +36,6 @@ from tascade.integrations.vllm_options import (
 from tascade.learning import TrafficLearner
 from tascade.pack import Pack
 
-_KERNEL = "vllm.v1.sample.rejection_sampler.expand_kernel"
 _log = logging.getLogger(__name__)
 
 
@@ -75,41 +73,40 @@ def _is_extension(name: str) -> bool:
 def mend_expansion() -> None:
     """See that vLLM tells each drafted token its request's temperature, top_k and top_p.
 
-    The CPU kernel of 0.32 fills a copy and drops it (vllm-project/vllm#55005): where a request of
-    the batch is sampled, these are memory as it was found, greedy answers come out wrong, and top_k
-    may end the engine, whatever the drafter. Not drafting would not help: vLLM verifies drafts of
-    its own near the longest length, and a sampled request may join greedy ones just drafted for.
+    On a CPU 0.32 fills a copy and drops it (vllm-project/vllm#55005): where a request of the batch
+    is sampled, these are memory as it was found, greedy answers come out wrong, and top_k may end
+    the engine, whatever the drafter. To draft nothing beside sampled requests would not do: one may
+    join greedy ones just drafted for, and near the longest length vLLM drafts zeros of its own.
 
     Raises:
-        ConfigError: the kernel is wrong and vLLM takes no other.
+        ConfigError: it is wrong and stays wrong.
     """
-    from vllm.triton_utils import dispatcher
+    from vllm.v1.sample import rejection_sampler
 
-    if _expands():
+    if _expands(rejection_sampler):
         return
     _log.warning(
-        "this vLLM's %s is wrong on a CPU (vllm-project/vllm#55005): tascade registers a right one",
-        _KERNEL,
+        "this vLLM's expand_batch_to_tokens is wrong on a CPU (vllm-project/vllm#55005) and would "
+        "spoil greedy answers beside sampled ones: tascade replaces it in this process"
     )
-    dispatcher.register_kernels({_KERNEL: _expand})
-    if not _expands():
+    rejection_sampler.expand_batch_to_tokens = _expand
+    if not _expands(rejection_sampler):
         raise ConfigError(
             "this vLLM spoils greedy answers beside sampled ones, whatever the drafter",
-            got=f"{_KERNEL} is wrong on a CPU",
-            wanted="a vLLM with vllm-project/vllm#55005 mended",
+            got="a wrong rejection_sampler.expand_batch_to_tokens",
+            wanted="a vLLM in which vllm-project/vllm#55005 is mended",
             fix="upgrade vLLM, or leave the speculative config out",
         )
 
 
-def _expands() -> bool:
+def _expands(sampler: Any) -> bool:
     import torch
-    from vllm.v1.sample import rejection_sampler
 
     ends = torch.tensor([2, 5, 6], dtype=torch.int32)
     for dtype in (torch.float32, torch.int32):
         given = torch.tensor([50, 0, 7], dtype=dtype)
         try:
-            found = rejection_sampler.expand_batch_to_tokens(given, ends, 6, 0, 1).tolist()
+            found = sampler.expand_batch_to_tokens(given, ends, 6, 0, 1).tolist()
         except (RuntimeError, TypeError):
             return False
         if found != [50, 50, 1, 1, 1, 7]:
@@ -118,19 +115,12 @@ def _expands() -> bool:
 
 
 def _expand(
-    output_ptr: Any,
-    input_ptr: Any,
-    cu_num_tokens_ptr: Any,
-    replace_from: int,
-    replace_to: int,
-    MAX_NUM_TOKENS: int,
-) -> None:
-    """Fill ``output_ptr`` [T] with ``input_ptr`` [B], each up to its end; names as in vLLM's."""
-    import torch
-
-    counts = torch.diff(cu_num_tokens_ptr, prepend=cu_num_tokens_ptr.new_zeros(1))
-    values = input_ptr.masked_fill(input_ptr == replace_from, replace_to)
-    output_ptr.copy_(values.repeat_interleave(counts))
+    x: Any, cu_num_tokens: Any, num_tokens: int, replace_from: int = 0, replace_to: int = 0
+) -> Any:
+    """``x`` [B] repeated to [T], each up to its end; one value of it replaced. Names as in vLLM."""
+    counts = cu_num_tokens.diff(prepend=cu_num_tokens.new_zeros(1))
+    values = x.masked_fill(x == replace_from, replace_to)
+    return values.repeat_interleave(counts, output_size=num_tokens)
 
 
 class TascadeProposer:
