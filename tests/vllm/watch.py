@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tascade.draft.corpus import CorpusIndex
 from tascade.integrations.vllm import TascadeProposer, WorkerExtension
 
 
@@ -22,7 +23,9 @@ class WatchedProposer(TascadeProposer):
 
     def __init__(self, vllm_config: Any) -> None:
         super().__init__(vllm_config)
-        self.common = set().union(*(spoken(task.corpus) for task in self.drafter.tasks))
+        corpora = [task.corpus for task in self.drafter.tasks]
+        # Not where documents are learned while it runs: nobody asks for leaks there.
+        self.common = set().union(*(spoken(c) for c in corpora if isinstance(c, CorpusIndex)))
 
     def propose(
         self,
