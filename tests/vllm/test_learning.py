@@ -14,7 +14,7 @@ from tascade.draft.learned import COPIES
 from vllm import SamplingParams
 
 WHOLE = SamplingParams(temperature=0.0, max_tokens=96)
-USERS_WORDS = list(range(3900, 3920))
+USERS_WORDS = list(range(2000, 2020))
 
 
 @pytest.fixture(scope="module")
