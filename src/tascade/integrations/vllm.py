@@ -201,7 +201,7 @@ class TascadeProposer:
             return self._propose(sampled_token_ids, num_tokens_no_spec, token_ids_cpu)
         except Exception:
             if not self.failures:
-                _log.exception("tascade drafts nothing: this is logged once, and then counted")
+                _log.exception("nothing is drafted in this step; further failures are only counted")
             self.failures += 1
             return [[] for _ in sampled_token_ids]
 
