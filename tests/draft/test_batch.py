@@ -175,6 +175,20 @@ def test_an_index_that_is_gone_stays_in_use(
     assert watch.refresh_due()
 
 
+@pytest.mark.parametrize("budget", [None, BatchBudget(MOST)])
+def test_a_request_of_no_task_is_left_alone(budget: BatchBudget | None, tmp_path: Path) -> None:
+    drafting = drafter(index(tmp_path, [[5, 6, 7, END]] * 9), budget=budget)
+    host = Host(drafting, task_of=lambda row: -host.names[row])
+    host.add(0, [40])
+    host.add(1, [40])
+    assert budget is not None or host.step({0: [5], 1: [5]}) == {0: [6, 7, END], 1: []}
+    for _ in range(30):
+        assert host.step({0: [6], 1: [6]})[1] == []
+    assert drafting.stats.requests == 1
+    # It is a row of the batch nonetheless: what a step of two rows costs is learned.
+    assert budget is None or budget.costs.curve(2) is not None
+
+
 EVENTS = st.lists(
     st.tuples(st.sampled_from(["add", "end", "swap", "step", "step", "step"]), st.integers(0, 99)),
     min_size=5,

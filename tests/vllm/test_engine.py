@@ -10,7 +10,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from vllm.sampling_params import StructuredOutputsParams
+from vllm.v1.sample import rejection_sampler
 from vllm_engine import engine, limits, said, stats, watched
 from watch import spoken
 
@@ -18,11 +20,13 @@ import tascade
 from tascade import bundled
 from tascade.data.load import load_examples
 from tascade.draft.corpus import CorpusIndex
-from tascade.errors import FingerprintError, PackError
+from tascade.errors import ConfigError
+from tascade.integrations import vllm as vllm_integration
 from tascade.integrations.vllm import TascadeProposer
 from tascade.pack import Pack
 from vllm import SamplingParams
 
+VLLMS_OWN = rejection_sampler.expand_batch_to_tokens
 SCHEMA = {
     "type": "object",
     "properties": {
@@ -62,6 +66,40 @@ def test_tensor_parallel_workers_agree(
     two = engine(ticket_pack, tensor_parallel_size=2, distributed_executor_backend="mp")
     assert said(two, prompts) == plain_answers
     assert stats(two)["accepted"] > 100
+
+
+def test_greedy_answers_equal_plain_beside_sampled_ones(
+    llm: Any, prompts: list[dict[str, list[int]]], plain_answers: list[list[int]]
+) -> None:
+    # Sampled requests of all kinds come and go beside greedy ones; top_k=1 says what greedy says.
+    kinds = [{"temperature": 0.7}, {"top_p": 0.9}, {"top_k": 5}, {"top_k": 5, "min_tokens": 3}]
+    mixed, params, wanted = [], [], []
+    for i, limit in enumerate(limits(len(prompts))):
+        only = SamplingParams(temperature=1.0, top_k=1, seed=i, max_tokens=limit.max_tokens)
+        mixed.append(prompts[i])
+        params.append(only if i % 3 == 0 else limit)
+        wanted.append(plain_answers[i])
+        if i % 2:
+            mixed.append(prompts[i])
+            params.append(SamplingParams(seed=i, max_tokens=5 + i % 9, **kinds[i % len(kinds)]))
+            wanted.append([])
+    before = stats(llm)
+    found = said(llm, mixed, params)
+    assert [a for a, b in zip(found, wanted, strict=True) if b] == plain_answers
+    after = stats(llm)
+    assert after["accepted"] > before["accepted"] + 500
+    assert after["failures"] == 0
+
+
+def test_an_engine_goes_on_when_drafting_fails(
+    llm: Any, prompts: list[dict[str, list[int]]], plain_answers: list[list[int]]
+) -> None:
+    before = stats(llm)
+    llm.collective_rpc("tascade_break", args=(9,))
+    assert said(llm, prompts[:24], limits(24)) == plain_answers[:24]
+    after = stats(llm)
+    assert after["failures"] == before["failures"] + 9
+    assert after["accepted"] > before["accepted"]
 
 
 def test_no_request_drafts_from_anothers_context(llm: Any, ticket_pack: Path) -> None:
@@ -151,10 +189,9 @@ def test_each_request_drafts_from_the_pack_it_names(
         recipe=recipe,
     )
     several = engine(None, budget=False, packs={"tickets": str(ticket_pack), "notes": str(other)})
-    assert several.collective_rpc("tascade_bind") == [True]
     tickets = range(0, 72, 3)
     accepted = {}
-    for name in ("tickets", "notes"):
+    for name in ("tickets", "notes", "nosuch"):
         params = limits(len(prompts))
         for each in params:
             each.extra_args = {"tascade_pack": name}
@@ -163,18 +200,32 @@ def test_each_request_drafts_from_the_pack_it_names(
         assert found == [plain_answers[i] for i in tickets]
         accepted[name] = stats(several)["accepted"] - before
     assert accepted["tickets"] > 1.1 * accepted["notes"]
+    assert accepted["nosuch"] == 0
+    assert stats(several)["unknown_packs"] > 24
+    assert stats(several)["failures"] == 0
 
 
-def test_a_folder_without_a_pack_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_the_engine_cannot_do_is_refused_at_the_start_and_in_the_log(
+    ticket_pack: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv("TASCADE_PACK", str(tmp_path))
-    with pytest.raises(PackError, match="no pack in this folder"):
-        TascadeProposer(config())
+    several = {"a": str(ticket_pack), "b": str(ticket_pack)}
+    with pytest.raises(ConfigError, match="worker-extension-cls"):
+        TascadeProposer(config(tascade={"packs": several}))
+    embeds = config(tascade={"pack": str(ticket_pack)})
+    embeds.model_config.enable_prompt_embeds = True
+    with pytest.raises(ConfigError, match="embeddings"):
+        TascadeProposer(embeds)
+    assert "several packs" in caplog.records[0].message
+    assert "enable_prompt_embeds" in caplog.records[1].message
 
 
-def test_a_pack_for_another_tokenizer_is_refused(ticket_pack: Path, tmp_path: Path) -> None:
-    pack = Pack.open(ticket_pack).copy_to(tmp_path / "pack")
-    pack.save_info(dataclasses.replace(pack.info, fingerprint="4096-other"))
-    with pytest.raises(FingerprintError, match="another tokenizer"):
-        TascadeProposer(config(tascade={"pack": str(pack.path)}))
+def test_what_tells_drafted_tokens_their_temperature_is_right_afterwards(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(rejection_sampler, "expand_batch_to_tokens", VLLMS_OWN)
+    vllm_integration.mend_expansion()
+    ends = torch.tensor([3, 3, 40], dtype=torch.int32)
+    for dtype in (torch.float32, torch.int32, torch.int64):
+        given = torch.tensor([0, 9, 8192], dtype=dtype)
+        found = rejection_sampler.expand_batch_to_tokens(given, ends, 40, 0, 1)
+        assert found.tolist() == [1] * 3 + [8192] * 37

@@ -10,17 +10,24 @@ EXTENSION = "watch.WatchingExtension"
 
 
 def engine(
-    pack: Path | None, *, budget: bool = True, packs: dict[str, str] | None = None, **options: Any
+    pack: Path | None,
+    *,
+    budget: bool = True,
+    packs: dict[str, str] | None = None,
+    learn: Path | None = None,
+    **options: Any,
 ) -> Any:
     """An engine of the bundled model; with a pack, tascade drafts in it, and is watched.
 
-    ``packs``: several by name, in place of one.
+    ``packs``: several by name, in place of one; ``learn``: where finished answers go.
     """
     from tascade import bundled
     from vllm import LLM
 
     if pack is not None or packs:
         named: dict[str, Any] = {"packs": packs} if packs else {"pack": str(pack)}
+        if learn is not None:
+            named["learn"] = str(learn)
         config = {"method": "custom_class", "model": PROPOSER, "num_speculative_tokens": 12}
         options |= {
             "speculative_config": config,

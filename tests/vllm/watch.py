@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tascade.draft.corpus import CorpusIndex
 from tascade.integrations.vllm import TascadeProposer, WorkerExtension
 
 
@@ -13,13 +14,18 @@ def spoken(corpus: Any) -> set[int]:
 
 
 class WatchedProposer(TascadeProposer):
-    """Counts drafted tokens that no corpus holds, and of them those its request does not hold."""
+    """Counts drafted tokens that no corpus holds, and of them those its request does not hold.
 
-    secrets = leaks = calls = 0
+    ``drafted_ends`` counts end tokens that have another token behind them: they were drafted.
+    """
+
+    secrets = leaks = calls = drafted_ends = 0
 
     def __init__(self, vllm_config: Any) -> None:
         super().__init__(vllm_config)
-        self.common = set().union(*(spoken(task.corpus) for task in self.drafter.tasks))
+        corpora = [task.corpus for task in self.drafter.tasks]
+        # Not where documents are learned while it runs: nobody asks for leaks there.
+        self.common = set().union(*(spoken(c) for c in corpora if isinstance(c, CorpusIndex)))
 
     def propose(
         self,
@@ -30,6 +36,8 @@ class WatchedProposer(TascadeProposer):
     ) -> list[list[int]]:
         drafts = super().propose(sampled_token_ids, num_tokens_no_spec, token_ids_cpu)
         self.calls += 1
+        ends = set(self.drafter._barriers.tolist())
+        self.drafted_ends += sum(not ends.isdisjoint(new[:-1]) for new in sampled_token_ids)
         for row, draft in enumerate(drafts):
             wanted = set(draft) - self.common
             self.secrets += len(wanted)
@@ -46,4 +54,24 @@ class WatchingExtension(WorkerExtension):
             "secrets": proposer.secrets,
             "leaks": proposer.leaks,
             "calls": proposer.calls,
+            "drafted_ends": proposer.drafted_ends,
         }
+
+    def tascade_flush(self) -> None:
+        """What was learned so far is on disk."""
+        self.model_runner.drafter._learner.flush()
+
+    def tascade_break(self, times: int) -> None:
+        """The next calls of the drafter raise, half of them when their work is done."""
+        drafter = self.model_runner.drafter.drafter
+        whole, left = drafter.propose, iter(range(times))
+
+        def broken(*given: Any) -> Any:
+            planted = next(left, None)
+            if planted is None:
+                return whole(*given)
+            if planted % 2:
+                whole(*given)
+            raise RuntimeError("planted")
+
+        drafter.propose = broken

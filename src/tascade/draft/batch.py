@@ -54,7 +54,8 @@ class BatchDrafter:
         length: most tokens in a request.
         most: most tokens drafted for a request.
         budget: shares the tokens worth verifying; ``None`` verifies all that are drafted.
-        on_end: called with prompt and output [T] of every request that meets an end token.
+        on_end: called once with prompt and output [T] of a request that meets an end token: what
+            was sampled for it, up to its first one.
         threads: threads that draft for a large batch; 0 for all cores, at most four.
 
     Raises:
@@ -88,6 +89,8 @@ class BatchDrafter:
         self._slots = new_slots(requests, length, most)
         self._lanes = Lanes(threads, lambda: _new_work(most))
         self._last = np.full(requests, -1, np.int64)
+        self._since = np.zeros(requests, np.int64)
+        self._alone = 0
         self._claimed = np.zeros(requests, np.int8)
         self._seen = np.zeros(requests, np.int64)
         self._slot_of = np.zeros(requests, np.int64)
@@ -134,6 +137,7 @@ class BatchDrafter:
         lengths: IntArray,
         ids: IntArray,
         task_of: Callable[[int], int] | None = None,
+        prompts: LongArray | None = None,
     ) -> list[list[int]]:
         """Drafts for every row of a batch.
 
@@ -142,7 +146,9 @@ class BatchDrafter:
                 being read, and then nothing is drafted for it.
             lengths: [>= B] int32, valid tokens of each row, those just given included.
             ids: [>= B, L] int32, the rows' tokens. Rows may have moved since the last call.
-            task_of: which task a row belongs to; the first one by default.
+            task_of: which task a row belongs to, below 0 for none, and then nothing is drafted for
+                it; the first one by default.
+            prompts: [>= B], how many of each row's tokens are its prompt, where the engine tells.
 
         Returns:
             [B] lists of at most ``most`` token ids; empty where nothing pays, and for a row that
@@ -161,12 +167,12 @@ class BatchDrafter:
         sizes = {"requests": len(self._last), "longest": self.length}
         fresh, lengths = check_batch(sampled, lengths, ids, **sizes)
         slot_of = self._find(ids, lengths, fresh, start, task_of)
-        rows = int(self._outcome[0]) + self._admitted
+        rows = int(self._outcome[0]) + self._admitted + self._alone
         limit, floor = budget.plan(rows) if budget else (self.most, 0.0)
         limit = 0 if rests else limit
         self._draft(ids, lengths, slot_of, (limit, floor, self.length))
         if self._on_end is not None:
-            self._tell_ends(ids, lengths, slot_of)
+            self._tell_ends(sampled, lengths, ids, slot_of, prompts)
         drafts = self._share(slot_of, rows) if limit > 0 else [[] for _ in sampled]
         self._ended = time.perf_counter()
         self.stats.draft_seconds += self._ended - start
@@ -190,10 +196,11 @@ class BatchDrafter:
             check_tasks(tasks, len(self.tasks))
             wanted[:] = tasks
             fresh[wanted < 0] = 0
+        self._alone = int(np.count_nonzero(wanted < 0))
         found = (self._slots, self._last, self._claimed, slot_of, self._outcome)
         self._admitted = match_rows(ids, lengths, fresh, wanted, *found)
         known, accepted, given, promised = self._outcome.tolist()
-        if self.budget is not None and known == len(fresh) and self._ended:
+        if self.budget is not None and known + self._alone == len(fresh) and self._ended:
             # Only then: a step that read a prompt says nothing about drafts.
             self.budget.costs.observe(len(fresh), int(given), now - self._ended)
         if self.budget is not None:
@@ -201,10 +208,18 @@ class BatchDrafter:
         leave_strange(ids, lengths, slot_of, self._slots.known, self._vocabulary)
         if self._admitted:
             self._admitted = int((slot_of == -1).sum())
+        if self._on_end is not None:
+            # A row that went on unseen may be another request that repeats the one before: what
+            # was sampled for it begins anew.
+            rows = np.flatnonzero(slot_of >= 0)
+            before = lengths[rows] - fresh[rows]
+            unseen = self._slots.known[slot_of[rows]] != before
+            self._since[slot_of[rows[unseen]]] = before[unseen]
         if self._admitted:
             rows = np.flatnonzero(slot_of == -1)
             prompts = np.asarray(lengths[rows] - fresh[rows], np.int64)
             slot_of[rows] = self._admit(ids, rows, prompts, wanted[rows])
+            self._since[slot_of[rows]] = prompts
         self.stats.steps += 1
         self.stats.rows += int(known) + self._admitted
         self.stats.accepted += int(accepted)
@@ -236,14 +251,28 @@ class BatchDrafter:
             return _NO_TOKENS
         return in_a_row(similar.lookup(prompt, top=_EXAMPLES))
 
-    def _tell_ends(self, ids: IntArray, lengths: IntArray, slot_of: LongArray) -> None:
+    def _tell_ends(
+        self,
+        sampled: Sequence[Sequence[int]],
+        lengths: IntArray,
+        ids: IntArray,
+        slot_of: LongArray,
+        prompts: LongArray | None,
+    ) -> None:
+        """Tell of the answers whose first end token is among the new ones, wherever it stands.
+
+        One that was drafted and accepted has another token behind it, which the engine drops later.
+        """
         assert self._on_end is not None
-        newest = ids[np.arange(len(slot_of)), lengths[: len(slot_of)] - 1]
-        for row in np.flatnonzero(np.isin(newest, self._barriers) & (slot_of >= 0)).tolist():
-            slot = int(slot_of[row])
-            tokens = self._slots.tokens[slot, : self._slots.known[slot]]
-            prompt = int(self._slots.prompt[slot])
-            self._on_end(tokens[:prompt].copy(), tokens[prompt:].copy())
+        ends = set(self._barriers.tolist())
+        for row, new in enumerate(sampled):
+            if slot_of[row] < 0 or ends.isdisjoint(new):
+                continue
+            begin = int(self._since[slot_of[row]] if prompts is None else prompts[row])
+            said = ids[row, begin : lengths[row]]
+            end = int(np.isin(said, self._barriers).argmax()) + 1
+            if len(said) - end < len(new):
+                self._on_end(ids[row, :begin].copy(), said[:end].copy())
 
     def _draft(
         self, ids: IntArray, lengths: IntArray, slot_of: LongArray, plan: tuple[int, float, int]

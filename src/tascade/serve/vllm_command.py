@@ -13,6 +13,7 @@ from tascade.load import load_tokenizer, loading
 from tascade.pack import Pack
 
 PROPOSER = "tascade.integrations.vllm.TascadeProposer"
+EXTENSION = "tascade.integrations.vllm.WorkerExtension"
 _VARIABLES, _TEMPLATE = "--default-chat-template-kwargs", "--chat-template"
 
 
@@ -54,6 +55,7 @@ def vllm_command(
         *_chat_options(pack.chat, served, extra),
         *("--speculative-config", json.dumps(speculative)),
         *("--additional-config", json.dumps(additional)),
+        *("--worker-extension-cls", EXTENSION),
         *extra,
     ]
 
