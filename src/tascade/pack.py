@@ -24,7 +24,8 @@ class PackInfo:
     ``model`` is a hub id or a folder; ``fingerprint`` identifies the tokenizer (see
     :func:`tascade.encode.fingerprint`); ``data`` lists each source's name, sha256 and bytes;
     ``costs`` maps a machine to the measured seconds of a step by its number of tokens;
-    ``own_answers`` counts the outputs that are the model's own.
+    ``own_answers`` counts the outputs that are the model's own; ``rows`` says how many were held
+    out, calibrated on and compared with plain decoding, and how that came out.
     """
 
     model: str
@@ -36,6 +37,7 @@ class PackInfo:
     costs: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     max_new_tokens: int = 256
     own_answers: int = 0
+    rows: dict[str, int] = field(default_factory=dict)
     command: str = ""
     created: str = ""
     tascade: str = ""
@@ -177,6 +179,7 @@ def _info(raw: dict[str, Any], file: Path) -> PackInfo:
                 ("recipe", dict),
                 ("stages", list),
                 ("costs", dict),
+                ("rows", dict),
                 ("max_new_tokens", int),
             )
         )
