@@ -14,12 +14,13 @@ from tascade.config import Recipe
 from tascade.core import IntArray
 from tascade.data.choose import spread
 from tascade.decode.equality import NearTies
+from tascade.decode.loop import AllNodes
 from tascade.errors import TascadeError
 from tascade.model import TaskModel
 from tascade.own import Row
 from tascade.tailored import GUARANTEES
 
-_CHECKED_ROWS, _CHECKED_TOKENS = 4, 64
+_CHECKED_ROWS, _CHECKED_TOKENS, _CHECKED_NODES = 4, 64, 16
 _REPLAYED = 4
 """Outputs replayed for each prompt that would be decoded: a replay runs no model."""
 
@@ -98,7 +99,8 @@ def check(task_model: TaskModel, rows: Sequence[Row], recipe: Recipe) -> Checked
     if tailored is not None and GUARANTEES[tailored.config.head] != "lossless":
         return Checked(0)
     params = task_model.params(max_new_tokens=min(_CHECKED_TOKENS, recipe.max_new_tokens))
-    drafted = task_model.new_decoder(task_model.new_drafter(), task_model.new_budget())
+    # A budget may decide that no draft pays here, and then there would be nothing to compare.
+    drafted = task_model.new_decoder(task_model.new_drafter(), AllNodes(_CHECKED_NODES))
     near_ties = NearTies(task_model.target, params)
     prompts = spread([prompt for prompt, _ in rows if prompt is not None], _CHECKED_ROWS)
     differing = ties = 0
