@@ -24,6 +24,7 @@ import numpy as np
 from tascade.bench.machine import machine_info
 from tascade.config import VocabConfig
 from tascade.core import FloatArray
+from tascade.data.choose import spread
 from tascade.data.load import load_examples
 from tascade.decode.deferral import Deferral
 from tascade.decode.doubt import Doubt, Signs
@@ -31,7 +32,6 @@ from tascade.decode.sample import SamplingParams
 from tascade.draft.none import NoDrafter
 from tascade.encode import encode_example, end_tokens
 from tascade.load import load_model
-from tascade.pipeline import spread
 from tascade.tailored import tailor_model
 from tascade.vocab.counts import count_documents
 from tascade.vocab.profile import build_profile

@@ -52,6 +52,7 @@ from tascade.bench.methods import restorer
 from tascade.bench.metrics import spread as spread_of
 from tascade.config import VocabConfig
 from tascade.core import IntArray
+from tascade.data.choose import spread
 from tascade.data.load import load_examples
 from tascade.decode.loop import Decoder
 from tascade.decode.sample import SamplingParams
@@ -63,7 +64,6 @@ from tascade.draft.none import NoDrafter
 from tascade.encode import encode_example
 from tascade.load import load_model
 from tascade.model import measure_cost
-from tascade.pipeline import spread
 from tascade.tailored import tailor_model
 from tascade.vocab.counts import count_documents
 from tascade.vocab.profile import Profile, build_profile

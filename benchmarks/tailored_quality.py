@@ -35,6 +35,7 @@ from tascade.bench.machine import machine_info
 from tascade.bench.metrics import quality
 from tascade.config import VocabConfig
 from tascade.core import Generation, IntArray
+from tascade.data.choose import spread
 from tascade.data.load import load_examples
 from tascade.decode.batch import BatchDecoder
 from tascade.decode.batch_target import BatchTarget
@@ -42,7 +43,6 @@ from tascade.decode.sample import SamplingParams
 from tascade.draft.none import NoDrafter
 from tascade.encode import encode_example, end_tokens
 from tascade.load import load_model
-from tascade.pipeline import spread
 from tascade.tailored import Tailored, tailor_model
 from tascade.vocab.counts import count_documents
 from tascade.vocab.head import TailoredHead

@@ -28,12 +28,12 @@ import torch
 import tascade
 from tascade.bench.machine import machine_info
 from tascade.config import GateConfig, SpecConfig, TuneConfig
+from tascade.data.choose import spread
 from tascade.data.load import load_examples
 from tascade.decode.loop import Decoder
 from tascade.decode.target import Target
 from tascade.draft.none import NoDrafter
 from tascade.model import TaskModel
-from tascade.pipeline import spread
 from tascade.tokens.segment import Merger
 from tascade.tokens.stored import read_tokens
 from tascade.train.judge import Said, judge

@@ -35,6 +35,7 @@ ROWS = [
     },
     {"lessons"},
     {"pipeline", "forecast"},
+    {"calibration"},
     {"model", "own", "learning"},
     {"train", "tailored", "assistant"},
     {"draft", "decode", "tokens", "vocab"},

@@ -137,6 +137,7 @@ def adapt(
         "tokens": made.corpus.n_tokens,
         "index_bytes": made.corpus.n_bytes,
         "own_answers": made.pack.info.own_answers,
+        "rows": made.pack.info.rows,
     }
     if json:
         console.print_json(facts)
@@ -144,7 +145,7 @@ def adapt(
     console.print_skipped(made.pack.info.data)
     console.out.print(
         f"[bold]{out}[/bold]: {facts['documents']} outputs, {facts['tokens']} tokens, "
-        f"index {made.corpus.n_bytes / 1e6:.1f} MB"
+        f"index {made.corpus.n_bytes / 1e6:.1f} MB\n{console.rows_used(made.pack.info.rows)}"
     )
 
 

@@ -70,6 +70,19 @@ def print_skipped(sources: Sequence[dict[str, Any]]) -> None:
                 err.print(f"  {where}: {reason}", markup=False, soft_wrap=True)
 
 
+def rows_used(rows: dict[str, int]) -> str:
+    """On how many rows a pack was calibrated and compared with plain decoding."""
+    text = (
+        f"calibrated on {rows['calibrated']} of {rows['held_out_of']} held-out rows; "
+        f"{rows['checked'] - rows['differing']} of {rows['checked']} answers are plain decoding's"
+    )
+    if rows["differing"]:
+        text += f", {rows['differing']} differ ({rows['near_ties']} near ties)"
+    if rows.get("references_kept"):
+        text += f"\n{rows['references_kept']} prompts not reached in own_seconds: references kept"
+    return text
+
+
 def print_json(value: object) -> None:
     """One machine-readable object on stdout."""
     sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")

@@ -11,13 +11,14 @@ from typing import Any
 from tascade.chat import ChatConfig
 from tascade.config import DataConfig, Recipe
 from tascade.core import IntArray
+from tascade.data.choose import spread
 from tascade.encode import end_tokens, fingerprint
 from tascade.errors import DataError
 from tascade.files import folder_beside, install_folder, without_folders, write_atomic
 from tascade.lessons import own_lessons
 from tascade.load import ModelRef, load_model
 from tascade.own import Row
-from tascade.pipeline import Progress, prepare, silent, spread
+from tascade.pipeline import Progress, prepare, silent
 from tascade.places import place_for
 from tascade.tokens.counts import BARRIER
 from tascade.tokens.curve import (
@@ -57,7 +58,7 @@ class Enrichment:
     """New tokens for a task.
 
     ``expansions``: base ids of each, the most useful first; ``first``: the id of the first one;
-    ``chosen``: how many were chosen from; ``curve``: predicted steps on held-out outputs.
+    ``chosen``: how many were chosen from; ``curve``: predicted steps on ``held_out`` outputs.
     """
 
     model: str
@@ -69,6 +70,7 @@ class Enrichment:
     stopped: str
     rules: MiningRules
     own_answers: bool
+    held_out: int = 0
 
     @property
     def fewer_steps(self) -> float:
@@ -87,6 +89,7 @@ class Enrichment:
             "fewer_steps": self.fewer_steps,
             "stopped": self.stopped,
             "own_answers": self.own_answers,
+            "held_out_rows": self.held_out,
             "rules": asdict(self.rules),
             "curve": self.curve.to_json(),
             "expansions": self.expansions,
@@ -94,7 +97,8 @@ class Enrichment:
 
     def describe(self) -> str:
         """A few lines for a person: the curve, and where it stops."""
-        lines = [f"{self.model}: {len(self.expansions)} new tokens, {self.stopped}"]
+        judged = f"judged on {self.held_out} held-out answers"
+        lines = [f"{self.model}: {len(self.expansions)} new tokens, {self.stopped}; {judged}"]
         shown = self.curve.sizes[:: max(1, len(self.curve.sizes) // 8)]
         for size in sorted({*shown, len(self.expansions), self.curve.sizes[-1]}):
             mark = "  <- chosen" if size == len(self.expansions) else ""
@@ -157,7 +161,9 @@ def enrich(
         )
     rows = prepared.train, spread(prepared.validation, _HELD_OUT_ROWS)
     if own_answers:
-        lessons = own_lessons((loaded, tokenizer, name), prepared, recipe, tell)
+        lessons = own_lessons(
+            (loaded, tokenizer, name), prepared, recipe, tell, held_out=_HELD_OUT_ROWS
+        )
         rows = lessons.train, lessons.held_out
     tell("choosing tokens", 0, None)
     made = choose_tokens(rows, (loaded, tokenizer, name), rules, wanted=tokens, own=own_answers)
@@ -213,6 +219,7 @@ def choose_tokens(
         stopped=why,
         rules=choice.rules,
         own_answers=own,
+        held_out=len(rows[1]),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from tascade.chat import ChatConfig
 from tascade.config import DataConfig, Recipe, VocabConfig
 from tascade.core import IntArray
+from tascade.data.choose import spread
 from tascade.decode.heads import HeadSlot, finisher, remove_slot
 from tascade.decode.target import Target
 from tascade.draft.budget import CostTable
@@ -18,7 +19,7 @@ from tascade.errors import ConfigError, DataError, UnsupportedModelError
 from tascade.forecast import Forecast, forecast
 from tascade.load import ModelRef, load_model
 from tascade.model import measure_cost
-from tascade.pipeline import Prepared, Progress, prepare, silent, spread
+from tascade.pipeline import Prepared, Progress, prepare, silent
 from tascade.tokens.mine import MiningRules
 from tascade.tokens.stored import read_tokens
 from tascade.vocab.counts import count_documents
@@ -35,7 +36,8 @@ class Inspection:
     ``enrichment``: what new tokens would save once a model has learned them (``tascade tune``);
     ``None`` for a tokenizer that cannot be given any.
     ``vocabulary``: what an LM head of the task's tokens would save, and lack (``tascade tailor``);
-    ``None`` for a model whose head cannot be replaced.
+    ``None`` for a model whose head cannot be replaced. ``held_out``: how many held-out rows there
+    were, and how many each part of this was measured on.
     """
 
     model: str
@@ -45,6 +47,7 @@ class Inspection:
     cost: CostTable
     enrichment: Enrichment | None
     vocabulary: VocabularyGain | None
+    held_out: dict[str, int]
 
     def to_dict(self) -> dict[str, Any]:
         """One JSON-ready object."""
@@ -53,6 +56,7 @@ class Inspection:
             "model": self.model,
             "data": self.data,
             "skipped_rows": self.skipped,
+            "held_out": self.held_out,
             "step_cost": self.cost.to_json(),
             "new_tokens": None
             if new is None
@@ -67,6 +71,7 @@ class Inspection:
         if self.enrichment is not None:
             count, fewer = len(self.enrichment.expansions), self.enrichment.fewer_steps
             text += f"\n{count} new tokens would take {fewer:.2f}x fewer steps (`tascade tune`)"
+            text += f" on {self.enrichment.held_out} held-out outputs"
         if self.vocabulary is not None:
             lines = self.vocabulary.describe().splitlines()
             text += "\nan LM head of the task's tokens (`tascade tailor`)"
@@ -104,7 +109,8 @@ def inspect(
     ends = end_tokens(loaded, tokenizer)
     recipe = Recipe(data=DataConfig(on_error=on_error), chat=chat or ChatConfig())
     prepared = prepare(tokenizer, ends, data, held_out, recipe, tell, read_tokens(name))
-    rows = [_with_prompt(row) for row in spread(prepared.validation, _ROWS)]
+    chosen = spread(prepared.validation, _ROWS)
+    rows = [_with_prompt(row) for row in chosen]
     if len(rows) < 2:
         raise DataError(
             "too few examples to hold any out",
@@ -127,14 +133,19 @@ def inspect(
     )
     tell("choosing tokens", 0, None)
     try:
-        kept = spread(prepared.validation, _ROWS)
-        new = choose_tokens((prepared.train, kept), (loaded, tokenizer, name), MiningRules())
+        new = choose_tokens((prepared.train, chosen), (loaded, tokenizer, name), MiningRules())
     except ConfigError:  # a tokenizer of a kind that cannot be extended
         new = None
     tell("counting tokens", 0, None)
     vocabulary = _vocabulary(loaded, tokenizer, ends, prepared)
     skipped = sum(report.skipped for report in prepared.reports)
-    return Inspection(name, str(data), skipped, found, cost, new, vocabulary)
+    counts = {
+        "rows": prepared.held_out_of,
+        "forecast": len(rows),
+        "new_tokens": 0 if new is None else new.held_out,
+        "coverage": 0 if vocabulary is None else len(prepared.validation),
+    }
+    return Inspection(name, str(data), skipped, found, cost, new, vocabulary, counts)
 
 
 def _vocabulary(

@@ -12,13 +12,15 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
+from tascade.calibration import check
 from tascade.config import Recipe
 from tascade.core import IntArray
+from tascade.data.choose import spread
 from tascade.errors import ConfigError
 from tascade.files import write_atomic
 from tascade.model import TaskModel
-from tascade.own import Row, own_answers
-from tascade.pipeline import Prepared, Progress, build, spread
+from tascade.own import Row, count_prompts, enough_own, own_answers
+from tascade.pipeline import Prepared, Progress, build
 from tascade.tokens.family import TokenizerFamily
 from tascade.tokens.foretold import Foretelling
 from tascade.train.certainty import decisions
@@ -27,16 +29,19 @@ from tascade.train.prompts import own_prompts, spliced_prompts
 
 _NOTHING = np.empty(0, np.int32)
 _PARTS = ("train", "written", "free", "held_out")
+_ASKED = ("train", "written", "held_out")
 
 
 @dataclass(slots=True)
 class Lessons:
-    """Rows (prompt, answer) in base token ids, the answers the model's own.
+    """Rows (prompt, answer) in base token ids, the answers the model's own (but for ``gold``
+    targets, where ``train`` has the data's).
 
     ``train``: the training prompts; ``written``: prompts the model wrote; ``free``: text it wrote
     from a single token on, to remember by; ``held_out``: prompts to judge by, which nothing is
     learned from. ``cuts``: of each part, where decisions fall in each answer (:meth:`decide`,
-    :meth:`leave_to_prompts`).
+    :meth:`leave_to_prompts`). ``places``: which of the held-out rows given each of ``held_out`` is.
+    ``left_out``: of each part, how many prompts there was no time to answer.
     """
 
     train: list[Row] = field(default_factory=list)
@@ -44,6 +49,8 @@ class Lessons:
     free: list[Row] = field(default_factory=list)
     held_out: list[Row] = field(default_factory=list)
     cuts: dict[str, list[IntArray]] = field(default_factory=dict)
+    places: list[int] = field(default_factory=list)
+    left_out: dict[str, int] = field(default_factory=dict)
 
     def decide(self, model: Any, least: float, longest: int) -> None:
         """Find where the model decides (see :func:`tascade.train.certainty.decisions`)."""
@@ -78,6 +85,8 @@ class Lessons:
             for side, ids in sides.items():
                 tensors[f"{part}.{side}"] = np.concatenate([_NOTHING, *ids])
                 tensors[f"{part}.{side}.ends"] = np.cumsum([0, *map(len, ids)])
+        tensors["held_out.places"] = np.asarray(self.places, np.int64)
+        tensors["left_out"] = np.asarray([self.left_out.get(part, 0) for part in _ASKED], np.int64)
         write_atomic(file, save(tensors))
 
     @classmethod
@@ -98,6 +107,8 @@ class Lessons:
                 count = len(tensors[f"{part}.answers.ends"]) - 1
                 setattr(made, part, list(zip(*sides[:2], strict=True))[:count])
                 made.cuts[part] = sides[2][:count]
+            made.places = tensors["held_out.places"].tolist()
+            made.left_out = dict(zip(_ASKED, tensors["left_out"].tolist(), strict=True))
         except (OSError, KeyError, ValueError, SafetensorError) as error:
             raise ConfigError("cannot read the lessons", got=error, where=str(file)) from error
         return made
@@ -115,37 +126,51 @@ def own_lessons(
 ) -> Lessons:
     """Let the model answer the task's prompts, and others that it writes itself.
 
-    The references' index drafts meanwhile, so that it runs at the task's speed already.
+    The references' index drafts meanwhile, so that it runs at the task's speed already. A prompt
+    that time does not reach is left out; its reference never stands for an answer.
 
     Args:
         loaded: model, tokenizer and name.
         prepared: the examples.
-        recipe: ``max_new_tokens``, ``spec.own_seconds`` (for each part), ``tune.seed``.
+        recipe: ``max_new_tokens``, ``spec.own_seconds`` (for each part), ``tune.seed``; and
+            ``tune.targets``: with ``gold`` held-out prompts alone are answered.
         tell: called with (stage, done, total).
         held_out: at most so many held-out prompts, spread over the file.
         prompts: how many prompts the model writes for each training prompt.
         replay: how many texts of its own it writes, for each of all these prompts.
+
+    Raises:
+        ConfigError: too few answers in the time allowed.
+        TascadeError: drafts change words (see :func:`tascade.calibration.check`).
     """
+    lessons = Lessons(left_out=dict.fromkeys(_ASKED, 0))
     with tempfile.TemporaryDirectory(prefix="tascade-lessons-") as folder:
         pack = build(Path(folder) / "pack", loaded, prepared, recipe, tell)
-        task_model = TaskModel(loaded[0], loaded[1], pack, loaded[2])
+        task_model = TaskModel(loaded[0], loaded[1], pack, loaded[2], head="full")
+        check(task_model, prepared.asked, recipe)
 
-        def answered(rows: Sequence[Row]) -> list[Row]:
-            params = task_model.params(max_new_tokens=recipe.max_new_tokens)
-            limit = recipe.spec.own_seconds
-            rows, _ = own_answers(task_model.decoder, rows, params, seconds=limit, tell=tell)
-            return [(prompt, answer) for prompt, answer in rows if len(answer)]
+        def answer(part: str, rows: Sequence[Row]) -> None:
+            params, limit = task_model.params(), recipe.spec.own_seconds
+            own, places = own_answers(task_model.decoder, rows, params, seconds=limit, tell=tell)
+            if part != "written":  # which are a help and no need
+                enough_own(len(own), rows, part.replace("_", "-") + " prompts", limit)
+            lessons.left_out[part] = count_prompts(rows) - len(own)
+            said = [n for n, (_, ids) in enumerate(own) if len(ids)]
+            setattr(lessons, part, [own[n] for n in said])
+            if part == "held_out":
+                lessons.places = [places[n] for n in said]
 
-        lessons = Lessons(
-            train=answered(prepared.train), held_out=answered(spread(prepared.validation, held_out))
-        )
         known = [prompt for prompt, _ in prepared.train if prompt is not None]
-        wanted = round(prompts * len(known))
-        if wanted:
-            seed = recipe.tune.seed
-            written = own_prompts(loaded[0], known, wanted, seed=seed, tell=tell)
-            written += spliced_prompts(known, wanted - len(written), seed=seed)
-            lessons.written = answered([(prompt, _NOTHING) for prompt in written])
+        answer("held_out", spread(prepared.validation, held_out))
+        if recipe.tune.targets == "gold":
+            lessons.train = prepared.train
+        else:
+            answer("train", prepared.train)
+            wanted, seed = round(prompts * len(known)), recipe.tune.seed
+            if wanted:
+                written = own_prompts(loaded[0], known, wanted, seed=seed, tell=tell)
+                written += spliced_prompts(known, wanted - len(written), seed=seed)
+                answer("written", [(prompt, _NOTHING) for prompt in written])
         lessons.free = _free_rows(
             loaded, round(replay * (len(known) + len(lessons.written))), recipe.tune.seed
         )

@@ -16,9 +16,13 @@ import numpy as np
 from tascade.core import IntArray
 from tascade.decode.loop import Decoder
 from tascade.decode.sample import SamplingParams
+from tascade.errors import ConfigError
 
 Row = tuple[IntArray | None, IntArray]
 """A prompt, or ``None``, and its answer: token ids [T] each."""
+
+LEAST_OWN = 20
+"""Fewest own answers to go on with where there is no time for all of them."""
 
 
 def own_answers(
@@ -28,17 +32,20 @@ def own_answers(
     *,
     seconds: float,
     tell: Callable[[str, int, int | None], None],
-) -> tuple[list[Row], int]:
-    """Answer the prompts of ``rows``, within ``seconds``; an answer not reached stays as it was.
+) -> tuple[list[Row], list[int]]:
+    """Answer the prompts of ``rows``, as many as ``seconds`` allow.
 
     Rows are taken spread over the file, so that a time-out leaves no part of it untouched. A prompt
-    that occurs twice is answered once. Returns the rows, in their order, and how many are the
-    model's own.
+    that occurs twice is answered once.
+
+    Returns:
+        The rows that were answered, in their order, each with the model's own answer and never its
+        reference; and where each stood in ``rows``.
     """
-    out = list(rows)
     known: dict[bytes, IntArray] = {}
+    answered: dict[int, Row] = {}
     deadline = time.monotonic() + seconds
-    done = 0
+    asked = count_prompts(rows)
     for at in _spread_order(len(rows)):
         prompt = rows[at][0]
         if prompt is None:
@@ -48,12 +55,40 @@ def own_answers(
             if time.monotonic() > deadline:
                 break
             known[key] = np.asarray(decoder.generate(prompt, params).tokens, np.int32)
-        out[at] = (prompt, known[key])
-        done += 1
-        if done % 16 == 0:
-            tell("answering training prompts", done, len(rows))
-    tell("answering training prompts", done, done)
-    return out, done
+        answered[at] = (prompt, known[key])
+        if len(answered) % 16 == 0:
+            tell("answering training prompts", len(answered), asked)
+    tell("answering training prompts", len(answered), asked)
+    places = sorted(answered)
+    return [answered[at] for at in places], places
+
+
+def enough_own(reached: int, rows: Sequence[Row], what: str, seconds: float) -> None:
+    """Refuse to go on with a few answers where there were prompts for more.
+
+    Args:
+        reached: how many of ``rows`` were answered.
+        rows: what was asked.
+        what: names them in the message.
+        seconds: the time there was.
+
+    Raises:
+        ConfigError: not all prompts were reached, and fewer than :data:`LEAST_OWN`.
+    """
+    asked = count_prompts(rows)
+    if reached < min(LEAST_OWN, asked):
+        raise ConfigError(
+            f"too few of the model's own answers to {what} in the time allowed",
+            got=f"{reached} of {asked} in own_seconds: {seconds:g}",
+            wanted=f"at least {min(LEAST_OWN, asked)}",
+            where="spec.own_seconds",
+            fix="raise spec.own_seconds in a recipe, lower max_new_tokens, or go by the references",
+        )
+
+
+def count_prompts(rows: Sequence[Row]) -> int:
+    """How many rows have a prompt."""
+    return sum(prompt is not None for prompt, _ in rows)
 
 
 def _spread_order(n: int) -> Any:

@@ -33,7 +33,8 @@ class PackInfo:
     ``fingerprint`` identifies the tokenizer (see :func:`tascade.encode.fingerprint`); ``data``
     lists each source's name, sha256 and bytes; ``costs`` maps a machine to the measured seconds of
     a step by its number of tokens; ``own_answers`` counts the outputs that are the model's own;
-    ``vocabulary`` is the file of the list of tokens, where there is one.
+    ``rows`` says how many were held out, calibrated on and compared with plain decoding, and how
+    that came out; ``vocabulary`` is the file of the list of tokens, where there is one.
     """
 
     model: str
@@ -45,6 +46,7 @@ class PackInfo:
     costs: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     max_new_tokens: int = 256
     own_answers: int = 0
+    rows: dict[str, int] = field(default_factory=dict)
     command: str = ""
     created: str = ""
     tascade: str = ""
@@ -277,6 +279,8 @@ def _check_info(info: PackInfo) -> None:
         typed(str, stage, f"stages[{at}]")
     for at, source in enumerate(typed(list, info.data, "data")):
         _check_source(source, f"data[{at}]")
+    for name, count in typed(dict, info.rows, "rows").items():
+        typed(int, count, f"rows[{name!r:.80}]")
     for key, table in typed(dict, info.costs, "costs").items():
         _check_costs(table, f"costs[{key!r:.80}]")
 

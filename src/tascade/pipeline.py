@@ -16,30 +16,29 @@ import dataclasses
 import os
 import shutil
 import tempfile
-import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
-
-from tascade.config import Recipe
-from tascade.core import IntArray
+from tascade.calibration import calibrate, check
+from tascade.config import DataConfig, Recipe
+from tascade.core import Example
+from tascade.data.choose import spread, thin
 from tascade.data.load import LoadReport, load_examples, source_hash
 from tascade.draft.corpus import CorpusIndex
 from tascade.draft.similar import SimilarIndex
 from tascade.encode import encode_example, end_tokens, fingerprint
-from tascade.errors import DataError, TascadeError
+from tascade.errors import DataError
 from tascade.files import folder_beside, install_folder, remove_folder
 from tascade.load import ModelRef, load_model
 from tascade.model import TaskModel
-from tascade.own import Row, own_answers
+from tascade.own import Row, count_prompts, enough_own, own_answers
 from tascade.pack import Pack, PackInfo, provenance
 from tascade.places import place_for
-from tascade.tailored import GUARANTEES, keep_vocabulary
+from tascade.tailored import keep_vocabulary
 from tascade.tokens.segment import Merger
 from tascade.tokens.stored import read_tokens
 from tascade.vocab.counts import count_documents
@@ -49,20 +48,31 @@ Progress = Callable[[str, int, int | None], None]
 """Called as ``progress(stage, done, total)``."""
 
 MAX_PROMPTS = 500_000
-T = TypeVar("T")
-_CHECKED_ROWS = 4
+MOST_HELD_OUT = 2000
+"""Held-out rows kept, spread over the file; each use takes its own number of these."""
+_OWN_HELD_OUT = 400
 _LISTED_ROWS = 100
 _HELD_OUT_SHARE, _HELD_OUT_MOST = 20, 200
 
 
 @dataclass(slots=True)
 class Prepared:
-    """Examples as token ids: (prompt or ``None``, answer) pairs."""
+    """Examples as token ids: (prompt or ``None``, answer) pairs.
+
+    ``held_out_of``: how many held-out rows there were, of which ``validation`` was chosen;
+    ``own``: where in ``train`` the answers are the model's own.
+    """
 
     train: list[Row] = field(default_factory=list)
     validation: list[Row] = field(default_factory=list)
     reports: list[LoadReport] = field(default_factory=list)
-    held_out: bool = False
+    held_out_of: int = 0
+    own: list[int] = field(default_factory=list)
+
+    @property
+    def asked(self) -> list[Row]:
+        """Rows with prompts to compare with plain decoding on: held-out ones where there are."""
+        return [row for row in self.validation if row[0] is not None] or self.train
 
 
 def adapt(
@@ -128,8 +138,7 @@ def _learn(
         task_model = learn_own(task_model, prepared, recipe, tell)
     if recipe.vocab.head != "full":
         task_model = tailor(task_model, prepared, recipe, tell)
-    calibrate(task_model, prepared.validation, recipe, tell)
-    check(task_model, prepared.validation, recipe)
+    prove(task_model, prepared, recipe, tell)
     return task_model
 
 
@@ -159,7 +168,8 @@ def prepare(
     ``merger``: the new tokens of a tuned model, which says its answers in them.
     """
     out = Prepared()
-    out.train = list(_encoded(tokenizer, ends, data, recipe, "train", out.reports, tell))
+    rows = _examples(data, recipe.data, "train", out.reports, tell)
+    out.train = [encode_example(tokenizer, row, ends, recipe.chat) for row in rows]
     if not out.train:
         raise DataError(
             "no examples",
@@ -169,13 +179,14 @@ def prepare(
             fix="check the file",
         )
     if validation is not None:
-        rows = _encoded(tokenizer, ends, validation, recipe, "validation", out.reports, tell)
-        out.validation = list(islice(rows, 4 * max(recipe.spec.calibration_rows, 1)))
+        rows = _examples(validation, recipe.data, "validation", out.reports, tell)
+        kept, out.held_out_of = thin(rows, MOST_HELD_OUT)
+        out.validation = [encode_example(tokenizer, row, ends, recipe.chat) for row in kept]
     elif len(out.train) >= 2 * _HELD_OUT_SHARE:
-        out.held_out = True
         step = max(_HELD_OUT_SHARE, len(out.train) // _HELD_OUT_MOST)
         out.validation = out.train[::step]
         out.train = [row for i, row in enumerate(out.train) if i % step]
+        out.held_out_of = len(out.validation)
     if merger is not None:
         out.train, out.validation = _written(out.train, merger), _written(out.validation, merger)
     if recipe.spec.own_answers and all(prompt is None for prompt, _ in out.train):
@@ -193,23 +204,17 @@ def _written(rows: Sequence[Row], merger: Merger) -> list[Row]:
     return [(prompt, merger.merge(answer)) for prompt, answer in rows]
 
 
-def _encoded(
-    tokenizer: Any,
-    ends: Sequence[int],
-    data: Any,
-    recipe: Recipe,
-    split: str,
-    reports: list[LoadReport],
-    tell: Progress,
-) -> Iterator[Row]:
+def _examples(
+    data: Any, config: DataConfig, split: str, reports: list[LoadReport], tell: Progress
+) -> Iterator[Example]:
     report = LoadReport()
     reports.append(report)
-    rows = load_examples(data, on_error=recipe.data.on_error, split=split, report=report)
-    limit = recipe.data.max_examples or None
+    rows = load_examples(data, on_error=config.on_error, split=split, report=report)
+    limit = config.max_examples or None
     for i, example in enumerate(islice(rows, limit)):
         if i % 256 == 0:
             tell(f"reading {split}", i, limit)
-        yield encode_example(tokenizer, example, ends, recipe.chat)
+        yield example
 
 
 def _sources(data: Any, validation: Any, reports: Sequence[LoadReport]) -> list[dict[str, Any]]:
@@ -270,29 +275,49 @@ def learn_own(
 ) -> TaskModel:
     """Index the model's own answers to the training prompts instead of the references.
 
-    The references' index drafts for this pass, so that it runs at the task's speed already.
+    The references' index drafts for this pass, so that it runs at the task's speed already. A
+    prompt that time does not reach keeps its reference; the pack says how many do.
+
+    Raises:
+        TascadeError: drafts change words (see :func:`tascade.calibration.check`), which is better
+            known before this work than after it.
     """
-    rows, own = own_answers(
+    check(task_model, prepared.asked, recipe)
+    own, places = own_answers(
         task_model.decoder,
         prepared.train,
         task_model.params(max_new_tokens=recipe.max_new_tokens),
         seconds=recipe.spec.own_seconds,
         tell=tell,
     )
-    prepared.train = rows
+    kept = {"references_kept": count_prompts(prepared.train) - len(own)}
+    for at, row in zip(places, own, strict=True):
+        prepared.train[at] = row
+    prepared.own = places
     pack, cost = task_model.pack, task_model.cost.to_json()
     task_model.corpus.close()
-    index(pack, rows, recipe, tell)
+    index(pack, prepared.train, recipe, tell)
     costs = {**pack.info.costs, task_model.cost_key: cost}
-    pack.save_info(dataclasses.replace(pack.info, costs=costs, own_answers=own))
+    pack.save_info(dataclasses.replace(pack.info, costs=costs, own_answers=len(own), rows=kept))
     return TaskModel(task_model.model, task_model.tokenizer, pack, pack.info.model, head="full")
 
 
 def tailor(task_model: TaskModel, prepared: Prepared, recipe: Recipe, tell: Progress) -> TaskModel:
-    """List the tokens of the indexed answers in the pack, and go on with a head of those."""
-    pack, rows = task_model.pack, prepared.train
-    tell("counting tokens", 0, len(rows))
+    """List the tokens of the task's answers in the pack, and go on with a head of those.
+
+    Where the pack has the model's own answers, they alone are counted, and held-out prompts are
+    answered to measure the list on.
+
+    Raises:
+        ConfigError: too few of the model's own answers in the time allowed.
+    """
+    pack, rows, held_out = task_model.pack, prepared.train, prepared.validation
     tokenizer, config = task_model.tokenizer, recipe.vocab
+    if recipe.spec.own_answers:
+        enough_own(len(prepared.own), rows, "training prompts", recipe.spec.own_seconds)
+        rows = [rows[at] for at in prepared.own]
+        held_out, _ = own_held_out(task_model, held_out, recipe, tell)
+    tell("counting tokens", 0, len(rows))
     profile = build_profile(
         count_documents(rows),
         tokenizer,
@@ -300,91 +325,45 @@ def tailor(task_model: TaskModel, prepared: Prepared, recipe: Recipe, tell: Prog
         vocab_size=pack.info.vocab_size,
         tolerance=config.tolerance,
         scripts=config.scripts,
-        counted="own" if pack.info.own_answers else "gold",
-        held_out=prepared.validation,
+        counted="own" if recipe.spec.own_answers else "gold",
+        held_out=held_out,
     )
     keep_vocabulary(pack, tokenizer, profile, config)
     task_model.corpus.close()
     return TaskModel(task_model.model, tokenizer, pack, pack.info.model)
 
 
-def calibrate(
+def own_held_out(
     task_model: TaskModel,
     rows: Sequence[Row],
     recipe: Recipe,
     tell: Progress,
-) -> int:
-    """Decode validation prompts, learning on the way; saves what was learned and the step costs.
-
-    Returns how many rows were decoded: ``calibration_rows`` at most, spread over the file, and
-    within ``calibration_seconds``.
-    """
-    pack = task_model.pack
-    costs = {**pack.info.costs, task_model.cost_key: task_model.cost.to_json()}
-    pack.save_info(dataclasses.replace(pack.info, costs=costs))
-    prompts = [prompt for prompt, _ in rows if prompt is not None]
-    chosen = spread(prompts, recipe.spec.calibration_rows)
-    params = task_model.params(max_new_tokens=recipe.max_new_tokens)
-    deadline = time.monotonic() + recipe.spec.calibration_seconds
-    done = 0
-    for done, prompt in enumerate(chosen, 1):
-        tell("calibrating", done, len(chosen))
-        task_model.decoder.generate(prompt, params)
-        if time.monotonic() > deadline:
-            break
-    if not prompts:
-        done = replay_references(task_model, [answer for _, answer in rows])
-    tell("calibrating", done, max(done, 1))
-    task_model.calibration.save(pack.calibration)
-    return done
-
-
-def replay_references(task_model: TaskModel, answers: Sequence[IntArray]) -> int:
-    """Calibrate on reference outputs alone, where the data has no prompts to decode."""
-    drafter = task_model.decoder.drafter
-    for answer in answers:
-        drafter.start(np.empty(0, np.int32))
-        at = 0
-        while at < len(answer):
-            drafter.propose(16, 0.02)
-            drafter.commit(answer[at : at + 2], 0, ())
-            at += 2
-    return len(answers)
-
-
-def check(task_model: TaskModel, rows: Sequence[Row], recipe: Recipe) -> None:
-    """Compare a few answers with plain decoding; refuse to save a pack that changes words.
-
-    Only float32 is compared: in half precision a near tie may fall either way.
+    most: int = _OWN_HELD_OUT,
+) -> tuple[list[Row], int]:
+    """The model's own answers to held-out prompts, at most ``most`` of them spread over ``rows``;
+    and how many of these prompts were not reached, which are left out.
 
     Raises:
-        TascadeError: an answer differs.
+        ConfigError: too few were reached in ``spec.own_seconds``.
     """
-    import torch
-
-    tailored = task_model.tailored
-    approximate = tailored is not None and GUARANTEES[tailored.config.head] != "lossless"
-    if task_model.model.dtype != torch.float32 or approximate:
-        return
-    params = task_model.params(max_new_tokens=min(64, recipe.max_new_tokens))
-    for prompt in spread([p for p, _ in rows if p is not None], _CHECKED_ROWS):
-        fast = task_model.decoder.generate(prompt, params).tokens
-        plain = task_model.plain.generate(prompt, params).tokens
-        if fast != plain:
-            raise TascadeError(
-                "speculative decoding changed an answer: please report this",
-                got=fast[:20],
-                wanted=f"{plain[:20]} (plain decoding)",
-                where=type(task_model.model).__name__,
-                fix="use the model without tascade until this is understood",
-            )
+    asked = spread([row for row in rows if row[0] is not None], most)
+    params = task_model.params(max_new_tokens=recipe.max_new_tokens)
+    seconds = recipe.spec.own_seconds
+    own, _ = own_answers(task_model.decoder, asked, params, seconds=seconds, tell=tell)
+    enough_own(len(own), asked, "held-out prompts", seconds)
+    return own, len(asked) - len(own)
 
 
-def spread(rows: Sequence[T], count: int) -> list[T]:
-    """At most ``count`` rows, evenly spaced over the whole sequence."""
-    if len(rows) <= count:
-        return list(rows)
-    return [rows[i * len(rows) // count] for i in range(count)]
+def prove(task_model: TaskModel, prepared: Prepared, recipe: Recipe, tell: Progress) -> None:
+    """Calibrate, compare with plain decoding, and note in the pack on how many rows."""
+    pack, rows = task_model.pack, prepared.validation
+    counts = {
+        "held_out": len(rows),
+        "held_out_of": prepared.held_out_of,
+        "calibrated": calibrate(task_model, rows, recipe, tell),
+        **asdict(check(task_model, prepared.asked, recipe)),
+    }
+    pack.save_info(dataclasses.replace(pack.info, rows={**pack.info.rows, **counts}))
 
 
 def silent(stage: str, done: int, total: int | None) -> None:

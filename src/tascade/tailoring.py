@@ -8,8 +8,8 @@ from typing import Any
 
 from tascade.config import Recipe, VocabConfig
 from tascade.model import TaskModel
-from tascade.own import own_answers
-from tascade.pipeline import Progress, prepare, silent
+from tascade.own import count_prompts, enough_own, own_answers
+from tascade.pipeline import Progress, own_held_out, prepare, silent
 from tascade.tailored import keep_vocabulary
 from tascade.tokens.stored import read_tokens
 from tascade.vocab.counts import count_documents
@@ -22,22 +22,30 @@ class Tailoring:
     """A pack's list of tokens, the head it uses now, where the tables are, and what that saves.
 
     With ``tables`` on the ``device`` it saves time alone: ``gain`` is what it would be without.
+    ``left_out``: of the model's own answers, where they were counted, how many prompts of each part
+    there was no time for.
     """
 
     pack: str
     head: str
     gain: VocabularyGain
     tables: str = "file"
+    left_out: dict[str, int] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As plain numbers and text."""
-        told = {"pack": self.pack, "head": self.head, "tables": self.tables}
+        told: dict[str, Any] = {"pack": self.pack, "head": self.head, "tables": self.tables}
+        if self.left_out is not None:
+            told["left_out"] = self.left_out
         return {**told, **self.gain.to_json()}
 
     def describe(self) -> str:
         """A few lines for people."""
         whole = "; the tables stay on the device, no memory is saved"
-        return f"{self.gain.describe()}\nhead: {self.head}{whole * (self.tables == 'device')}"
+        late = sum((self.left_out or {}).values())
+        note = f"\n{late} prompts left out: no time was left to answer them" if late else ""
+        head = f"head: {self.head}{whole * (self.tables == 'device')}"
+        return f"{self.gain.describe()}{note}\n{head}"
 
 
 def tailor(
@@ -64,7 +72,7 @@ def tailor(
     Raises:
         PackError: no pack there.
         DataError: a row cannot be used, or there are none.
-        ConfigError: a setting is out of range.
+        ConfigError: a setting is out of range, or there was no time for enough own answers.
     """
     config, tell = config or VocabConfig(head="exact"), progress or silent
     task_model = TaskModel.from_pretrained(pack, head="full")
@@ -74,12 +82,13 @@ def tailor(
     ends, tokenizer = task_model.ends, task_model.tokenizer
     merger = read_tokens(task_model.pack.model)
     prepared = prepare(tokenizer, ends, data, held_out, recipe, tell, merger)
-    rows, checked = prepared.train, prepared.validation
+    rows, checked, left_out = prepared.train, prepared.validation, None
     if own:
-        params, decoder = task_model.params(), task_model.decoder
-        seconds = recipe.spec.own_seconds
-        rows, _ = own_answers(decoder, rows, params, seconds=seconds, tell=tell)
-        checked, _ = own_answers(decoder, checked, params, seconds=seconds, tell=tell)
+        params, seconds = task_model.params(), recipe.spec.own_seconds
+        rows, _ = own_answers(task_model.decoder, rows, params, seconds=seconds, tell=tell)
+        enough_own(len(rows), prepared.train, "training prompts", seconds)
+        checked, late = own_held_out(task_model, checked, recipe, tell)
+        left_out = {"train": count_prompts(prepared.train) - len(rows), "held_out": late}
     profile = build_profile(
         count_documents(rows),
         tokenizer,
@@ -92,4 +101,4 @@ def tailor(
     )
     keep_vocabulary(task_model.pack, tokenizer, profile, config)
     gain = vocabulary_gain(task_model.model, profile, checked)
-    return Tailoring(str(task_model.pack.path), config.head, gain, config.tables)
+    return Tailoring(str(task_model.pack.path), config.head, gain, config.tables, left_out)

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from tascade.config import Recipe
+from tascade.data.choose import spread
 from tascade.data.load import reread
-from tascade.encode import end_tokens
+from tascade.encode import end_tokens, fingerprint
 from tascade.errors import ConfigError, DataError, GateError
 from tascade.files import install_folder
 from tascade.lessons import Lessons, own_lessons
 from tascade.load import ModelRef, load_model
 from tascade.model import TaskModel
 from tascade.pack import Pack
-from tascade.pipeline import Prepared, Progress, adapt, prepare, silent, spread
+from tascade.pipeline import Prepared, Progress, adapt, prepare, silent
 from tascade.places import place_for
 from tascade.tokens.family import TokenizerFamily
 from tascade.train.adapter import load_peft
 from tascade.train.fleet import join_fleet
+from tascade.train.state import begin_run, model_digest, rows_digest
 from tascade.tuning_run import Score, Tuned, TuningRun
 
 _HELD_OUT_ROWS = 600
@@ -63,6 +65,23 @@ def tune(
             installed, or the stopped run was another.
     """
     recipe, target = recipe or Recipe(), place_for(out)
+    tuned = _tune(model, data, target, held_out, recipe, score or _equal, resume, progress)
+    if tuned.path is not None and join_fleet(recipe.device).first:
+        shutil.rmtree(_work(target), ignore_errors=True)
+    return tuned
+
+
+def _tune(
+    model: ModelRef,
+    data: Any,
+    target: Path,
+    held_out: Any,
+    recipe: Recipe,
+    score: Score,
+    resume: bool,
+    progress: Progress | None,
+) -> Tuned:
+    """:func:`tune`, but what there is to resume from stays."""
     load_peft()  # what cannot be done is said at once
     if recipe.tune.load and isinstance(model, tuple):
         raise ConfigError(
@@ -77,23 +96,25 @@ def tune(
     TokenizerFamily(loaded[1])
     ends = end_tokens(*loaded[:2])
     prepared = _prepare(loaded[1], ends, data, held_out, recipe, tell)
-    work = target.with_name(f".{target.name}.tuning")
-    if fleet.first and not resume:
-        shutil.rmtree(work, ignore_errors=True)
+    work = _work(target)
     if fleet.first:
+        begin_run(work, _made_from(loaded, prepared, recipe), resume=resume)
         _make_lessons(loaded, prepared, recipe, work / _LESSONS, tell)
     fleet.wait()
     lessons = Lessons.load(work / _LESSONS)
     run = TuningRun(loaded, ends, lessons, recipe, work, tell, fleet)
     references = [
-        loaded[1].decode(answer, skip_special_tokens=True)
-        for _, answer in prepared.validation[1::2]
+        loaded[1].decode(prepared.validation[at][1], skip_special_tokens=True)
+        for at in lessons.places[1::2]
     ]
-    tuned = run.finish(target, references, score or _equal)
+    tuned = run.finish(target, references, score)
     fleet.wait()
-    if fleet.first and tuned.path is not None:
-        shutil.rmtree(work, ignore_errors=True)
     return tuned
+
+
+def _work(target: Path) -> Path:
+    """Where a run keeps what it can go on from."""
+    return target.with_name(f".{target.name}.tuning")
 
 
 def adapt_tuned(
@@ -115,31 +136,34 @@ def adapt_tuned(
         out: folder of the pack.
         validation: held-out examples; a share of ``data`` when absent.
         recipe: see :func:`tune`, and :func:`tascade.adapt`.
-        resume: go on with the run that was stopped.
+        resume: go on with the run that was stopped, or whose model could not be packed.
         overwrite: replace a pack that exists, in one step, and nothing else that does.
         progress: called with (stage, done, total).
 
     Raises:
         GateError: the gate refused the tuned model. What was trained lies beside ``out``.
+        ConfigError: a head for drafts alone, which a tuned model cannot have.
         DataError, ConfigError: see :func:`tune` and :func:`tascade.adapt`.
     """
     used, recipe = (model, data, validation), recipe or Recipe()
     target = place_for(out, overwrite=overwrite, used=used)
     data = reread(data, "train")  # by tuning, and by adapting what was tuned
     validation = None if validation is None else reread(validation, "validation")
+    if recipe.vocab.head == "draft-only":
+        raise ConfigError(
+            "a tuned model cannot have a head for drafts alone",
+            got="tune, and a head 'draft-only', which is an assistant's",
+            wanted="a head of the tuned model's own: full, exact or masked",
+            where="vocab.head",
+            fix="no assistant knows the new tokens: tune, or tailor for drafts, not both",
+        )
     staged, fleet = target.with_name(f".{target.name}.staged"), join_fleet(recipe.device)
     if fleet.first:
         shutil.rmtree(staged / "model", ignore_errors=True)
     fleet.wait()
-    tuned = tune(
-        model,
-        data,
-        out=staged / "model",
-        held_out=validation,
-        recipe=recipe,
-        resume=resume,
-        progress=progress,
-    )
+    # The run's folder stays until the pack is made: if that fails, nothing is trained again.
+    model_folder = staged / "model"
+    tuned = _tune(model, data, model_folder, validation, recipe, _equal, resume, progress)
     if tuned.path is None:
         raise GateError(
             "the gate refused the tuned model",
@@ -154,7 +178,8 @@ def adapt_tuned(
         install_folder(made.path, target)
         shutil.rmtree(staged, ignore_errors=True)
     fleet.wait()
-    return TaskModel.from_pretrained(target), replace(tuned, path=target / "model")
+    opened = TaskModel.from_pretrained(target, dtype=recipe.dtype, device=recipe.device)
+    return opened, replace(tuned, path=target / "model")
 
 
 def _pack(
@@ -195,9 +220,8 @@ def _prepare(
 ) -> Prepared:
     prepared = prepare(tokenizer, ends, data, held_out, recipe, tell)
     prepared.train = [row for row in prepared.train if row[0] is not None]
-    prepared.validation = [
-        row for row in spread(prepared.validation, _HELD_OUT_ROWS) if row[0] is not None
-    ]
+    asked = [row for row in prepared.validation if row[0] is not None]
+    prepared.validation = spread(asked, _HELD_OUT_ROWS)
     if not prepared.train or len(prepared.validation) < 4:
         raise DataError(
             "too few examples with prompts",
@@ -207,6 +231,21 @@ def _prepare(
             fix="add examples, or pass held-out ones with --held-out",
         )
     return prepared
+
+
+def _made_from(loaded: tuple[Any, Any, str], prepared: Prepared, recipe: Recipe) -> dict[str, Any]:
+    """What a run may only be gone on with if it is the same; what comes after training is not."""
+    settings = asdict(recipe.tune)
+    for name in ("gate", "control"):
+        settings.pop(name)
+    return {
+        "model": model_digest(loaded[0]),
+        "tokenizer": fingerprint(loaded[1]),
+        "training rows": rows_digest(prepared.train),
+        "held-out rows": rows_digest(prepared.validation),
+        "max_new_tokens": recipe.max_new_tokens,
+        **{f"tune.{name}": value for name, value in settings.items()},
+    }
 
 
 def _make_lessons(
@@ -224,8 +263,6 @@ def _make_lessons(
         prompts=recipe.tune.prompts,
         replay=recipe.tune.replay,
     )
-    if recipe.tune.targets == "gold":
-        lessons.train, lessons.written = prepared.train, []
     if recipe.tune.sure:
         tell("looking for decisions", 0, None)
         lessons.decide(loaded[0], recipe.tune.sure, recipe.tune.longest)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from tascade.config import Recipe
 from tascade.core import IntArray
+from tascade.data.choose import spread
 from tascade.decode.loop import Decoder
 from tascade.decode.sample import SamplingParams
 from tascade.decode.target import Target
@@ -24,7 +25,7 @@ from tascade.lessons import Lessons
 from tascade.load import stored_dtype
 from tascade.own import Row
 from tascade.pack import provenance
-from tascade.pipeline import Progress, spread
+from tascade.pipeline import Progress
 from tascade.places import place_for
 from tascade.tokens.check import check_extension
 from tascade.tokens.mine import MiningRules
@@ -46,7 +47,8 @@ Score = Callable[[str, str], float]
 class Tuned:
     """What tuning made: where it lies (``None`` if the gate refused it), and how it did.
 
-    ``control``: the model with LoRA alone, if one was asked for; it is not exported.
+    ``control``: the model with LoRA alone, if one was asked for; it is not exported. ``lessons``:
+    how many answers each part had, and how many prompts were ``left_out`` for want of time.
     """
 
     path: Path | None
@@ -54,6 +56,7 @@ class Tuned:
     taught: Taught
     verdict: Verdict
     control: Taught | None = None
+    lessons: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """One JSON-ready object."""
@@ -64,6 +67,7 @@ class Tuned:
             "start": self.taught.start,
             "probe": self.taught.probe,
             "steps": len(self.taught.losses),
+            "lessons": self.lessons,
             "gate": self.verdict.to_json(),
         }
 
@@ -98,7 +102,7 @@ class TuningRun:
         if not self.fleet.first:
             self.fleet.wait()
             verdict = Verdict.from_json(json.loads(verdict_file.read_bytes()))
-            return Tuned(self._goes_to(target, verdict), made, taught, verdict, control)
+            return self._tuned(target, made, taught, verdict, control)
         beside = [] if control is None else self._answers(control.model, nothing)
         with folder_beside(target) as part:
             opened = self._export(made, taught, merger, part)
@@ -111,8 +115,9 @@ class TuningRun:
                 score,
                 drift=divergence(before, next_tokens(opened, text, made.first)),
                 control=beside,
+                left_out=self.lessons.left_out["held_out"],
             )
-            tuned = Tuned(self._goes_to(target, verdict), made, taught, verdict, control)
+            tuned = self._tuned(target, made, taught, verdict, control)
             if tuned.path is not None:
                 made_by = {name: text for name, text in provenance().items() if name != "command"}
                 about = {"recipe": asdict(self.recipe.tune), **made_by, **tuned.to_json()}
@@ -123,9 +128,18 @@ class TuningRun:
         self.fleet.wait()
         return tuned
 
-    def _goes_to(self, target: Path, verdict: Verdict) -> Path | None:
+    def _tuned(
+        self,
+        target: Path,
+        made: Enrichment,
+        taught: Taught,
+        verdict: Verdict,
+        control: Taught | None,
+    ) -> Tuned:
         exported = verdict.passed or not self.recipe.tune.gate.refuse
-        return target if exported else None
+        counts = {name: len(getattr(self.lessons, name)) for name in self.lessons.left_out}
+        told = {**counts, "left_out": self.lessons.left_out}
+        return Tuned(target if exported else None, made, taught, verdict, control, told)
 
     def _choose(self) -> Enrichment:
         config = self.recipe.tune

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from tascade.bench.equality import NearTies, first_difference
 from tascade.bench.machine import machine_info
 from tascade.bench.methods import DecoderMethod, Request, Skipped, restorer
 from tascade.bench.peers import arctic_methods, hf_generate, hf_prompt_lookup
@@ -15,6 +14,7 @@ from tascade.bench.run import About, BenchSettings, run_bench
 from tascade.bench.schema import validate
 from tascade.bench.trace import Recorder
 from tascade.core import DraftTree, Generation
+from tascade.decode.equality import NearTies, first_difference
 from tascade.decode.loop import AllNodes, Decoder
 from tascade.decode.sample import SamplingParams
 from tascade.decode.target import Target

@@ -9,7 +9,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from tascade.bench.equality import NearTies
 from tascade.bench.memory import MemoryJob, can_measure, measure_memory
 from tascade.bench.methods import DecoderMethod, InBaseTokens, Method, Request, Skipped, restorer
 from tascade.bench.peers import arctic_methods, hf_generate, hf_prompt_lookup
@@ -18,7 +17,9 @@ from tascade.bench.run import About, BenchSettings, run_bench
 from tascade.bench.tailored import HEADS, tailored_methods
 from tascade.bench.tuned import TunedView, tuned_view
 from tascade.core import Example, IntArray
+from tascade.data.choose import spread
 from tascade.data.load import LoadReport, load_examples, source_hash
+from tascade.decode.equality import NearTies
 from tascade.decode.loop import AllNodes, Decoder
 from tascade.decode.sample import SamplingParams
 from tascade.decode.target import Target
@@ -29,7 +30,7 @@ from tascade.files import without_folders, write_atomic
 from tascade.load import ModelRef, load_model
 from tascade.model import TaskModel
 from tascade.pack import Pack
-from tascade.pipeline import silent, spread
+from tascade.pipeline import silent
 from tascade.tokens.stored import TOKENS_FILE, TUNING_FILE, read_tokens
 
 TUNED = ("plain", "tasc-ft", "tasc-ft+spec")

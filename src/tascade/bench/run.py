@@ -11,12 +11,12 @@ from statistics import median
 from typing import Any
 
 from tascade.bench import metrics
-from tascade.bench.equality import NearTies
 from tascade.bench.machine import machine_info
 from tascade.bench.methods import Method, Request, Skipped
 from tascade.bench.schema import SCHEMA_VERSION, validate
 from tascade.bench.trace import VerifiedNodes
 from tascade.core import Generation, Source
+from tascade.decode.equality import NearTies
 from tascade.decode.sample import SamplingParams
 from tascade.errors import ConfigError
 

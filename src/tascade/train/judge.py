@@ -49,12 +49,14 @@ def paired(ours: Sequence[float], theirs: Sequence[float], seed: int = 0) -> Int
 class Verdict:
     """What the gate found.
 
-    ``rows``: held-out prompts asked. ``agreement``: share of answers that are the base model's,
-    and the LoRA-only control's where there is one. ``score``, ``base_score``, ``control_score``:
-    mean task score; ``against_base``, ``against_control``: the differences. ``bytes_ratio``: length
-    of the texts over the base's. ``valid``, ``base_valid``: share that parses, where the task
-    writes JSON. ``adoption``: steps saved over those that the same texts could save. ``drift``:
-    KL(base || tuned) a token, in nats, on text of the base model's own. ``failures``: why not.
+    ``rows``: held-out prompts asked. ``left_out``: those that the base model was given no time to
+    answer, and that neither was asked for that. ``agreement``: share of answers that are the base
+    model's, and the LoRA-only control's where there is one. ``score``, ``base_score``,
+    ``control_score``: mean task score; ``against_base``, ``against_control``: the differences.
+    ``bytes_ratio``: length of the texts over the base's. ``valid``, ``base_valid``: share that
+    parses, where the task writes JSON. ``adoption``: steps saved over those that the same texts
+    could save. ``drift``: KL(base || tuned) a token, in nats, on text of the base model's own.
+    ``failures``: why not.
     """
 
     rows: int
@@ -71,6 +73,7 @@ class Verdict:
     control_agreement: float | None = None
     control_score: float | None = None
     against_control: Interval | None = None
+    left_out: int = 0
     failures: list[str] = field(default_factory=list)
 
     @property
@@ -104,6 +107,8 @@ class Verdict:
             f"  length in bytes: {self.bytes_ratio:.2f} of the base's; "
             f"drift on other text: {self.drift:.3f} nats a token",
         ]
+        if self.left_out:
+            lines.append(f"  {self.left_out} others were not reached in own_seconds, and left out")
         if self.valid is not None and self.base_valid is not None:
             lines.append(f"  valid JSON: {self.valid:.1%}, base {self.base_valid:.1%}")
         return "\n".join([*lines, *(f"  refused: {failure}" for failure in self.failures)])
@@ -123,6 +128,7 @@ def judge(
     *,
     drift: float = 0.0,
     control: Sequence[Said] = (),
+    left_out: int = 0,
 ) -> Verdict:
     """Compare a tuned model's answers with the base model's, and with a control's.
 
@@ -135,6 +141,7 @@ def judge(
         score: the task's metric.
         drift: KL(base || tuned) on other text.
         control: answers of the model with LoRA alone.
+        left_out: how many prompts the base model had no time for.
 
     Raises:
         TascadeError: no rows, or not as many of each.
@@ -155,6 +162,7 @@ def judge(
         score=float(np.mean(scores[0])),
         base_score=float(np.mean(scores[1])),
         against_base=paired(scores[0], scores[1]),
+        left_out=left_out,
     )
     if sum(_parses(r) for r in references) > len(references) / 2:
         verdict.valid = float(np.mean([_parses(said.text) for said in tuned]))

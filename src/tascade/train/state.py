@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +13,65 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from tascade.core import IntArray
 from tascade.errors import ConfigError
-from tascade.files import folder_beside, install_folder
+from tascade.files import folder_beside, install_folder, write_atomic
 
-_TENSORS, _ABOUT = "state.safetensors", "state.json"
+_TENSORS, _ABOUT, _RUN = "state.safetensors", "state.json", "run.json"
+
+
+def begin_run(work: Path, about: dict[str, Any], *, resume: bool) -> None:
+    """Begin a run in the folder ``work``, or go on with the one that was stopped there.
+
+    Args:
+        work: where the run keeps what it has made so far.
+        about: what the run is made from, by name: digests and settings, as JSON has them.
+        resume: keep what is there, which is thrown away otherwise.
+
+    Raises:
+        ConfigError: what is there was made from something else, or does not say from what.
+    """
+    if not resume:
+        shutil.rmtree(work, ignore_errors=True)
+    if not work.is_dir() or not any(work.iterdir()):
+        write_atomic(work / _RUN, json.dumps(about).encode())
+        return
+    try:
+        found = json.loads((work / _RUN).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        found = None
+    if found != about:
+        raise ConfigError(
+            "the run that was stopped here was another",
+            got=_difference(found, about) or "more settings",
+            wanted="the same model, data and settings",
+            where=str(work),
+            fix="run without resume to begin anew, or with what the stopped run had",
+        )
+
+
+def model_digest(model: Any) -> str:
+    """Identifies a model by its config and all its weights, wherever it lies."""
+    digest = hashlib.blake2b(digest_size=16)
+    config = model.config.to_dict()
+    for name in ("_name_or_path", "transformers_version"):
+        config.pop(name, None)
+    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, weight in model.named_parameters():
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+        # As bytes: NumPy has no bfloat16.
+        raw = weight.detach().cpu().contiguous().flatten().view(torch.uint8)
+        digest.update(memoryview(raw.numpy()))
+    return digest.hexdigest()
+
+
+def rows_digest(rows: Sequence[tuple[IntArray | None, IntArray]]) -> str:
+    """Identifies rows (prompt, answer) of token ids, and their order."""
+    digest = hashlib.blake2b(digest_size=16)
+    for row in rows:
+        for ids in row:
+            digest.update(b"none" if ids is None else f"{len(ids)} ".encode() + ids.tobytes())
+    return digest.hexdigest()
 
 
 def save_state(
@@ -93,6 +151,6 @@ def load_state(
 
 def _difference(found: Any, wanted: dict[str, Any]) -> str:
     if not isinstance(found, dict):
-        return "no settings"
+        return "it does not say which: an earlier version of tascade began it"
     keys = [key for key in wanted if found.get(key) != wanted[key]]
     return ", ".join(f"{key} {found.get(key)!r} (now {wanted[key]!r})" for key in keys)

@@ -60,6 +60,7 @@ class VocabularyGain:
             "prompt_tokens": None
             if self.prompt_mean is None
             else {"mean": self.prompt_mean, "p95": self.prompt_most},
+            "held_out_documents": 0 if held_out is None else held_out.documents,
             "held_out_missing_per_answer": None if held_out is None else held_out.per_document,
             "held_out_low": None if held_out is None else held_out.low,
             "held_out_high": None if held_out is None else held_out.high,
@@ -86,8 +87,9 @@ class VocabularyGain:
             )
         if held_out is not None and held_out.documents:
             lines.append(
-                f"held out: {held_out.share:.2%} of tokens covered by the list, the prompt and the "
-                f"answer so far; {held_out.per_document:.3f} missing an answer "
+                f"held out ({held_out.documents:,} answers): {held_out.share:.2%} of tokens "
+                "covered by the list, the prompt and the answer so far; "
+                f"{held_out.per_document:.3f} missing an answer "
                 f"[95%: {held_out.low:.3f} to {held_out.high:.3f}]"
             )
         lines.append(
