@@ -91,6 +91,8 @@ _WRONG: dict[typing.Any, list[typing.Any]] = {
     str: [1, None, True, ["x"], b"x"],
 }
 _WRONG[tuple[str, ...]] = ["english", 3, None, {"english": 1}, [1], [["english"]]]
+_WRONG[dict[str, typing.Any]] = ["x", 1, None, ["x"], {1: 2}, {"not a name": 1}]
+_WRONG[tuple[dict[str, typing.Any], ...]] = ["x", 1, None, {"x": 1}]
 
 
 @pytest.mark.parametrize(
@@ -152,3 +154,15 @@ def test_odd_yaml_is_refused_by_name(tmp_path: Path, text: str) -> None:
     with pytest.raises(ConfigError, match=r"recipe\.yaml") as caught:
         Recipe.from_yaml(path)
     assert len(str(caught.value)) < 1000
+
+
+_HUGE_PARTS = [float("nan"), float("inf"), 1e300, _HUGE, -_HUGE, 10**5000]
+
+
+@pytest.mark.parametrize("value", _HUGE_PARTS, ids=range(len(_HUGE_PARTS)))
+def test_numbers_for_a_chat_template_are_such_as_a_pack_can_keep(value: typing.Any) -> None:
+    for chat in ({"options": {"depth": [value]}}, {"tools": [{"name": {"most": value}}]}):
+        with pytest.raises(ConfigError) as caught:
+            Recipe.from_dict({"chat": chat})
+        assert (caught.value.where or "").startswith("chat.")
+        assert len(str(caught.value)) < 400
