@@ -146,7 +146,7 @@ def test_an_engine_that_expands_wrongly_is_mended_or_refused(
 def proposer(*names: str) -> TascadeProposer:
     made = TascadeProposer.__new__(TascadeProposer)
     made.failures = made.unknown_packs = 0
-    made._learner = None
+    made._learner, made._appended = None, AppendedWatch([], every=0.0)
     made._names, made._adapters = list(names), {"lora-b": "b"}
     made._input_batch = made._requests = None
     return made
