@@ -61,15 +61,16 @@ class AssistantDrafter:
     @torch.inference_mode()
     def draft(self, limit: int, floor: float, other: FloatArray) -> DraftTree:
         """As :meth:`propose`, where nodes of survival ``other`` [N] could be verified instead."""
-        account, started = self.account, self.account.clock()
-        try:
-            if limit <= 0 or not self._fits():
-                return EMPTY_TREE
-            warm = len(self._context) - self._shared() <= FEW
-            pays = account.pays(self.confidence.mean, other, warm)
-            return self._grow(limit, floor) if pays else EMPTY_TREE
-        finally:
-            account.charge(account.clock() - started)
+        with self.target.lock:  # of two loops that draft with it in two threads
+            account, started = self.account, self.account.clock()
+            try:
+                if limit <= 0 or not self._fits():
+                    return EMPTY_TREE
+                warm = len(self._context) - self._shared() <= FEW
+                pays = account.pays(self.confidence.mean, other, warm)
+                return self._grow(limit, floor) if pays else EMPTY_TREE
+            finally:
+                account.charge(account.clock() - started)
 
     def _grow(self, limit: int, floor: float) -> DraftTree:
         account = self.account
