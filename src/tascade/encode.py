@@ -59,7 +59,7 @@ def encode_prompt(tokenizer: Any, prompt: Prompt) -> IntArray:
         text = tokenizer.apply_chat_template(
             _messages(prompt), add_generation_prompt=True, tokenize=False
         )
-        return _ids(tokenizer, text)
+        return encode_text(tokenizer, text)
     if not isinstance(prompt, str):
         raise ConfigError(
             "the tokenizer has no chat template, so it cannot take messages",
@@ -67,7 +67,7 @@ def encode_prompt(tokenizer: Any, prompt: Prompt) -> IntArray:
             wanted="a prompt string",
             fix="pass the prompt as one string, or use a chat model",
         )
-    return np.asarray(tokenizer(prompt).input_ids, np.int32)
+    return encode_text(tokenizer, prompt, special=True)
 
 
 def encode_completion(
@@ -83,9 +83,7 @@ def encode_completion(
     if whole is not None and len(whole) > n and (whole[:n] == prompt_ids).all():
         answer = whole[n:]
     else:
-        answer = np.asarray(
-            tokenizer(example.completion, add_special_tokens=False).input_ids, np.int32
-        )
+        answer = encode_text(tokenizer, example.completion)
     for i, token in enumerate(answer.tolist()):
         if token in ends:
             return answer[: i + 1]
@@ -97,14 +95,28 @@ def _encode_whole(tokenizer: Any, example: Example) -> IntArray | None:
     prompt = example.prompt if example.prompt is not None else ""
     if getattr(tokenizer, "chat_template", None):
         messages = [*_messages(prompt), {"role": "assistant", "content": example.completion}]
-        return _ids(tokenizer, tokenizer.apply_chat_template(messages, tokenize=False))
+        return encode_text(tokenizer, tokenizer.apply_chat_template(messages, tokenize=False))
     if not isinstance(prompt, str) or example.prompt is None:
         return None
-    return np.asarray(tokenizer(prompt + example.completion).input_ids, np.int32)
+    return encode_text(tokenizer, prompt + example.completion, special=True)
 
 
-def _ids(tokenizer: Any, text: str) -> IntArray:
-    return np.asarray(tokenizer(text, add_special_tokens=False).input_ids, np.int32)
+def encode_text(tokenizer: Any, text: str, *, special: bool = False) -> IntArray:
+    """Ids of a text as it stands [T], with the tokenizer's own marks around it if ``special``.
+
+    Padding and truncation that its owner has set in the tokenizer play no part, and stay set.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return np.asarray(tokenizer(text, add_special_tokens=special).input_ids, np.int32)
+    truncation, padding = backend.truncation, backend.padding
+    try:
+        return np.asarray(tokenizer(text, add_special_tokens=special).input_ids, np.int32)
+    finally:
+        if backend.truncation != truncation:
+            backend.enable_truncation(**truncation)
+        if backend.padding != padding:
+            backend.enable_padding(**padding)
 
 
 def encode_example(

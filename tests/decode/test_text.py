@@ -138,7 +138,7 @@ def check(tokenizer: Any, seed: int, cases: int = 45) -> None:
         if case % 3:
             text = "".join(TEXTS[int(rng.integers(len(TEXTS)))] for _ in range(3))
             ids = list(tokenizer(text, add_special_tokens=False).input_ids)
-            cut = int(rng.integers(len(ids)))
+            cut = int(rng.integers(len(ids) + 1))
             ids = ids[cut:] + ids[:cut]
         else:
             ids = rng.integers(0, size, 80).tolist()

@@ -108,7 +108,7 @@ class AssistantDrafter:
 
     def _next(self) -> None:
         """Draft one token behind the chain."""
-        head = self.target.head
+        head, new = self.target.head, self._prompt is not None
         if head is not None:
             if self._prompt is not None:
                 head.begin(self._prompt)
@@ -118,6 +118,8 @@ class AssistantDrafter:
         # Before the pass: should it break off, the cache holds no more than is said here.
         del self._ran[shared:]
         self.target.keep(shared, ())
+        if new:
+            self.target.cache.give_back()
         started = self.account.clock()
         token, chance = _likeliest(self.target.forward(text[shared:])[-1, : self._known])
         self.account.ran(len(text) - shared, self.account.clock() - started)
