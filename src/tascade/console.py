@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tascade.core import Generation, Source
+from tascade.decode.text import Detokenizer
 from tascade.pipeline import Progress
 
 out = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
@@ -90,15 +91,10 @@ def print_json(value: object) -> None:
 
 def explain(tokenizer: Any, result: Generation) -> Text:
     """The output with each token coloured by who drafted it."""
-    text = Text()
-    shown = ""
-    for i, source in enumerate(result.sources):
-        whole = tokenizer.decode(result.tokens[: i + 1], skip_special_tokens=True)
-        if whole.endswith("�"):
-            continue
-        text.append(whole[len(shown) :], style=STYLES[Source(source)])
-        shown = whole
-    return text
+    text, parts = Text(), Detokenizer(tokenizer)
+    for token, source in zip(result.tokens, result.sources, strict=False):
+        text.append(parts.add([token]), style=STYLES[Source(source)])
+    return text.append(parts.rest())
 
 
 def legend() -> Text:

@@ -69,7 +69,9 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, chat: ChatConfig = _PLAIN) -> 
             template; a variable that its template does not have; messages that it refuses.
     """
     if getattr(tokenizer, "chat_template", None):
-        return _ids(tokenizer, _render(tokenizer, _messages(prompt, chat.system), chat, True))
+        return encode_text(
+            tokenizer, _render(tokenizer, _messages(prompt, chat.system), chat, True)
+        )
     if not isinstance(prompt, str) or chat:
         what = "a system prompt, variables or tools" if isinstance(prompt, str) else "messages"
         raise ConfigError(
@@ -78,7 +80,7 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, chat: ChatConfig = _PLAIN) -> 
             wanted="a prompt string alone",
             fix="pass the prompt as one string, and no chat options, or use a chat model",
         )
-    return np.asarray(tokenizer(prompt).input_ids, np.int32)
+    return encode_text(tokenizer, prompt, special=True)
 
 
 def system_template(tokenizer: Any, chat: ChatConfig) -> str:
@@ -125,9 +127,9 @@ def encode_completion(
     if whole is not None and len(whole) > n and (whole[:n] == prompt_ids).all():
         answer = whole[n:]
     else:
-        answer = _ids(tokenizer, example.completion + _behind(tokenizer, example, chat))
+        answer = encode_text(tokenizer, example.completion + _behind(tokenizer, example, chat))
         if not np.isin(answer, ends).any():
-            answer = _ids(tokenizer, example.completion)
+            answer = encode_text(tokenizer, example.completion)
     for i, token in enumerate(answer.tolist()):
         if token in ends:
             return answer[: i + 1]
@@ -151,10 +153,10 @@ def _conversation(tokenizer: Any, prompt: Prompt, answer: str, chat: ChatConfig)
 def _encode_whole(tokenizer: Any, example: Example, chat: ChatConfig) -> IntArray | None:
     prompt = example.prompt if example.prompt is not None else ""
     if getattr(tokenizer, "chat_template", None):
-        return _ids(tokenizer, _conversation(tokenizer, prompt, example.completion, chat))
+        return encode_text(tokenizer, _conversation(tokenizer, prompt, example.completion, chat))
     if not isinstance(prompt, str) or example.prompt is None:
         return None
-    return np.asarray(tokenizer(prompt + example.completion).input_ids, np.int32)
+    return encode_text(tokenizer, prompt + example.completion, special=True)
 
 
 def _render(tokenizer: Any, messages: list[dict[str, str]], chat: ChatConfig, asking: bool) -> str:
@@ -186,8 +188,22 @@ def _render(tokenizer: Any, messages: list[dict[str, str]], chat: ChatConfig, as
         ) from error
 
 
-def _ids(tokenizer: Any, text: str) -> IntArray:
-    return np.asarray(tokenizer(text, add_special_tokens=False).input_ids, np.int32)
+def encode_text(tokenizer: Any, text: str, *, special: bool = False) -> IntArray:
+    """Ids of a text as it stands [T], with the tokenizer's own marks around it if ``special``.
+
+    Padding and truncation that its owner has set in the tokenizer play no part, and stay set.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return np.asarray(tokenizer(text, add_special_tokens=special).input_ids, np.int32)
+    truncation, padding = backend.truncation, backend.padding
+    try:
+        return np.asarray(tokenizer(text, add_special_tokens=special).input_ids, np.int32)
+    finally:
+        if backend.truncation != truncation:
+            backend.enable_truncation(**truncation)
+        if backend.padding != padding:
+            backend.enable_padding(**padding)
 
 
 def encode_example(

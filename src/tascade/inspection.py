@@ -10,7 +10,7 @@ from tascade.chat import ChatConfig
 from tascade.config import DataConfig, Recipe, VocabConfig
 from tascade.core import IntArray
 from tascade.data.choose import spread
-from tascade.decode.heads import HeadSlot, finisher, remove_slot
+from tascade.decode.heads import finisher
 from tascade.decode.target import Target
 from tascade.draft.budget import CostTable
 from tascade.encode import end_tokens
@@ -166,15 +166,11 @@ def _vocabulary(
 
 
 def _replaceable(model: Any) -> bool:
-    """Whether the model's LM head can give way to a small one; it is left as it was."""
-    in_use = isinstance(model.get_output_embeddings(), HeadSlot)
+    """Whether the model's LM head can give way to a small one."""
     try:
         finisher(model)
     except UnsupportedModelError:
         return False
-    finally:
-        if not in_use:
-            remove_slot(model)
     return True
 
 

@@ -22,7 +22,7 @@ def load_model(ref: ModelRef, *, dtype: str = "auto", device: str = "auto") -> t
     """
     if isinstance(ref, tuple):
         model, tokenizer = ref
-        return model.eval(), tokenizer, str(getattr(model, "name_or_path", "") or "in-memory model")
+        return model, tokenizer, str(getattr(model, "name_or_path", "") or "in-memory model")
     import torch
     from transformers import AutoModelForCausalLM
 

@@ -39,7 +39,9 @@ Prompts = Prompt | Sequence[str]
 class TaskModel:
     """A model and a pack, ready to generate.
 
-    One request is decoded at a time; calls from several threads wait for each other.
+    One request is decoded at a time; calls from several threads wait for each other, whichever
+    TaskModel of one loaded model they are made on. Streams take turns, step by step: any thread may
+    read one, close it or drop it, and one that is left open stops nobody.
 
     Args:
         model, tokenizer: loaded Transformers objects, or a :class:`SlimModel`'s.
@@ -82,7 +84,6 @@ class TaskModel:
         self._cost: CostTable | None = _saved_cost(pack, self.cost_key)
         self._decoder: Decoder | None = None
         self._batches: tuple[int, BatchDecoder] | None = None
-        self._lock = threading.RLock()
 
     @classmethod
     def from_pretrained(
@@ -125,13 +126,22 @@ class TaskModel:
     @property
     def decoder(self) -> Decoder:
         """The speculative decoding loop; the first use measures this machine's step costs."""
-        if self._decoder is None:
-            drafter, budget = self.new_drafter(self.calibration), self.new_budget()
-            if self.assistant is None:
-                self._decoder = self.new_decoder(drafter, budget)
-            else:
-                self._decoder = self.new_decoder(*assisted(self.assistant, drafter, budget))
-        return self._decoder
+        made = self._decoder
+        if made is None:
+            with self._lock:
+                made = self._decoder = self._decoder or self._new_decoder()
+        return made
+
+    def _new_decoder(self) -> Decoder:
+        drafter, budget = self.new_drafter(self.calibration), self.new_budget()
+        if self.assistant is None:
+            return self.new_decoder(drafter, budget)
+        return self.new_decoder(*assisted(self.assistant, drafter, budget))
+
+    @property
+    def _lock(self) -> threading.RLock:
+        """Held by whoever decodes a request here, or makes what that takes."""
+        return (self.target if self.tailored is None else self.tailored.target).lock
 
     def new_decoder(self, drafter: Drafter, budget: NodeBudget | None = None) -> Decoder:
         """The decoding loop over this model and its head, with another drafter."""
@@ -222,8 +232,7 @@ class TaskModel:
         self, prompt: Prompt, processors: Sequence[Processor] = (), **options: Any
     ) -> Generation:
         """Generate for one prompt; returns tokens, text, who drafted what, and timings."""
-        with self._lock:
-            return self.decoder.generate(self.encode(prompt), self.params(**options), processors)
+        return self.decoder.generate(self.encode(prompt), self.params(**options), processors)
 
     def generate(
         self,
@@ -250,11 +259,12 @@ class TaskModel:
             return self.run(cast(Prompt, prompt), processors, **options).text
         if batch_size == 1:
             return [self.run(cast(str, p), processors, **options).text for p in prompt]
+        ids = [self.encode(cast(str, p)) for p in prompt]
         with self._lock:
-            ids = [self.encode(cast(str, p)) for p in prompt]
             if self._batches is None or self._batches[0] != batch_size:
                 self._batches = batch_size, self.batches(batch_size)
-            made = self._batches[1].generate(ids, self.params(**options), processors)
+            decoder = self._batches[1]
+        made = decoder.generate(ids, self.params(**options), processors)
         return [answer.text for answer in made]
 
     def stream(
@@ -271,10 +281,9 @@ class TaskModel:
         self, prompt: IntArray, params: SamplingParams, processors: Sequence[Processor] = ()
     ) -> Generator[tuple[list[int], Generation]]:
         """Generate for one prompt of token ids [T]: yields each step's new ids and the result so
-        far. No other request runs until the last step, or until the iterator is closed.
+        far. Other requests may come between two steps; what is needed to go on is kept meanwhile.
         """
-        with self._lock:
-            yield from self.decoder.stream(prompt, params, processors)
+        yield from self.decoder.stream(prompt, params, processors, returns=True)
 
     def save_pretrained(self, path: str | Path) -> None:
         """Save the pack to a new folder; weights are in it only if it holds a tuned model.
@@ -305,7 +314,7 @@ def measure_cost(target: Target, *, seconds: float = 2.0, past: int = 96) -> Cos
 
     from tascade.core import DraftTree
 
-    with torch.inference_mode():
+    with torch.inference_mode(), target.lock:
         target.begin()
         target.forward([1] * past)
 

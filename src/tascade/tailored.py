@@ -14,6 +14,7 @@ from tascade.decode.batch import BatchDecoder
 from tascade.decode.batch_target import BatchTarget
 from tascade.decode.deferral import Deferral
 from tascade.decode.deferred import DeferredDecoder, Full
+from tascade.decode.exclusive import exclusive
 from tascade.decode.heads import finisher, install_slot
 from tascade.decode.loop import Decoder, NodeBudget
 from tascade.decode.misses import MissCounter
@@ -211,13 +212,20 @@ def tailor_model(
     own = None if bias is None else bias.detach()
     whole = FullHead(table, own).check if model.device.type == "cpu" else full
     target = Target(model, head, whole)
-    return Tailored(target, head, lambda states: finish(whole(states)), config, rate, bias)
+
+    def logits(states: torch.Tensor) -> torch.Tensor:
+        with exclusive(model):
+            return finish(whole(states))
+
+    return Tailored(target, head, logits, config, rate, bias)
 
 
 @torch.inference_mode()
 def measure_check(full: Full, head: TailoredHead) -> CostTable:
     """Measure what a pass of the full head costs by its number of states."""
-    states = torch.randn(_CHECKS[-1], head.width, dtype=head.table.dtype, device=head.ids.device)
+    # Not random ones: the draws are the user's. Not zeros either, which some CPUs add up faster.
+    numbers = torch.arange(1, _CHECKS[-1] * head.width + 1, device=head.ids.device)
+    states = numbers.sin().view(-1, head.width).to(head.table.dtype)
 
     def check(rows: int) -> float:
         start = time.perf_counter()

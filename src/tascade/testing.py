@@ -76,7 +76,7 @@ def tiny_model(family: str, seed: int = 0, **overrides: Any) -> Any:
     kind = "gemma3_text" if family == "gemma3" else family
     config = AutoConfig.for_model(kind, **{**_COMMON, **_FAMILIES[family], **overrides})
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # and no accelerator's
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     return model.eval()
 

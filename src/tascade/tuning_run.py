@@ -14,6 +14,7 @@ import numpy as np
 from tascade.config import Recipe
 from tascade.core import IntArray
 from tascade.data.choose import spread
+from tascade.decode.exclusive import exclusive
 from tascade.decode.loop import Decoder
 from tascade.decode.sample import SamplingParams
 from tascade.decode.target import Target
@@ -181,11 +182,13 @@ class TuningRun:
         samples += merged(self.lessons.free, Merger((), merger.first), config.longest)
         held_out = merged(self.steer, merger, config.longest, held_cuts)
         base, device, full = self.loaded[0], self.loaded[0].device, None
-        if config.load:
-            base.to("cpu")  # the quantised one takes its place meanwhile
-            model, full = load_quantised(self.loaded[2], config.load, device), copy.deepcopy(base)
-        else:
-            model = copy.deepcopy(base)
+        with exclusive(base):
+            if config.load:
+                base.to("cpu")  # the quantised one takes its place meanwhile
+                full = copy.deepcopy(base)
+                model = load_quantised(self.loaded[2], config.load, device)
+            else:
+                model = copy.deepcopy(base)
         parts, folder = (samples, held_out), self.work / name
         taught = teach(model, merger, *parts, config, folder, self.tell, self.fleet, full)
         base.to(device)

@@ -61,15 +61,16 @@ class AssistantDrafter:
     @torch.inference_mode()
     def draft(self, limit: int, floor: float, other: FloatArray) -> DraftTree:
         """As :meth:`propose`, where nodes of survival ``other`` [N] could be verified instead."""
-        account, started = self.account, self.account.clock()
-        try:
-            if limit <= 0 or not self._fits():
-                return EMPTY_TREE
-            warm = len(self._context) - self._shared() <= FEW
-            pays = account.pays(self.confidence.mean, other, warm)
-            return self._grow(limit, floor) if pays else EMPTY_TREE
-        finally:
-            account.charge(account.clock() - started)
+        with self.target.lock:  # of two loops that draft with it in two threads
+            account, started = self.account, self.account.clock()
+            try:
+                if limit <= 0 or not self._fits():
+                    return EMPTY_TREE
+                warm = len(self._context) - self._shared() <= FEW
+                pays = account.pays(self.confidence.mean, other, warm)
+                return self._grow(limit, floor) if pays else EMPTY_TREE
+            finally:
+                account.charge(account.clock() - started)
 
     def _grow(self, limit: int, floor: float) -> DraftTree:
         account = self.account
@@ -107,7 +108,7 @@ class AssistantDrafter:
 
     def _next(self) -> None:
         """Draft one token behind the chain."""
-        head = self.target.head
+        head, new = self.target.head, self._prompt is not None
         if head is not None:
             if self._prompt is not None:
                 head.begin(self._prompt)
@@ -117,6 +118,8 @@ class AssistantDrafter:
         # Before the pass: should it break off, the cache holds no more than is said here.
         del self._ran[shared:]
         self.target.keep(shared, ())
+        if new:
+            self.target.cache.give_back()
         started = self.account.clock()
         token, chance = _likeliest(self.target.forward(text[shared:])[-1, : self._known])
         self.account.ran(len(text) - shared, self.account.clock() - started)

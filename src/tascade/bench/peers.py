@@ -15,6 +15,7 @@ from tascade.bench.machine import version
 from tascade.bench.methods import DecoderMethod, Request, Skipped
 from tascade.bench.trace import VerifiedNodes
 from tascade.core import EMPTY_TREE, DraftTree, Generation, IntArray, Source
+from tascade.decode.exclusive import exclusive
 from tascade.decode.loop import AllNodes, Decoder
 from tascade.decode.sample import SamplingParams
 from tascade.decode.stop import StopRule
@@ -222,7 +223,7 @@ class HfMethod:
             **self.options,
         )
         prompt = torch.tensor([ids], device=self.model.device)
-        with _counting(self.model) as calls:
+        with exclusive(self.model), _counting(self.model) as calls:
             out = self.model.generate(
                 prompt, attention_mask=torch.ones_like(prompt), generation_config=config
             )

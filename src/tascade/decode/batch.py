@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,7 +96,7 @@ class BatchDecoder:
         self.target, self.head, self.full, self.tokenizer = target, head, full, tokenizer
         self.deferral = deferral or Deferral(lambda states: 0.0, most=0)
         self.size = 1 if target.alone else size
-        self._busy = False
+        self._busy, self._lock = False, threading.RLock()
 
     def generate(
         self,
@@ -102,8 +104,9 @@ class BatchDecoder:
         params: SamplingParams | Sequence[SamplingParams],
         processors: Sequence[Processor] = (),
     ) -> list[Generation]:
-        """Decode them all. Arguments and errors as for :meth:`stream`."""
-        out = {i: made for i, _, made in self.stream(prompts, params, processors)}
+        """Decode them all; other threads wait. Arguments and errors as for :meth:`stream`."""
+        with self._lock, closing(self.stream(prompts, params, processors)) as stream:
+            out = {i: made for i, _, made in stream}
         return [out[i] for i in range(len(prompts))]
 
     def stream(
@@ -111,7 +114,7 @@ class BatchDecoder:
         prompts: Sequence[Sequence[int] | IntArray],
         params: SamplingParams | Sequence[SamplingParams],
         processors: Sequence[Processor] = (),
-    ) -> Iterator[tuple[int, list[int], Generation]]:
+    ) -> Generator[tuple[int, list[int], Generation]]:
         """Decode them all, a round at a time.
 
         Args:
@@ -142,7 +145,7 @@ class BatchDecoder:
         finally:
             for row in rows:
                 self._leave(row)
-            self.target.cache.lengths.clear()
+            self.target.cache.clear()
             self._busy = False
 
     def _requests(

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from tascade.decode.exclusive import exclusive
 from tascade.decode.heads import HeadLike, HeadSlot, ids_device, install_slot
 from tascade.decode.ragged import RaggedCache
 from tascade.decode.target import PREFILL_DRAFT_LIMIT, check_rewindable
@@ -84,7 +85,7 @@ class BatchTarget:
             return head(states[0])[:, None]
 
         dense = longest > ids.shape[1] or longest <= PREFILL_DRAFT_LIMIT
-        with self.slot.using(at_last):
+        with exclusive(self.model), self.slot.using(at_last):
             output = self.model(
                 input_ids=ids,
                 # Without a mask: the kernel's own causal path, whose memory does not grow as T * T.

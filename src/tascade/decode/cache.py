@@ -9,6 +9,8 @@ import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 _FIRST_CAPACITY = 512
+_KEPT = 4
+"""Buffers stay from request to request while they are at most so many times as long as needed."""
 
 
 class RewindableLayer(CacheLayerMixin):  # type: ignore[misc]
@@ -48,7 +50,15 @@ class RewindableLayer(CacheLayerMixin):  # type: ignore[misc]
         return self.keys[:, :, :end], self.values[:, :, :end]
 
     def _grow(self, needed: int) -> None:
-        capacity = max(needed, 2 * self.keys.shape[2])
+        self._resize(max(needed, 2 * self.keys.shape[2]))
+
+    def give_back(self) -> None:
+        """Take smaller buffers, if what is in use would fit into a fraction of these."""
+        needed = max(_FIRST_CAPACITY, self.length)
+        if self.is_initialized and self.keys.shape[2] > _KEPT * needed:
+            self._resize(needed)
+
+    def _resize(self, capacity: int) -> None:
         for name in ("keys", "values"):
             old: torch.Tensor = getattr(self, name)
             new = _buffer(old, capacity)
@@ -99,6 +109,13 @@ class RewindableCache(Cache):  # type: ignore[misc]
         for layer in self.layers:
             layer.length = length
 
+    def give_back(self) -> None:
+        """Free what a much longer request than the one that is here has made."""
+        for layer in self.layers:
+            layer.give_back()
+        if not self._is_stacked():
+            self._stacks, self._stacked = [], []
+
     def keep(self, base: int, slots: Sequence[int]) -> None:
         """Keep ``base`` slots and then, in this order, the slots at ``base + slots[i]``.
 
@@ -116,10 +133,7 @@ class RewindableCache(Cache):  # type: ignore[misc]
 
     def _stack(self) -> None:
         """Lay all buffers of one shape into one tensor, so that rows move in one operation."""
-        buffers = [buffer for layer in self.layers for buffer in (layer.keys, layer.values)]
-        if len(buffers) == len(self._stacked) and all(
-            a is b for a, b in zip(buffers, self._stacked, strict=True)
-        ):
+        if self._is_stacked():
             return
         groups: dict[tuple[Any, ...], list[tuple[RewindableLayer, str]]] = {}
         for layer in self.layers:
@@ -134,3 +148,9 @@ class RewindableCache(Cache):  # type: ignore[misc]
                 setattr(layer, name, stack[i])
             self._stacks.append(stack)
         self._stacked = [b for layer in self.layers for b in (layer.keys, layer.values)]
+
+    def _is_stacked(self) -> bool:
+        buffers = [buffer for layer in self.layers for buffer in (layer.keys, layer.values)]
+        return len(buffers) == len(self._stacked) and all(
+            a is b for a, b in zip(buffers, self._stacked, strict=True)
+        )

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from tascade.core import Drafter, DraftTree
@@ -62,8 +61,6 @@ class DeferredDecoder(Decoder):
         if target.head is None:
             raise ConfigError("there is nothing to defer", got="no head", wanted="a small head")
         self.head, self.full, self.deferral = target.head, full, deferral
-        self._guess: Request | None = None
-        self._may_repeat = True
         self._states: list[torch.Tensor] = []
         self._signs: list[Signs] = []
         self._sure = 1.0
@@ -72,16 +69,21 @@ class DeferredDecoder(Decoder):
         """Forget the request before."""
         super().begin(request)
         self.head.extend(self.deferral.lacking.tokens)
-        self._guess = guesses_for(request, self.tokenizer)
+        request.guess = guesses_for(request, self.tokenizer)
         self._forget_guesses()
-        self._may_repeat = may_repeat(request.chooser)
         request.result.extra |= {"misses": 0, "checks": 0, "full_steps": 0}
+
+    def go_on(self, request: Request) -> None:
+        """Take up a request that others have come between: nothing is guessed between rounds."""
+        super().go_on(request)
+        self.head.extend([*self.deferral.lacking.tokens, *request.result.tokens])
+        self._forget_guesses()
 
     def _advance(self, request: Request) -> list[int]:
         """One round: guesses up to a check, and the check. Returns the tokens that passed."""
-        guess = self._guess
+        guess = request.guess
         assert guess is not None
-        wanted = self.deferral.plan() if self._may_repeat else 0
+        wanted = self.deferral.plan() if may_repeat(request.chooser) else 0
         first = len(request.result.tokens)
         self.target.head = self.head if wanted else None
         try:
@@ -153,7 +155,4 @@ class DeferredDecoder(Decoder):
         tokens = request.result.tokens
         self.target.keep(len(request.prompt) + len(tokens) - 1, ())
         self._take_in(tokens[-1:])
-        # A drafter cannot be rewound: it is told the request again.
-        self.drafter.start(request.prompt)
-        for token in tokens:
-            self.drafter.commit(np.asarray([token], np.int32), 0, ())
+        self.retell(request)

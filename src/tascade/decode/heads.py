@@ -1,7 +1,8 @@
-"""LM heads that can be changed under a model: a slot where its own head was, and what goes in."""
+"""LM heads that take the place of a model's own for a call: the slot, and what goes in."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -9,6 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from tascade.core import IntArray
+from tascade.decode.exclusive import exclusive
 from tascade.errors import UnsupportedModelError
 
 Finish = Callable[[torch.Tensor], torch.Tensor]
@@ -74,44 +76,64 @@ class SharedHead(Protocol):
         ...
 
 
-class HeadSlot(torch.nn.Module):
-    """Stands where a model's LM head was, and keeps the final states that go through it.
+class HeadSlot:
+    """Puts other heads in the place of a model's LM head, for a call at a time.
+
+    Nothing of it stays in the model, and nothing is seen there meanwhile: the head is the same
+    module with the same name and weights, which only computes something else.
 
     Attributes:
-        full: the head of the whole vocabulary.
-        states: [1, n, d] what it was last given.
+        full: the head of the whole vocabulary, the model's own module.
+        states: [1, n, d] the final states that went through the slot last.
     """
 
     def __init__(self, full: torch.nn.Module) -> None:
-        super().__init__()
         self.full = full
-        # In a tuple, so that a module that is only visiting does not become a part of this one.
-        self._guest: tuple[HeadLike | None] = (None,)
         self.states = torch.empty(0)
+        self._guest: HeadLike | None = None
 
-    @property
-    def weight(self) -> Any:
-        """The full head's, for models that ask their head for its precision."""
-        return self.full.weight
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """[B, n, d] -> the logits of the head in use."""
+        return self._through(hidden, self.full)
+
+    def _through(self, hidden: torch.Tensor, full: HeadLike) -> torch.Tensor:
         # Of a prompt's states the last is asked for: as a view with their stride, which one state
         # alone may keep, a product in bfloat16 takes 80 times longer on some CPUs.
         hidden = hidden.contiguous().view(-1, hidden.shape[-1]).view(hidden.shape)
         self.states = hidden
-        guest = self._guest[0]
-        logits: torch.Tensor = self.full(hidden) if guest is None else guest(hidden)
-        return logits
+        return (full if self._guest is None else self._guest)(hidden)
 
     @contextmanager
-    def using(self, head: HeadLike | None) -> Iterator[None]:
-        """Use another head for a while; ``None`` for the full one."""
-        self._guest = (head,)
+    def using(self, head: HeadLike | None, *, everywhere: bool = False) -> Iterator[None]:
+        """Use another head for a while; ``None`` for the full one.
+
+        Args:
+            head: may call the full one itself.
+            everywhere: in all threads. Otherwise another thread that runs the model by itself, as
+                its owner may, finds the full head.
+        """
+        at, own, us = vars(self.full), vars(self.full).get("forward"), threading.get_ident()
+        usual: HeadLike = self.full.forward
+        before, inside = self._guest, False
+
+        def forward(hidden: torch.Tensor) -> torch.Tensor:
+            nonlocal inside
+            if inside or not (everywhere or threading.get_ident() == us):
+                return usual(hidden)
+            inside = True
+            try:
+                return self._through(hidden, usual)
+            finally:
+                inside = False
+
+        self._guest, at["forward"] = head, forward
         try:
             yield
         finally:
-            self._guest = (None,)
+            self._guest = before
+            at.pop("forward")
+            if own is not None:
+                at["forward"] = own
 
 
 def ids_device(model: Any) -> torch.device:
@@ -122,14 +144,12 @@ def ids_device(model: Any) -> torch.device:
 
 
 def install_slot(model: Any) -> HeadSlot:
-    """The slot of a model whose head is to be changed; put in, in place, where there is none.
+    """A slot for a model's LM head. The model is not touched but while the slot is in use.
 
     Raises:
         UnsupportedModelError: the model has no LM head that can be replaced.
     """
     head = model.get_output_embeddings()
-    if isinstance(head, HeadSlot):
-        return head
     if head is None:
         raise UnsupportedModelError(
             "this model has no LM head to make smaller",
@@ -137,21 +157,12 @@ def install_slot(model: Any) -> HeadSlot:
             wanted="a causal model with get_output_embeddings()",
             fix="use it without a tailored vocabulary",
         )
-    slot = HeadSlot(head)
-    model.set_output_embeddings(slot)
-    return slot
-
-
-def remove_slot(model: Any) -> None:
-    """Give a model its own head back."""
-    slot = model.get_output_embeddings()
-    if isinstance(slot, HeadSlot):
-        model.set_output_embeddings(slot.full)
+    return HeadSlot(head)
 
 
 @torch.inference_mode()
 def finisher(model: Any) -> Finish:
-    """What a model with a :class:`HeadSlot` does to the logits behind its head.
+    """What a model does to the logits behind its LM head.
 
     Found by its config's fields (soft caps of Gemma, scales of Cohere and Granite), and then tried
     on a few tokens: what is not one of these is refused, not guessed.
@@ -167,7 +178,7 @@ def finisher(model: Any) -> Finish:
         raw.append(hidden[..., : min(64, hidden.shape[-1])] * 8)
         return raw[0].clone()
 
-    with slot.using(few):
+    with exclusive(model), slot.using(few):
         ids = torch.arange(1, 9, device=model.device)[None]
         seen = model(input_ids=ids, use_cache=False).logits
     for finish in _finishes(config):

@@ -14,7 +14,7 @@ from tascade.core import EMPTY_TREE, Drafter, DraftTree, FloatArray, Generation,
 from tascade.decode.sample import Chooser, Processor, SamplingParams
 from tascade.decode.stop import ExtraStop, StopRule
 from tascade.decode.target import PREFILL_DRAFT_LIMIT as PREFILL_DRAFT_LIMIT
-from tascade.decode.target import Target
+from tascade.decode.target import Hold, Target
 from tascade.decode.verify import Walk, walk
 from tascade.errors import ConfigError, TascadeError
 
@@ -62,7 +62,10 @@ class AllNodes:
 
 @dataclass(slots=True)
 class Request:
-    """A request being decoded: what was asked, and what there is so far."""
+    """A request being decoded: what was asked, and what there is so far.
+
+    ``guess``: the same one with guesses behind it, where those are checked later.
+    """
 
     prompt: IntArray
     chooser: Chooser
@@ -73,6 +76,8 @@ class Request:
     ids: torch.Tensor | None = None
     known: int = 0
     started: float = field(default_factory=time.perf_counter)
+    hold: Hold = field(default_factory=Hold)
+    guess: Request | None = None
 
     @classmethod
     def new(
@@ -115,7 +120,9 @@ class Request:
 class Decoder:
     """Decodes one request at a time with a target, a drafter and a budget.
 
-    Plain decoding is the same loop with the drafter that proposes nothing.
+    Plain decoding is the same loop with the drafter that proposes nothing. Several threads may
+    call it, and loops over one target, or one model, may be used beside each other: a request is
+    decoded to its end before the next, a stream step by step.
     """
 
     def __init__(
@@ -127,7 +134,6 @@ class Decoder:
     ) -> None:
         self.target, self.drafter, self.tokenizer = target, drafter, tokenizer
         self.budget: NodeBudget = budget or AllNodes()
-        self._current: Request | None = None
 
     def generate(
         self,
@@ -146,10 +152,11 @@ class Decoder:
             ConfigError: an empty prompt, or stop strings without a tokenizer.
         """
         last: Generation | None = None
-        for tokens, result in self.stream(prompt, params, processors, extra_stop):
-            last = result
-            if on_tokens is not None:
-                on_tokens(tokens)
+        with self.target.lock:  # to the end: other requests would only take turns
+            for tokens, result in self.stream(prompt, params, processors, extra_stop, returns=True):
+                last = result
+                if on_tokens is not None:
+                    on_tokens(tokens)
         assert last is not None
         return last
 
@@ -163,31 +170,67 @@ class Decoder:
         params: SamplingParams,
         processors: Sequence[Processor] = (),
         extra_stop: ExtraStop | None = None,
+        *,
+        returns: bool = False,
     ) -> Iterator[tuple[list[int], Generation]]:
         """Decode step by step: yields the new ids and the result so far.
 
+        Nothing is held from step to step: any thread may take the next one, close the iterator or
+        drop it, and other requests may come between.
+
+        Args:
+            prompt: token ids [T].
+            params: how it is decoded.
+            processors: logits processors.
+            extra_stop: see :meth:`generate`.
+            returns: go on after another request has come between, with a cache that is kept for
+                it; else that is an error.
+
         Raises:
-            TascadeError: another request was begun on this decoder before this one ended.
+            TascadeError: another request was begun on this target before this one ended.
         """
         stop = StopRule(params, self.tokenizer, extra_stop)
         request = Request.new(prompt, Chooser(params, processors), stop, self.target.device)
-        self.begin(request)
-        self._current = request
-        while not request.done:
-            if self._current is not request:
+        request.hold.returns = returns
+        try:
+            while not request.done:
+                with self.target.step():
+                    self._take(request)
+                    tokens = self._advance(request)
+                    if request.done:
+                        self._finish(request)
+                yield tokens, request.result
+        finally:
+            self.target.end(request.hold)
+
+    @torch.inference_mode()
+    def _take(self, request: Request) -> None:
+        """See to it that target, drafter and head are this request's."""
+        if not request.result.tokens:
+            self.begin(request)
+        elif self.target.hold is not request.hold:
+            if not request.hold.returns:
                 raise TascadeError(
                     "another request has begun on this decoder, and took its cache",
                     fix="finish one stream before the next, or give each its own Decoder",
                 )
-            tokens = self._advance(request)
-            if request.done:
-                self._finish(request)
-            yield tokens, request.result
+            self.go_on(request)
 
     def begin(self, request: Request) -> None:
         """Forget the request before."""
-        self.target.begin(request.prompt)
+        self.target.begin(request.prompt, request.hold)
         self.drafter.start(request.prompt)
+
+    def go_on(self, request: Request) -> None:
+        """Take up a request that others have come between."""
+        self.target.go_on(request.prompt, request.hold)
+        self.retell(request)
+
+    def retell(self, request: Request) -> None:
+        """Tell the drafter a request from its beginning: it cannot be rewound."""
+        self.drafter.start(request.prompt)
+        for token in request.result.tokens:
+            self.drafter.commit(np.asarray([token], np.int32), 0, ())
 
     def prefill(self, request: Request) -> list[int]:
         """First forward: the prompt and, where it is short enough, a first draft behind it."""

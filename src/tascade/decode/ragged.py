@@ -8,6 +8,12 @@ import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 _FIRST_CAPACITY = 256
+_KEPT = 4
+"""Room stays while it is at most so many times what the requests present need."""
+_KEPT_IDLE = 2048
+"""And between batches while it is at most so many slots: what it takes to make more of them anew is
+nothing beside reading prompts of that length.
+"""
 
 
 @dataclass(slots=True)
@@ -15,12 +21,13 @@ class Aim:
     """Where a forward's states go.
 
     rows: of the batch. slots: [n_rows, n] for each row's tokens. longest: how many slots of these
-    rows a query may look at.
+    rows a query may look at. needed: how many any row uses, those of other rows included.
     """
 
     rows: slice = field(default_factory=lambda: slice(0, 0))
     slots: torch.Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.long))
     longest: int = 0
+    needed: int = 0
 
 
 class RaggedLayer(CacheLayerMixin):  # type: ignore[misc]
@@ -52,6 +59,11 @@ class RaggedLayer(CacheLayerMixin):  # type: ignore[misc]
         self.values[rows, :, aim.slots] = value_states.transpose(1, 2)
         return self.keys[aim.rows, :, : aim.longest], self.values[aim.rows, :, : aim.longest]
 
+    @property
+    def room(self) -> int:
+        """Slots that each row has."""
+        return 0 if self.keys.dim() < 4 else self.keys.shape[2]
+
     def move(self, source: int, target: int) -> None:
         """Copy a row over another."""
         self.keys[target], self.values[target] = self.keys[source], self.values[source]
@@ -71,14 +83,17 @@ class RaggedLayer(CacheLayerMixin):  # type: ignore[misc]
 
 def _with_room(old: torch.Tensor, states: torch.Tensor, aim: Aim) -> torch.Tensor:
     batch, capacity = (0, 0) if old.dim() < 4 else (old.shape[0], old.shape[2])
-    rows = max(batch, aim.rows.stop)
-    slots = max(capacity, _FIRST_CAPACITY, 1 << (aim.longest - 1).bit_length())
-    if (rows, slots) == (batch, capacity):
+    rows, wanted = max(batch, aim.rows.stop), capacity
+    if not aim.needed <= capacity <= _KEPT * max(_FIRST_CAPACITY, aim.needed):
+        # A quarter more than is needed, for the tokens to come.
+        wanted = _FIRST_CAPACITY * -(-(aim.needed + aim.needed // 4) // _FIRST_CAPACITY)
+    if (rows, wanted) == (batch, capacity):
         return old
     # Zeros: a slot that was never written is read too, and weighed with nothing.
-    new = old.new_zeros(rows, states.shape[1], slots, states.shape[3])
+    new = old.new_zeros(rows, states.shape[1], wanted, states.shape[3])
     if batch:
-        new[:batch, :, :capacity] = old
+        kept = min(wanted, capacity)
+        new[:batch, :, :kept] = old[:, :, :kept]
     return new
 
 
@@ -108,8 +123,10 @@ class RaggedCache(Cache):  # type: ignore[misc]
             How many slots the forward's queries may look at.
         """
         self.lengths += [0] * (rows.stop - len(self.lengths))
-        self._aim.rows, self._aim.slots, self._aim.longest = rows, slots, int(slots.max()) + 1
-        return self._aim.longest
+        longest = int(slots.max()) + 1
+        self._aim.rows, self._aim.slots, self._aim.longest = rows, slots, longest
+        self._aim.needed = max(longest, *self.lengths)
+        return longest
 
     @torch.inference_mode()
     def remove(self, row: int) -> None:
@@ -120,3 +137,9 @@ class RaggedCache(Cache):  # type: ignore[misc]
                 layer.move(last, row)
             self.lengths[row] = self.lengths[last]
         self.lengths.pop()
+
+    def clear(self) -> None:
+        """Drop all rows, and the room that long ones have made."""
+        self.lengths.clear()
+        if self.layers and self.layers[0].is_initialized and self.layers[0].room > _KEPT_IDLE:
+            self.layers.clear()

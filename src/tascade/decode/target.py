@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
-from contextlib import nullcontext
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,9 +14,10 @@ import torch
 
 from tascade.core import ROOT, DraftTree, IntArray
 from tascade.decode.cache import RewindableCache
+from tascade.decode.exclusive import exclusive
 from tascade.decode.heads import HeadLike, SmallHead, ids_device, install_slot
 from tascade.decode.mask import MaskBuilder, ancestors, depths
-from tascade.errors import UnsupportedModelError
+from tascade.errors import TascadeError, UnsupportedModelError
 
 _TREE_ATTENTION = ("sdpa", "eager")
 _GRAIN = 16
@@ -65,11 +68,23 @@ def _slot_bound(model: Any, config: Any) -> str:
     return ""
 
 
+@dataclass(slots=True, eq=False)
+class Hold:
+    """A request's hold on a target, which others may take between two of its steps.
+
+    ``returns``: whether it comes back then. ``cache``: what is kept for it meanwhile.
+    """
+
+    returns: bool = False
+    cache: RewindableCache | None = None
+
+
 class Target:
     """Runs an unmodified Transformers causal model over a :class:`RewindableCache`.
 
     ``grain``: prefills are filled up to a multiple of so many tokens, 0 for not at all.
     Holds one request's cache at a time; :meth:`begin` forgets the request before and keeps buffers.
+    Not for two threads at once: whoever takes a step holds ``lock``, and nobody from step to step.
 
     Args:
         model: a causal model.
@@ -80,6 +95,7 @@ class Target:
     Attributes:
         states: [1 + N, d] the final hidden states behind the last logits; only with a ``head``.
         scores: [1 + N, n] the last logits as a small head gave them.
+        hold: of the request whose cache this is; ``None`` where it is nobody's.
     """
 
     def __init__(
@@ -91,6 +107,9 @@ class Target:
         self.states = self.scores = torch.empty(0)
         self.config = model.config.get_text_config()
         self.cache = RewindableCache()
+        self.hold: Hold | None = None
+        self.lock = threading.RLock()
+        self._stepping = False
         self.device: torch.device = model.device
         self._ids_device = ids_device(model)
         self.supports_trees = self.config._attn_implementation in _TREE_ATTENTION
@@ -135,11 +154,59 @@ class Target:
             return None
         return max(0, self._edge - base)
 
-    def begin(self, prompt: IntArray | None = None) -> None:
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """A step of a request, which nothing else may come into.
+
+        Raises:
+            TascadeError: it was begun by something that a step of another request called.
+        """
+        with self.lock:
+            if self._stepping:
+                raise TascadeError(
+                    "a request was begun from within a step of another one",
+                    got="a logits processor or a stopping rule that generates",
+                    fix="generate before or after it, or with another TaskModel",
+                )
+            self._stepping = True
+            try:
+                yield
+            finally:
+                self._stepping = False
+
+    def begin(self, prompt: IntArray | None = None, hold: Hold | None = None) -> None:
         """Start a new request with an empty cache; a small head takes the tokens of ``prompt``."""
+        self._leave()
+        self.hold = hold
         self.cache.truncate(0)
         if self.head is not None and prompt is not None:
             self.head.begin(prompt)
+
+    def go_on(self, prompt: IntArray, hold: Hold) -> None:
+        """Take up a request again, with its cache, that another one has come between."""
+        assert hold.cache is not None
+        self._leave()
+        self.cache, hold.cache, self.hold = hold.cache, None, hold
+        if self.head is not None:
+            self.head.begin(prompt)
+
+    def _leave(self) -> None:
+        if self.hold is not None and self.hold.returns:
+            self.hold.cache, self.cache = self.cache, RewindableCache()
+
+    def end(self, hold: Hold) -> None:
+        """A request has ended or was given up: give back memory that only a long one needs.
+
+        May be called at any time and from any thread, as when a generator is collected.
+        """
+        hold.returns, hold.cache = False, None
+        if self.lock.acquire(blocking=False):  # whoever has it now begins with what is there
+            try:
+                if self.hold is hold and not self._stepping:
+                    self.hold = None
+                    self.cache.give_back()
+            finally:
+                self.lock.release()
 
     def forward(self, tokens: Sequence[int], tree: DraftTree | None = None) -> torch.Tensor:
         """Run ``tokens`` and then the tree's nodes, all behind the cached prefix.
@@ -168,10 +235,10 @@ class Target:
             mask = self._select(
                 {k: self._tree_mask(m, past, t, seen, depth) for k, m in self._masks.items()}
             )
+        guest = self.whole if self.head is None else self.head
         with (
-            nullcontext()
-            if self._slot is None
-            else self._slot.using(self.whole if self.head is None else self.head)
+            exclusive(self.model),
+            nullcontext() if self._slot is None else self._slot.using(guest),
         ):
             output = self.model(
                 input_ids=torch.tensor([ids + [ids[-1]] * fill], device=self._ids_device),

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import torch
 from transformers import GenerationMixin
 
+from tascade.decode.exclusive import exclusive
 from tascade.decode.heads import install_slot
 from tascade.errors import ConfigError
 from tascade.tailored import Tailored
@@ -63,8 +64,8 @@ def masked_generation(
     Its ``generate`` then takes these prompts alone, and returns what the full head would with all
     but a prompt's tokens ruled out, whichever prompts are beside it. A prompt's tokens are the
     task's, its own and every end token of the call. This approximates the model, also where the
-    task model's head is ``exact``. Nothing else may use the model meanwhile; errors leave it as it
-    was.
+    task model's head is ``exact``. Nothing else may use the model meanwhile: requests of other
+    threads wait. It is left as it was, by errors too.
 
     Refused are assistant models and prompt lookup, ``custom_generate``, classifier-free guidance,
     contrastive search, DoLa, group beams, constraints, token healing and ``generate_batch``.
@@ -84,29 +85,32 @@ def masked_generation(
     """
     made = _tailored(task_model)
     model = made.target.model
-    if isinstance(vars(model).get("generate"), _Generate):
-        raise ConfigError(
-            "this model is generating with a masked head already",
-            wanted="one masked_generation() at a time",
-            fix="leave the first before the second, or put all prompts in one batch",
-        )
     if head is not None and head.table is not made.head.table:
         raise ConfigError(
             "the head was made for another model", wanted="union_head() of this task model"
         )
     batch = _Batch(head or union_head(made), input_ids, attention_mask)
-    before = {name: vars(model)[name] for name in _OURS if name in vars(model)}
-    generate = _Generate(model, batch)
-    hook = model.register_forward_hook(batch.widen)
-    try:
-        vars(model).update(generate=generate, generate_batch=generate.refuse_batches)
-        with install_slot(model).using(batch.logits), batch.joined():
-            yield model
-    finally:
-        hook.remove()
-        for name in _OURS:
-            vars(model).pop(name, None)
-        vars(model).update(before)
+    slot = install_slot(model)
+    with exclusive(model):
+        if isinstance(vars(model).get("generate"), _Generate):
+            raise ConfigError(
+                "this model is generating with a masked head already",
+                wanted="one masked_generation() at a time",
+                fix="leave the first before the second, or put all prompts in one batch",
+            )
+        before = {name: vars(model)[name] for name in _OURS if name in vars(model)}
+        generate = _Generate(model, batch)
+        hook = model.register_forward_hook(batch.widen)
+        try:
+            vars(model).update(generate=generate, generate_batch=generate.refuse_batches)
+            # Everywhere: with a streamer, generate() runs in a thread of the caller's.
+            with slot.using(batch.logits, everywhere=True), batch.joined():
+                yield model
+        finally:
+            hook.remove()
+            for name in _OURS:
+                vars(model).pop(name, None)
+            vars(model).update(before)
 
 
 def union_head(task_model: Tailored | HasTailored) -> UnionHead:

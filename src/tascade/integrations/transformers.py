@@ -293,14 +293,15 @@ def _decode(decoder: Decoder, plan: _Plan, row: _Row, number: int, streamer: Any
             streamer.put(torch.tensor([token]))
 
     params = plan.params(number)
-    _check_ends(decoder, row, params)
-    return decoder.generate(
-        row.prompt,
-        params,
-        [] if plan.processor is None else [_behind(row.lead, plan.processor)],
-        None if streamer is None else put,
-        _extra_stop(row, plan.criteria),
-    )
+    with decoder.target.lock:
+        _check_ends(decoder, row, params)
+        return decoder.generate(
+            row.prompt,
+            params,
+            [] if plan.processor is None else [_behind(row.lead, plan.processor)],
+            None if streamer is None else put,
+            _extra_stop(row, plan.criteria),
+        )
 
 
 def _check_ends(decoder: Decoder, row: _Row, params: SamplingParams) -> None:
@@ -308,7 +309,7 @@ def _check_ends(decoder: Decoder, row: _Row, params: SamplingParams) -> None:
     head = decoder.target.head
     if head is None or isinstance(decoder, DeferredDecoder):
         return
-    head.begin(np.asarray(row.prompt, np.int32))
+    decoder.target.begin(np.asarray(row.prompt, np.int32))
     if lacking := [end for end in params.end_tokens if end >= 0 and end not in head]:
         raise _refusal(
             "eos_token_id",

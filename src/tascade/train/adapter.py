@@ -8,6 +8,7 @@ import torch
 
 from tascade.config import TuneConfig
 from tascade.errors import ConfigError
+from tascade.train.seeding import seeded
 
 
 def load_peft() -> Any:
@@ -45,8 +46,7 @@ def wrap(model: Any, first: int, rows: int, config: TuneConfig) -> Any:
         target_modules="all-linear",
         trainable_token_indices={name: ids for name in tables} if rows else None,
     )
-    with torch.random.fork_rng(devices=[]):  # LoRA's own start is random
-        torch.manual_seed(config.seed)
+    with seeded(config.seed, model.device):  # LoRA's own start is random
         return peft.get_peft_model(model, adapter)
 
 

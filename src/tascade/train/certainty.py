@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from tascade.core import IntArray
+from tascade.decode.exclusive import exclusive
 from tascade.tokens.segment import Merger
 from tascade.train.samples import NOTHING, Pair, collate, merged, prompt_length
 
@@ -38,7 +39,7 @@ def decisions(model: Any, rows: Sequence[Pair], least: float, longest: int) -> l
     for at in range(0, len(asked), _BATCH):
         part = asked[at : at + _BATCH]
         batch = collate(merged([rows[i] for i in part], nothing, longest)).to(model.device)
-        with torch.inference_mode():
+        with exclusive(model), torch.inference_mode():
             logits = model(
                 input_ids=batch.ids,
                 attention_mask=batch.mask,

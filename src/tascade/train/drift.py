@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from tascade.decode.exclusive import exclusive
+from tascade.train.seeding import seeded
+
 _ROWS, _TOKENS, _SIDE_BY_SIDE = 16, 32, 64
 
 
@@ -20,8 +23,7 @@ def free_text(model: Any, size: int, *, rows: int = _ROWS, seed: int = 0) -> tor
 
 
 def _write(model: Any, size: int, rows: int, seed: int) -> torch.Tensor:
-    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    with exclusive(model), seeded(seed, model.device):
         begin = torch.randint(size, (rows, 1)).to(model.device)
         text: torch.Tensor = model.generate(
             begin,
@@ -40,7 +42,8 @@ def _write(model: Any, size: int, rows: int, seed: int) -> torch.Tensor:
 @torch.inference_mode()
 def next_tokens(model: Any, text: torch.Tensor, size: int) -> torch.Tensor:
     """Log-probabilities of the next base token: [rows * tokens, size]."""
-    logits = model(input_ids=text.to(model.device)).logits.float()
+    with exclusive(model):
+        logits = model(input_ids=text.to(model.device)).logits.float()
     found: torch.Tensor = logits.log_softmax(-1)[..., :size].reshape(-1, size).cpu()
     return found
 

@@ -16,6 +16,7 @@ from tascade.train.adapter import lora_parameters, row_parameters
 from tascade.train.fleet import Fleet
 from tascade.train.loss import AnswerLoss
 from tascade.train.samples import Sample, batches, collate
+from tascade.train.seeding import seeded
 from tascade.train.state import has_state, load_state, save_state
 
 Tell = Callable[[str, int, int | None], None]
@@ -125,9 +126,9 @@ class Trainer:
         rates = self._rates(number)
         for group, rate in zip(self.optimizer.param_groups, rates, strict=False):
             group["lr"] = rate
-        torch.manual_seed(self.config.seed * 1_000_003 + number)
         self.optimizer.zero_grad(set_to_none=True)
-        total = self._learn(self.fleet.part(self._take(number)))
+        with seeded(self.config.seed * 1_000_003 + number, self.model.device):
+            total = self._learn(self.fleet.part(self._take(number)))
         self.fleet.sum_gradients([*self.lora, *self.rows])
         torch.nn.utils.clip_grad_norm_([*self.lora, *self.rows], _CLIP)
         self.optimizer.step()

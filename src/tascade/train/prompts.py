@@ -15,6 +15,8 @@ import numpy as np
 import torch
 
 from tascade.core import IntArray
+from tascade.decode.exclusive import exclusive
+from tascade.train.seeding import seeded
 
 _SHARED = 0.02
 _FEWEST = 4
@@ -136,8 +138,7 @@ def _write(
     if room < 1:
         return
     device = model.device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    with exclusive(model), seeded(seed, device):
         out = model.generate(
             torch.tensor([stem] * batch, device=device),
             attention_mask=torch.ones(batch, len(stem), dtype=torch.long, device=device),

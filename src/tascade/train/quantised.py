@@ -7,6 +7,7 @@ from typing import Any
 
 from tascade.errors import ConfigError
 from tascade.train.adapter import load_peft, merge
+from tascade.train.seeding import seeded
 
 KINDS = ("4bit", "8bit")
 
@@ -59,7 +60,8 @@ def merge_into(trained: Any, full: Any) -> Any:
     """
     peft = load_peft()
     adapter = replace(trained.peft_config["default"], base_model_name_or_path=None)
-    wrapped = peft.get_peft_model(full, adapter)
+    with seeded(0, full.device):  # what is drawn here is written over
+        wrapped = peft.get_peft_model(full, adapter)
     learned = peft.get_peft_model_state_dict(trained, save_embedding_layers=False)
     learned = {key: value.to(full.device) for key, value in learned.items()}
     peft.set_peft_model_state_dict(wrapped, learned)

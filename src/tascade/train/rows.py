@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from tascade.errors import ConfigError, UnsupportedModelError
+from tascade.train.seeding import seeded
 
 Table = torch.Tensor
 """Rows of constituents [n, d]."""
@@ -72,7 +73,8 @@ def make_room(model: Any, rows: int) -> None:
             wanted="a causal language model",
         )
     if model.get_input_embeddings().weight.shape[0] < rows:
-        model.resize_token_embeddings(rows, mean_resizing=False)
+        with seeded(0, model.device):  # the new rows are drawn at first
+            model.resize_token_embeddings(rows, mean_resizing=False)
 
 
 def start_rows(
