@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tascade.errors import ConfigError
+from tascade.errors import ConfigError, TascadeError
 
 ModelRef = str | Path | tuple[Any, Any]
 """A hub id, a folder, or a loaded ``(model, tokenizer)``."""
@@ -30,7 +30,9 @@ def load_model(ref: ModelRef, *, dtype: str = "auto", device: str = "auto") -> t
     kind = dtype if dtype == "auto" else getattr(torch, dtype)
     with loading(name):
         tokenizer = load_tokenizer(name)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=kind, use_safetensors=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            name, dtype=kind, use_safetensors=True, trust_remote_code=False
+        )
     return model.to(pick_device(device)).eval(), tokenizer, name
 
 
@@ -39,7 +41,9 @@ def loading(name: str) -> Iterator[None]:
     """Turn what Transformers and the hub raise about a model into a ConfigError."""
     try:
         yield
-    except (OSError, ValueError, KeyError) as error:
+    except TascadeError:
+        raise
+    except Exception as error:  # on damaged files they and the parsers below raise nearly anything
         raise ConfigError(
             "cannot load the model",
             got=f"{name}: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
@@ -53,7 +57,7 @@ def load_tokenizer(name: str) -> Any:
     """The tokenizer of a hub id or a folder."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(name)
+    return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
 
 
 def checkpoint_folder(name: str, weights: str | None = None) -> Path:

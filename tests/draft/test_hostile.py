@@ -81,9 +81,9 @@ def test_a_token_that_the_model_has_no_row_for_is_refused(copy: Path) -> None:
         writer.compact()
         reader = CorpusIndex.open(copy, limit=END)
         writer.append([[END, 3]])
-        with pytest.raises(PackError, match="tokens below 99"):
+        with pytest.raises(PackError, match="vocabulary: below 99"):
             reader.refresh()
-        with pytest.raises(PackError, match="tokens below 99"):
+        with pytest.raises(PackError, match="vocabulary: below 99"):
             CorpusIndex.open(copy, limit=END)
 
 

@@ -82,7 +82,9 @@ def read_log(path: Path, identity: str, limit: int, offset: int = 0, after: int 
     for number, tokens in zip(ids, documents, strict=True):
         ids_sound = after < number <= MAX_ID
         if not ids_sound or int(tokens.min()) < 0 or int(tokens.max()) >= limit:
-            raise damaged(path, f"document {number}", f"rising ids, tokens below {limit}")
+            raise damaged(
+                path, f"document {number}", f"rising ids, tokens in the vocabulary: below {limit}"
+            )
         after = number
     return LogTail(ids, documents, start + used)
 
