@@ -6,6 +6,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, cast
 
@@ -273,9 +274,10 @@ class TaskModel:
         """Generate for one prompt, yielding text as soon as it is sure not to change."""
         params = self.params(**options)
         text = TextStream(self.tokenizer, params)
-        for _, result in self.steps(self.encode(prompt), params, processors):
-            if new := text.take(result):
-                yield new
+        with closing(self.steps(self.encode(prompt), params, processors)) as steps:
+            for _, result in steps:
+                if new := text.take(result):
+                    yield new
 
     def steps(
         self, prompt: IntArray, params: SamplingParams, processors: Sequence[Processor] = ()

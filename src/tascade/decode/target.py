@@ -191,8 +191,9 @@ class Target:
             self.head.begin(prompt)
 
     def _leave(self) -> None:
-        if self.hold is not None and self.hold.returns:
-            self.hold.cache, self.cache = self.cache, RewindableCache()
+        before = self.hold
+        if before is not None and before.returns:
+            before.cache, self.cache = self.cache, RewindableCache()
 
     def end(self, hold: Hold) -> None:
         """A request has ended or was given up: give back memory that only a long one needs.
