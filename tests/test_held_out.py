@@ -210,6 +210,18 @@ def test_held_out_answers_not_reached_are_left_out_never_references(
     assert max(np.diff([*lessons.places, 50])) <= 6
 
 
+def test_tokens_chosen_from_own_answers_say_what_was_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    Clock(monkeypatch)
+    timed = partial(tascade.Recipe, max_new_tokens=8, spec=SpecConfig(own_seconds=24.5))
+    monkeypatch.setattr("tascade.enrichment.Recipe", timed)
+    made = enrich(toy(60, NEVER), tiny(), held_out=toy(100, NEVER)[60:], own_answers=True)
+    told = made.to_json()
+    assert told["held_out_rows"] == 25
+    assert told["left_out"] == {"train": 35, "written": 0, "held_out": 15}
+
+
 def test_lessons_are_read_as_they_were_written(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

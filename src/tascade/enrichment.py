@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,8 @@ class Enrichment:
     """New tokens for a task.
 
     ``expansions``: base ids of each, the most useful first; ``first``: the id of the first one;
-    ``chosen``: how many were chosen from; ``curve``: predicted steps on ``held_out`` outputs.
+    ``chosen``: how many were chosen from; ``curve``: predicted steps on ``held_out`` outputs;
+    ``left_out``: of the model's own answers, how many prompts of each part time did not reach.
     """
 
     model: str
@@ -71,6 +72,7 @@ class Enrichment:
     rules: MiningRules
     own_answers: bool
     held_out: int = 0
+    left_out: dict[str, int] = field(default_factory=dict)
 
     @property
     def fewer_steps(self) -> float:
@@ -90,6 +92,7 @@ class Enrichment:
             "stopped": self.stopped,
             "own_answers": self.own_answers,
             "held_out_rows": self.held_out,
+            "left_out": self.left_out,
             "rules": asdict(self.rules),
             "curve": self.curve.to_json(),
             "expansions": self.expansions,
@@ -159,14 +162,15 @@ def enrich(
             where=str(data),
             fix="pass held-out examples with --held-out",
         )
-    rows = prepared.train, spread(prepared.validation, _HELD_OUT_ROWS)
+    rows, left_out = (prepared.train, spread(prepared.validation, _HELD_OUT_ROWS)), {}
     if own_answers:
         lessons = own_lessons(
             (loaded, tokenizer, name), prepared, recipe, tell, held_out=_HELD_OUT_ROWS
         )
-        rows = lessons.train, lessons.held_out
+        rows, left_out = (lessons.train, lessons.held_out), lessons.left_out
     tell("choosing tokens", 0, None)
     made = choose_tokens(rows, (loaded, tokenizer, name), rules, wanted=tokens, own=own_answers)
+    made = replace(made, left_out=left_out)
     if out is not None:
         save_enrichment(made, tokenizer, Path(out))
     return made
