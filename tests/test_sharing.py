@@ -32,9 +32,9 @@ from tascade.testing import byte_tokenizer, tiny_model, toy_examples
 
 PROMPTS = [f"Ticket {i}: the {thing} is slow" for i, thing in enumerate("abcdef")]
 OPTIONS: list[dict[str, Any]] = [
-    {"max_new_tokens": 7, "ignore_end": True},
-    {"max_new_tokens": 5, "ignore_end": True, "temperature": 1.1, "seed": 4},
-    {"max_new_tokens": 6, "ignore_end": True, "temperature": 0.7, "top_k": 9, "seed": 9},
+    {"max_new_tokens": 5, "ignore_end": True},
+    {"max_new_tokens": 4, "ignore_end": True, "temperature": 1.1, "seed": 4},
+    {"max_new_tokens": 4, "ignore_end": True, "temperature": 0.7, "top_k": 9, "seed": 9},
 ]
 HEADS = ("full", "exact", "masked")
 
@@ -291,12 +291,12 @@ class Worker:
             ids,
             attention_mask=torch.ones_like(ids),
             custom_generate=speculative_generate(made),
-            max_new_tokens=6,
+            max_new_tokens=5,
             do_sample=False,
             eos_token_id=None,
             pad_token_id=0,
         )
-        wanted = self.house.wanted(head, prompt, {"max_new_tokens": 6, "ignore_end": True})
+        wanted = self.house.wanted(head, prompt, {"max_new_tokens": 5, "ignore_end": True})
         self.check(out[0, ids.shape[1] :].tolist(), wanted, "hook", head)
         return 1
 
@@ -306,7 +306,7 @@ def test_a_thousand_requests_of_two_threads_over_one_model_are_plain_decodings(
 ) -> None:
     for head in HEADS:
         for prompt in PROMPTS:
-            for options in (*OPTIONS, {"max_new_tokens": 6, "ignore_end": True}):
+            for options in (*OPTIONS, {"max_new_tokens": 5, "ignore_end": True}):
                 house.wanted(head, prompt, options)
     workers = [Worker(house, seed, 500) for seed in (1, 2)]
     threads = [threading.Thread(target=worker, daemon=True) for worker in workers]
@@ -361,7 +361,7 @@ def test_requests_wait_for_a_masked_generation(house: House) -> None:
         for _ in range(3):
             out = elsewhere(  # as with a streamer: generate() in a thread of its own
                 lambda: model.generate(
-                    ids, attention_mask=torch.ones_like(ids), max_new_tokens=7, do_sample=False,
+                    ids, attention_mask=torch.ones_like(ids), max_new_tokens=5, do_sample=False,
                     eos_token_id=None, pad_token_id=0,
                 )
             )  # fmt: skip
