@@ -19,8 +19,9 @@ import numpy.typing as npt
 
 from tascade.core import EMPTY_TREE, ROOT, DraftTree, IntArray, Source
 from tascade.decode.loop import PREFILL_DRAFT_LIMIT
-from tascade.draft.budget import Budget, CostTable
+from tascade.draft.budget import Budget
 from tascade.draft.corpus import CorpusIndex
+from tascade.draft.costs import CostTable
 from tascade.draft.mix import MixDrafter
 from tascade.draft.similar import SimilarIndex
 from tascade.errors import ConfigError
@@ -206,7 +207,7 @@ def _similar(
 def _cost(cost: CostTable | None, max_nodes: int) -> tuple[CostTable, str, float]:
     """The table to use (the budget changes it), what it rests on, the cost of one draft."""
     if cost is not None:
-        return CostTable(cost.sizes.tolist(), cost.seconds.tolist()), "measured", DRAFT_SECONDS
+        return cost.copy(), "measured", DRAFT_SECONDS
     sizes = (1, max(2, 1 + max_nodes))
     seconds = [1.0 + _ASSUMED_SLOPE * (n - 1) for n in sizes]
     basis = f"assumed: each drafted token makes a step {_ASSUMED_SLOPE:.0%} dearer"
