@@ -15,8 +15,7 @@ import numpy.typing as npt
 
 from tascade.core import FloatArray
 
-Seconds = npt.NDArray[np.float64]
-Curve = tuple[npt.NDArray[np.float64], Seconds]
+Curve = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
 """Drafted tokens and seconds, [n] each, the first for none drafted."""
 
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)
@@ -25,10 +24,9 @@ SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)
 # Of the constants here none was ever varied by itself. Together they were judged by
 # benchmarks/never_slower.py (one request) and benchmarks/vllm_path.py (an engine's batches).
 _KEPT_TIMES = 9
-_MEASURED, _ASSUMED = 16.0, 4.0
-"""Steps that a measured size counts for, and one that the plane assumes."""
+_SHRINK = 4.0
 _REDRAW = 8
-_DRIFT = 0.1
+_DRIFT, _MOVE = 0.1, 0.02
 _FORGET = 0.995
 _PRIOR = np.asarray((0.9, 0.1, 0.1, 0.2))
 _PRECISION = np.asarray((0.02, 0.02, 0.05, 0.02))
@@ -41,11 +39,10 @@ _BENEFIT = 0.05
 class CostTable:
     """Seconds of a target's step by its requests and its drafted tokens.
 
-    For one request it is measured at the start (:meth:`measure`); for a batch it is learned from
-    the engine's own steps. Either way, where a size is often met its own median counts, so that
-    nothing has to be linear or monotone: on some machines a step over two tokens is slower than
-    one over four. Where it is rarely met, the measured curve fills in, as fast or slow as the
-    machine now is; for a batch, a plane through all steps does.
+    For one request it is measured at the start (:meth:`measure`), and follows what steps take. For
+    a batch it is learned from the engine's own steps: where a size is often met its own median
+    counts, where it is rarely met a plane through all steps does. Nothing has to be linear or
+    monotone: on some machines a step over two tokens is slower than one over four.
 
     Args:
         sizes: tokens in a measured step of one request, ascending from 1.
@@ -54,7 +51,7 @@ class CostTable:
 
     def __init__(self, sizes: Sequence[float] = (), seconds: Sequence[float] = ()) -> None:
         self.sizes = np.asarray(sizes, np.float64)
-        self.seconds = np.asarray(seconds, np.float64)
+        self.seconds = np.array(seconds, np.float64)
         self.plain_seen = 0
         self._cells: dict[tuple[int, int], list[float]] = {}
         self._curves: dict[int, tuple[int, Curve]] = {}
@@ -62,10 +59,7 @@ class CostTable:
         self._moment, self._target, self._plane = np.zeros((4, 4)), np.zeros(4), _PRIOR
         if len(self.sizes):
             grid = np.arange(1, self.limit + 1)
-            nearest = np.abs(grid[:, None] - self.sizes).argmin(1)
-            as_near = self.seconds[nearest] / np.interp(grid, self.sizes, self.seconds)
-            self._nearest: list[int] = nearest.tolist()
-            self._as_near: list[float] = as_near.tolist()
+            self._nearest: list[int] = np.abs(grid[:, None] - self.sizes).argmin(1).tolist()
             self._interpolate()
 
     @classmethod
@@ -95,7 +89,7 @@ class CostTable:
         return cls(kept, np.quantile(times[:, :, 2:], 0.25, axis=(0, 2)).tolist())
 
     def copy(self) -> CostTable:
-        """The table as measured, without what was observed since."""
+        """A copy of the measured part: sizes and seconds, not how the machine runs just now."""
         return CostTable(self.sizes.tolist(), self.seconds.tolist())
 
     @property
@@ -109,26 +103,31 @@ class CostTable:
 
     def observe(self, rows: int, drafted: int, seconds: float) -> None:
         """Take what a step over ``rows`` requests and ``drafted`` tokens of theirs took."""
-        batch = _bucket(rows, 4)
-        if measured := batch == 0 and len(self.sizes) > 0:
-            ratio = seconds / float(self._shape[min(drafted, self.limit - 1)])
-            if drafted >= self.limit or not 0.2 < ratio / self._drift < 5.0:
-                return  # a pause of the machine says nothing about the model
-            self._drift += _DRIFT * (ratio - self._drift)
-            at, seconds = self._nearest[drafted], seconds * self._as_near[drafted]
-        else:
-            at = 1 + _bucket(drafted, 2) if drafted else 0
-            self._fit(rows, drafted, seconds)
+        if rows == 1 and len(self.sizes):
+            self._move(drafted, seconds)
+            return
+        batch, at = _bucket(rows, 4), 1 + _bucket(drafted, 2) if drafted else 0
+        self._fit(rows, drafted, seconds)
         self.plain_seen += drafted == 0
         times = self._cells.setdefault((batch, at), [])
-        times.append(seconds / self._drift)
+        times.append(seconds)
         if len(times) > _KEPT_TIMES:
             times.pop(0)
-        self._moved += 1
-        if measured and self._moved % _REDRAW == 0:
-            self._interpolate()
-        elif not measured and len(times) <= 2:  # later the curve hardly moves
+        if len(times) <= 2:  # later the curve hardly moves
             self._curves.pop(batch, None)
+
+    def _move(self, drafted: int, seconds: float) -> None:
+        """Move all measured sizes towards the machine's speed, and the nearest one by itself."""
+        if drafted >= self.limit:
+            return
+        ratio = seconds / float(self._shape[drafted])
+        if not 0.2 < ratio / self._drift < 5.0:  # a pause says nothing about the model
+            return
+        self._drift += _DRIFT * (ratio - self._drift)
+        self.seconds[self._nearest[drafted]] *= 1.0 + _MOVE * (ratio / self._drift - 1.0)
+        self._moved += 1
+        if self._moved % _REDRAW == 0:
+            self._interpolate()
 
     def curve(self, rows: int) -> Curve | None:
         """Cost by drafted tokens at this batch size; ``None`` until a plain step was seen."""
@@ -142,8 +141,8 @@ class CostTable:
         return drawn
 
     def _interpolate(self) -> None:
-        grid, seconds = np.arange(1, self.limit + 1), self._blended(0, self.seconds, _MEASURED)
-        self._shape = np.interp(grid, self.sizes, seconds).astype(np.float32)
+        grid = np.arange(1, self.limit + 1)
+        self._shape = np.interp(grid, self.sizes, self.seconds).astype(np.float32)
         self._dense = self._shape * np.float32(self._drift)
 
     def _draw(self, rows: int, batch: int) -> Curve:
@@ -153,19 +152,12 @@ class CostTable:
         trend = _features(rows, sizes) @ self._plane
         plain = self._cells.get((batch, 0))
         base = trend[0] if plain is None else _median(plain)
-        expected = np.maximum(base, trend - trend[0] + base)
-        seconds = self._blended(batch, expected, _ASSUMED)
-        seconds[0] = base
-        return sizes, seconds
-
-    def _blended(self, batch: int, expected: Seconds, weight: float) -> Seconds:
-        """``expected`` [n], and the medians of what was seen, the more of these the oftener."""
-        out = expected.copy()
-        for at in range(len(out)):
+        seconds = np.maximum(base, trend - trend[0] + base)
+        for at in range(1, len(sizes)):
             if times := self._cells.get((batch, at)):
                 n = len(times)
-                out[at] = (weight * out[at] + n * _median(times)) / (weight + n)
-        return out
+                seconds[at] = (_SHRINK * seconds[at] + n * _median(times)) / (_SHRINK + n)
+        return sizes, seconds
 
     def _fit(self, rows: int, drafted: int, seconds: float) -> None:
         # Least squares of relative errors; old steps fade, and one slow step counts for three.
