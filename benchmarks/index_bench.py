@@ -48,11 +48,10 @@ def corpus(n_tokens: int, seed: int = SEED) -> list[list[int]]:
 
 
 def draft_latency(index: Any, held_out: list[list[int]]) -> dict[str, Any]:
-    """Microseconds of one draft, Python call included: one search, and a tree of searches.
+    """Microseconds of one draft of 24 nodes, Python call included.
 
     The contexts are prefixes of documents of the same task that the index does not hold.
     """
-    from tascade.draft.chain import ChainDrafter
     from tascade.draft.mix import MixDrafter
 
     rng = np.random.default_rng(2)
@@ -60,19 +59,13 @@ def draft_latency(index: Any, held_out: list[list[int]]) -> dict[str, Any]:
     for document in (held_out[i] for i in rng.integers(0, len(held_out), 3000)):
         cut = int(rng.integers(1, len(document)))
         contexts.append(np.asarray([*document[:cut][::-1], -1][:32], np.int32))
-    quick = ChainDrafter(index, limit=16)
-    drafted = [quick.draft(c) for c in contexts[:500]]
-    chain = [timed(lambda c=c: quick.draft(c))[1] * 1e6 for c in contexts]
     mixer = MixDrafter(index)
     tree = []
     for context in contexts[:600]:
         mixer.start(np.empty(0, np.int32))
         mixer.commit(context[::-1][context[::-1] >= 0], 0, ())
         tree.append(timed(lambda: mixer.propose(24))[1] * 1e6)
-    return {
-        "chain_of_16": quantiles(chain) | {"tokens": float(np.mean(drafted))},
-        "tree_of_24": quantiles(tree[100:]),
-    }
+    return {"tree_of_24": quantiles(tree[100:])}
 
 
 def quantiles(microseconds: list[float]) -> dict[str, float]:

@@ -30,9 +30,10 @@ import torch
 from tascade.config import Recipe, SpecConfig, VocabConfig
 from tascade.draft import corpus_shards, similar
 from tascade.draft.batch import BatchDrafter
-from tascade.draft.budget import Budget, CostTable
+from tascade.draft.budget import Budget
 from tascade.draft.corpus import CorpusIndex
 from tascade.draft.corpus_store import checksum
+from tascade.draft.costs import CostTable
 from tascade.draft.task import open_task
 from tascade.errors import TascadeError
 from tascade.learning import TrafficLearner

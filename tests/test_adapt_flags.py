@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from tascade import cli
 from tascade.config import GateConfig, TuneConfig
-from tascade.draft.budget import CostTable
+from tascade.draft.costs import CostTable
 from tascade.errors import ConfigError
 from tascade.model import TaskModel
 from tascade.testing import byte_tokenizer, tiny_model, toy_examples

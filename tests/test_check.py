@@ -12,7 +12,8 @@ import torch
 import tascade
 from tascade.config import SpecConfig
 from tascade.decode import loop
-from tascade.draft.budget import Budget, CostTable
+from tascade.draft.budget import Budget
+from tascade.draft.costs import CostTable
 from tascade.errors import TascadeError
 from tascade.lessons import own_lessons
 from tascade.pipeline import adapt, prepare, silent

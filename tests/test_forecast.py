@@ -12,9 +12,10 @@ from tascade.core import IntArray
 from tascade.decode.loop import Decoder
 from tascade.decode.sample import SamplingParams
 from tascade.decode.target import Target
-from tascade.draft.budget import Budget, CostTable
+from tascade.draft.budget import Budget
 from tascade.draft.calibrate import Calibration
 from tascade.draft.corpus import CorpusIndex
+from tascade.draft.costs import CostTable
 from tascade.draft.mix import MixDrafter
 from tascade.errors import ConfigError
 from tascade.forecast import Forecast, forecast

@@ -22,7 +22,7 @@ from tascade.data.load import load_examples
 from tascade.decode.loop import Decoder
 from tascade.decode.sample import SamplingParams
 from tascade.decode.target import Target
-from tascade.draft.budget import CostTable
+from tascade.draft.costs import CostTable
 from tascade.draft.none import NoDrafter
 from tascade.encode import encode_prompt, end_tokens
 from tascade.enrichment import enrich

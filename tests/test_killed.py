@@ -26,9 +26,9 @@ import tascade
 from tascade import bundled, demo
 from tascade.bench.pack import BenchOptions, bench_pack, report_pack
 from tascade.config import GateConfig, SpecConfig, TuneConfig, VocabConfig
-from tascade.draft.budget import CostTable
 from tascade.draft.corpus import CorpusIndex
 from tascade.draft.corpus_store import LOCK
+from tascade.draft.costs import CostTable
 from tascade.draft.learned import LearnedCorpus
 from tascade.draft.similar import SimilarIndex
 from tascade.enrichment import enrich

@@ -11,13 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from tascade.config import Recipe
-from tascade.core import IntArray
+from tascade.core import IntArray, Row
 from tascade.data.choose import spread
 from tascade.decode.equality import NearTies
 from tascade.decode.loop import AllNodes
 from tascade.errors import TascadeError
 from tascade.model import TaskModel
-from tascade.own import Row
 from tascade.tailored import GUARANTEES
 
 _CHECKED_ROWS, _CHECKED_TOKENS, _CHECKED_NODES = 4, 64, 16

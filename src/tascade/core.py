@@ -14,7 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 IntArray = npt.NDArray[np.int32]
+LongArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
+
+Row = tuple[IntArray | None, IntArray]
+"""(prompt, answer) token ids of an example, [T] each; ``None``: only the answer is known."""
 
 ROOT = -1
 """Parent of a node that follows the last committed token."""

@@ -19,6 +19,11 @@ _PLAIN = ChatConfig()
 _SYSTEM = ("system", "developer")
 _MARK = "A5f1c0ffee5A"
 
+_SHOWN = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
+_OTHERS = (byte for byte in range(256) if byte not in _SHOWN)
+BYTE_LETTERS = {b: chr(b) for b in _SHOWN} | {b: chr(256 + i) for i, b in enumerate(_OTHERS)}
+"""The letter that stands for each byte in the tokens of byte-level BPE (GPT-2's table)."""
+
 
 def fingerprint(tokenizer: Any) -> str:
     """Identifies a tokenizer by what it does to text, not by its name: ``<tokens>-<sha256>``.

@@ -1,26 +1,31 @@
 """What a task would gain, predicted by replaying reference outputs: nothing is generated.
 
-The replay does with a reference what the decoding loop does with a model: propose, choose, walk,
-commit, with the same drafter and the same budget. It is as right as the references are what the
-model will say.
+The decoding loop itself runs, with drafter and budget as in use, over a target that says the
+references instead of a model's words. It is as right as the references are what the model will say.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
-from tascade.core import EMPTY_TREE, ROOT, DraftTree, IntArray, Source
-from tascade.decode.loop import PREFILL_DRAFT_LIMIT
-from tascade.draft.budget import Budget, CostTable
+from tascade.core import DraftTree, FloatArray, Generation, IntArray, Source
+from tascade.decode.loop import Decoder
+from tascade.decode.sample import SamplingParams
+from tascade.decode.target import Hold
+from tascade.draft.budget import Budget
 from tascade.draft.corpus import CorpusIndex
+from tascade.draft.costs import CostTable
 from tascade.draft.mix import MixDrafter
 from tascade.draft.similar import SimilarIndex
 from tascade.errors import ConfigError
@@ -147,7 +152,8 @@ def forecast(
     """
     _check(train_outputs, held_out)
     table, basis, draft_cost = _cost(cost, max_nodes)
-    budget = Budget(table, max_nodes=max_nodes)
+    budget = _TableBudget(table, max_nodes=max_nodes)
+    budget.draft_cost = draft_cost
     half = len(held_out) // 2
     with tempfile.TemporaryDirectory(prefix="tascade-") as folder:
         corpus = CorpusIndex.build(
@@ -155,11 +161,13 @@ def forecast(
         )
         similar = _similar(Path(folder), train_outputs, train_prompts)
         drafter = MixDrafter(corpus, similar=similar, end_tokens=end_tokens)
-        _replay_all(drafter, budget, held_out[:half], end_tokens, draft_cost)
-        tally = _replay_all(drafter, budget, held_out[half:], end_tokens, draft_cost)
+        _replay(drafter, budget, held_out[:half], end_tokens)
+        budget.drafts = 0
+        said = _replay(drafter, budget, held_out[half:], end_tokens)
         corpus.close()
     statistics = _statistics(train_outputs, held_out)
-    speedup = tally.plain_cost / max(tally.cost, 1e-12) if tally.tokens else 1.0
+    tally = _Tally(said, budget.cost, budget.drafts * draft_cost)
+    speedup = tally.speedup if tally.tokens else 1.0
     verdict, reason = _verdict(speedup, tally, statistics)
     return Forecast(
         verdict=verdict,
@@ -168,7 +176,7 @@ def forecast(
         drafted_per_step=tally.drafted / max(1, tally.forwards),
         speedup=speedup,
         cost=basis,
-        sources=tally.shares(),
+        sources=tally.shares,
         calibrated_on=half,
         replayed=len(held_out) - half,
         output_tokens=tally.tokens,
@@ -206,98 +214,112 @@ def _similar(
 def _cost(cost: CostTable | None, max_nodes: int) -> tuple[CostTable, str, float]:
     """The table to use (the budget changes it), what it rests on, the cost of one draft."""
     if cost is not None:
-        return CostTable(cost.sizes.tolist(), cost.seconds.tolist()), "measured", DRAFT_SECONDS
+        return cost.copy(), "measured", DRAFT_SECONDS
     sizes = (1, max(2, 1 + max_nodes))
     seconds = [1.0 + _ASSUMED_SLOPE * (n - 1) for n in sizes]
     basis = f"assumed: each drafted token makes a step {_ASSUMED_SLOPE:.0%} dearer"
     return CostTable(sizes, seconds), basis, 0.0
 
 
-@dataclass(slots=True)
-class _Tally:
-    """Counts over replayed outputs. A prefill costs what a step does: its prompt is left out."""
+class _ScriptedTarget:
+    """What the decoding loop needs of a :class:`Target`: it says ``output``, whatever it reads.
 
-    tokens: int = 0
-    stepped: int = 0
-    forwards: int = 0
-    drafted: int = 0
-    cost: float = 0.0
-    plain_cost: float = 0.0
-    by_source: npt.NDArray[np.int64] = field(
-        default_factory=lambda: np.zeros(len(Source), np.int64)
-    )
+    A forward returns the target itself, as logits [1 + N, V] whose rows are made when looked at.
+    """
 
-    @property
-    def tokens_per_step(self) -> float:
-        return self.stepped / self.forwards if self.forwards else 1.0
+    supports_trees = True
+    device = torch.device("cpu")
+    lock = nullcontext()
+    step = nullcontext
 
-    def shares(self) -> dict[str, float]:
-        total = max(1, self.tokens)
-        return {s.name.lower(): int(self.by_source[s]) / total for s in Source}
+    def __init__(self, vocab_size: int) -> None:
+        self._marked = torch.zeros(2 * vocab_size - 1)  # a row of logits is a part of it
+        self._marked[vocab_size - 1] = 1.0
+        self.output: IntArray = np.empty(0, np.int32)
+
+    def begin(self, prompt: IntArray, hold: Hold) -> None:
+        self.length, self._prompt, self.hold = 0, len(prompt), hold
+
+    def end(self, hold: Hold) -> None:
+        """Nothing to give back."""
+
+    def room(self, base: int) -> int | None:
+        return None
+
+    def forward(self, tokens: Sequence[int], tree: DraftTree) -> _ScriptedTarget:
+        self._said = self.length + len(tokens) - self._prompt
+        self._parents = tree.parents.tolist()
+        return self
+
+    def __getitem__(self, rows: slice) -> torch.Tensor:
+        node, at = rows.start - 1, self._said
+        while node >= 0:
+            node, at = self._parents[node], at + 1
+        last = len(self._marked) // 2
+        begin = last - int(self.output[min(at, len(self.output) - 1)])
+        return self._marked[None, begin : begin + last + 1]
+
+    def keep(self, base: int, slots: Sequence[int]) -> None:
+        self.length = base + len(slots)
 
 
-def _replay_all(
-    drafter: MixDrafter, budget: Budget, rows: Sequence[Pair], ends: Sequence[int], draft: float
-) -> _Tally:
-    tally = _Tally()
-    for prompt, output in rows:
-        ended = len(output) > 0 and int(output[-1]) in ends
-        _replay(drafter, budget, (prompt, output), ended, tally, draft)
-    return tally
+class _TableBudget(Budget):
+    """A budget whose steps take what its table says, and each draft ``draft_cost`` seconds."""
+
+    draft_cost, drafts, _drafted = 0.0, 0, False
+
+    def plan(self) -> tuple[int, float]:
+        self._drafted = False
+        return super().plan()
+
+    def choose(self, survival: FloatArray) -> int:
+        self._drafted, self.drafts = True, self.drafts + 1
+        return super().choose(survival)
+
+    def observe(self, nodes: int, seconds: float, draft_seconds: float) -> None:
+        seconds = float(self.cost.upto(nodes + 1)[-1])
+        super().observe(nodes, seconds, self.draft_cost if self._drafted else 0.0)
 
 
 def _replay(
-    drafter: MixDrafter, budget: Budget, row: Pair, ended: bool, tally: _Tally, draft_cost: float
-) -> None:
-    """What ``Decoder.stream`` does with a model that says this output."""
-    prompt, output = row
-    one = float(budget.cost.upto(budget.cost.limit).min())  # plain is never put dearer than a draft
-    drafter.start(np.ascontiguousarray(prompt, np.int32))
-    at = 0
-    while at < len(output):
-        first = at == 0
-        drafting = not first or len(prompt) <= PREFILL_DRAFT_LIMIT
-        left = len(output) - at - 1  # an output that ends by itself leaves room after its end
-        limit, floor = budget.plan() if drafting else (0, 0.0)
-        asked = limit > 0 and (ended or left > 0)
-        tree = drafter.propose(limit if asked else 0, floor)
-        tree = tree.first(budget.choose(tree.survival)) if asked else EMPTY_TREE
-        tokens, path = _follow(tree, output[at:])
-        drafter.commit(tokens, len(tree), path)
-        seconds = float(budget.cost.upto(1 + len(tree))[-1])
-        spent = draft_cost if asked else 0.0
-        budget.judge(len(path))
-        if not first:
-            budget.observe(len(tree), seconds, spent)
-        _count(tally, tree, path, len(tokens), first)
-        tally.cost += seconds + spent
-        tally.plain_cost += one * len(tokens)
-        at += len(tokens)
+    drafter: MixDrafter, budget: Budget, rows: Sequence[Pair], ends: Sequence[int]
+) -> list[Generation]:
+    """What the decoding loop makes of a target that says these outputs."""
+    ids = [int(np.max(output, initial=0)) for _, output in rows]
+    target: Any = _ScriptedTarget(1 + max(ids))
+    decoder, said = Decoder(target, drafter, budget), []
+    for prompt, output in rows:
+        if not len(output):
+            continue
+        target.output = output
+        # An output that ends by itself leaves room for drafts behind its end.
+        room = len(output) + (int(output[-1]) in ends)
+        params = SamplingParams(max_new_tokens=room, ignore_end=True)
+        given = prompt if len(prompt) else output[:1]  # a model has to read something
+
+        def over(tokens: Sequence[int], most: int = len(output)) -> bool:
+            return len(tokens) >= most
+
+        said.append(decoder.generate(given, params, extra_stop=over))
+    return said
 
 
-def _follow(tree: DraftTree, output: IntArray) -> tuple[IntArray, list[int]]:
-    """The tokens this step commits and the nodes it accepts, as ``verify.walk`` finds them."""
-    edges = zip(tree.parents.tolist(), tree.tokens.tolist(), strict=True)
-    children = {edge: node for node, edge in enumerate(edges)}
-    path: list[int] = []
-    node: int | None = ROOT
-    for token in output[: len(tree)].tolist():
-        node = children.get((node, token))
-        if node is None:
-            break
-        path.append(node)
-    return np.ascontiguousarray(output[: len(path) + 1], np.int32), path
+class _Tally:
+    """Counts over replayed outputs. A prefill costs what a step does: its prompt is left out."""
 
-
-def _count(tally: _Tally, tree: DraftTree, path: list[int], committed: int, first: bool) -> None:
-    tally.tokens += committed
-    np.add.at(tally.by_source, tree.source[path], 1)
-    tally.by_source[Source.TARGET] += committed - len(path)
-    if first and not len(tree):
-        return  # a prefill that carried no draft is no step
-    tally.forwards += 1
-    tally.stepped += committed
-    tally.drafted += len(tree)
+    def __init__(self, said: Sequence[Generation], cost: CostTable, drafts: float) -> None:
+        curve, steps = cost.upto(cost.limit), [step for made in said for step in made.steps]
+        self.tokens = sum(len(made.tokens) for made in said)
+        self.forwards = sum(made.forwards for made in said)
+        self.drafted = sum(step.drafted for step in steps)
+        stepped = sum(made.stepped_tokens for made in said)
+        self.tokens_per_step = stepped / self.forwards if self.forwards else 1.0
+        prefills = self.tokens - stepped  # those that carried no draft: they say one token each
+        spent = float(curve[[step.drafted for step in steps]].sum()) + prefills * float(curve[0])
+        # Plain is never put dearer than a draft.
+        self.speedup = float(curve.min()) * self.tokens / max(spent + drafts, 1e-12)
+        counts = Counter(source for made in said for source in made.sources)
+        self.shares = {s.name.lower(): counts[s] / max(1, self.tokens) for s in Source}
 
 
 def _verdict(speedup: float, tally: _Tally, s: OutputStatistics) -> tuple[str, str]:

@@ -12,7 +12,7 @@ from tascade.core import IntArray
 from tascade.data.choose import spread
 from tascade.decode.heads import finisher
 from tascade.decode.target import Target
-from tascade.draft.budget import CostTable
+from tascade.draft.costs import CostTable
 from tascade.encode import end_tokens
 from tascade.enrichment import Enrichment, choose_tokens
 from tascade.errors import ConfigError, DataError, UnsupportedModelError

@@ -14,12 +14,12 @@ from safetensors.numpy import load_file, save
 
 from tascade.calibration import check
 from tascade.config import Recipe
-from tascade.core import IntArray
+from tascade.core import IntArray, Row
 from tascade.data.choose import spread
 from tascade.errors import ConfigError
 from tascade.files import write_atomic
 from tascade.model import TaskModel
-from tascade.own import Row, count_prompts, enough_own, own_answers
+from tascade.own import count_prompts, enough_own, own_answers
 from tascade.pipeline import Prepared, Progress, build
 from tascade.tokens.family import TokenizerFamily
 from tascade.tokens.foretold import Foretelling

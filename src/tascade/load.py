@@ -104,15 +104,15 @@ def machine_key(model: Any) -> str:
     if where == "cuda":
         unit = torch.cuda.get_device_name(model.device)
     else:
-        unit = f"{_cpu_name()} x{torch.get_num_threads()}"
+        unit = f"{cpu_name()} x{torch.get_num_threads()}"
     return f"{where}/{unit}/{str(model.dtype).removeprefix('torch.')}/torch {torch.__version__}"
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """The processor's name, or at least its kind."""
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
+        lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
     except OSError:
-        pass
-    return platform.processor() or platform.machine()
+        lines = []
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine() or "unknown")

@@ -20,8 +20,9 @@ from tascade.decode.loop import Decoder, NodeBudget
 from tascade.decode.sample import Processor, SamplingParams, argmax_of
 from tascade.decode.target import Target
 from tascade.decode.text import TextStream
-from tascade.draft.budget import Budget, CostTable
+from tascade.draft.budget import Budget
 from tascade.draft.calibrate import Calibration
+from tascade.draft.costs import CostTable
 from tascade.draft.mix import MixDrafter
 from tascade.draft.none import NoDrafter
 from tascade.draft.shards import CorpusView
@@ -184,9 +185,8 @@ class TaskModel:
 
     def new_budget(self, cost: CostTable | None = None) -> Budget:
         """A budget over this machine's step costs, or over ``cost``."""
-        table = cost or self.cost
         nodes = int(self.pack.info.recipe.get("spec", {}).get("max_nodes", 63))
-        return Budget(CostTable(table.sizes.tolist(), table.seconds.tolist()), max_nodes=nodes)
+        return Budget((cost or self.cost).copy(), max_nodes=nodes)
 
     @property
     def cost(self) -> CostTable:

@@ -13,13 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from tascade.core import IntArray
+from tascade.core import IntArray, Row
 from tascade.decode.loop import Decoder
 from tascade.decode.sample import SamplingParams
 from tascade.errors import ConfigError
-
-Row = tuple[IntArray | None, IntArray]
-"""A prompt, or ``None``, and its answer: token ids [T] each."""
 
 LEAST_OWN = 20
 """Fewest own answers to go on with where there is no time for all of them."""

@@ -25,7 +25,7 @@ from typing import Any
 
 from tascade.calibration import calibrate, check
 from tascade.config import DataConfig, Recipe
-from tascade.core import Example
+from tascade.core import Example, Row
 from tascade.data.choose import spread, thin
 from tascade.data.load import LoadReport, load_examples, source_hash
 from tascade.draft.corpus import CorpusIndex
@@ -35,7 +35,7 @@ from tascade.errors import DataError
 from tascade.files import folder_beside, install_folder, remove_folder
 from tascade.load import ModelRef, load_model
 from tascade.model import TaskModel
-from tascade.own import Row, count_prompts, enough_own, own_answers
+from tascade.own import count_prompts, enough_own, own_answers
 from tascade.pack import Pack, PackInfo, provenance
 from tascade.places import place_for
 from tascade.tailored import keep_vocabulary

@@ -20,7 +20,7 @@ from tascade.decode.loop import Decoder, NodeBudget
 from tascade.decode.misses import MissCounter
 from tascade.decode.sample import argmax_rows
 from tascade.decode.target import Target
-from tascade.draft.budget import CostTable
+from tascade.draft.costs import CostTable
 from tascade.errors import ConfigError, PackError
 from tascade.pack import Pack
 from tascade.places import VOCABULARIES

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from tascade.core import EMPTY_TREE, ROOT, DraftTree, Example, IntArray, Source
+from tascade.encode import BYTE_LETTERS
 from tascade.errors import ConfigError
 
 WINDOW = 24
@@ -96,7 +97,7 @@ def byte_tokenizer() -> Any:
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    vocab = {_byte_letter(byte): byte for byte in range(256)}
+    vocab = {letter: byte for byte, letter in BYTE_LETTERS.items()}
     core = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     core.decoder = decoders.ByteLevel()
@@ -109,14 +110,6 @@ def byte_tokenizer() -> Any:
         model_max_length=4096,
         clean_up_tokenization_spaces=False,
     )
-
-
-def _byte_letter(byte: int) -> str:
-    """The letter that stands for a byte in byte-level BPE (GPT-2's table)."""
-    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    if byte in shown:
-        return chr(byte)
-    return chr(256 + [b for b in range(256) if b not in shown].index(byte))
 
 
 class _RecordingDrafter:

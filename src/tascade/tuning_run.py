@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tascade.config import Recipe
-from tascade.core import IntArray
+from tascade.core import IntArray, Row
 from tascade.data.choose import spread
 from tascade.decode.exclusive import exclusive
 from tascade.decode.loop import Decoder
@@ -24,7 +24,6 @@ from tascade.errors import DataError, TascadeError
 from tascade.files import folder_beside, install_folder, write_atomic
 from tascade.lessons import Lessons
 from tascade.load import stored_dtype
-from tascade.own import Row
 from tascade.pack import provenance
 from tascade.pipeline import Progress
 from tascade.places import place_for

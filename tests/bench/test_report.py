@@ -4,9 +4,9 @@ import copy
 import json
 import math
 import re
-import sys
 from html.parser import HTMLParser
 
+import jsonschema
 import pytest
 
 from tascade.bench.charts import Bar, bar_chart
@@ -140,24 +140,13 @@ class Page(HTMLParser):
 # --- the format ---------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["jsonschema", "without jsonschema"])
-def either_way(request, monkeypatch):
-    """Checks with the library, and with the structural check that stands in for it."""
-    if request.param == "jsonschema":
-        pytest.importorskip("jsonschema")
-    else:
-        monkeypatch.setitem(sys.modules, "jsonschema", None)
-
-
 def test_the_schema_is_one():
-    jsonschema = pytest.importorskip("jsonschema")
     jsonschema.Draft202012Validator.check_schema(load_schema())
     assert load_schema()["properties"]["schema"]["const"] == SCHEMA_VERSION
     sources = load_schema()["$defs"]["measured"]["properties"]["by_source"]["properties"]
     assert tuple(sources) == SOURCES == tuple(s.name.lower() for s in Source)
 
 
-@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("result", [minimal(), full()])
 def test_results_pass_and_survive_json(result):
     validate(result)
@@ -167,7 +156,6 @@ def test_results_pass_and_survive_json(result):
     validate(change(result, "settings/seed", 0))
 
 
-@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize(
     ("path", "value"),
     [
@@ -226,8 +214,7 @@ def test_broken_results_are_refused(path, value):
         ("methods/arctic-suffix/tokens", 3),
     ],
 )
-def test_the_whole_schema_is_held_where_jsonschema_is_installed(path, value):
-    pytest.importorskip("jsonschema")
+def test_the_whole_schema_is_held(path, value):
     where = re.escape(path.rsplit("/", 1)[0].replace("/", ".")) if "/" in path else "bench result"
     with pytest.raises(TascadeError, match=where):
         validate(change(full(), path, value))
@@ -440,7 +427,6 @@ def test_a_tailored_head_is_ours_and_its_misses_are_told():
     assert "Most resident" not in page.text  # nothing was measured
 
 
-@pytest.mark.usefixtures("either_way")
 def test_memory_is_shown_beside_what_the_head_lacks():
     result = tailored()
     result["methods"]["plain"]["memory"] = memory(8_388_608, 640_000_000)

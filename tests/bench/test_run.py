@@ -18,8 +18,9 @@ from tascade.decode.equality import NearTies, first_difference
 from tascade.decode.loop import AllNodes, Decoder
 from tascade.decode.sample import SamplingParams
 from tascade.decode.target import Target
-from tascade.draft.budget import Budget, CostTable
+from tascade.draft.budget import Budget
 from tascade.draft.calibrate import Calibration
+from tascade.draft.costs import CostTable
 from tascade.draft.mix import MixDrafter
 from tascade.draft.none import NoDrafter
 from tascade.draft.paper import PaperDrafter

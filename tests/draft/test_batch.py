@@ -16,7 +16,7 @@ from tascade.draft.batch import BatchDrafter
 from tascade.draft.batch_budget import BatchBudget
 from tascade.draft.batch_kernels import SURVIVAL_BINS
 from tascade.draft.corpus import CorpusIndex
-from tascade.draft.step_costs import StepCosts
+from tascade.draft.costs import CostTable
 from tascade.draft.task import Task
 from tascade.errors import ConfigError
 
@@ -285,7 +285,7 @@ def test_out_of_range_drafts_are_refused() -> None:
         drafter(most=65)
 
 
-def teach(costs: StepCosts, rows: int, seconds: dict[int, float]) -> None:
+def teach(costs: CostTable, rows: int, seconds: dict[int, float]) -> None:
     for extra, each in seconds.items():
         for _ in range(9):
             costs.observe(rows, extra, each)

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from tascade.core import Drafter, Source
 from tascade.draft.calibrate import Calibration
-from tascade.draft.chain import ChainDrafter
 from tascade.draft.corpus import CorpusIndex
 from tascade.draft.mix import MixDrafter
 from tascade.errors import PackError
@@ -183,20 +182,6 @@ def test_every_proposal_is_a_best_first_tree(
         children = list(zip(tree.parents.tolist(), tree.tokens.tolist(), strict=True))
         assert len(set(children)) == n
         drafter.commit(ids(*tokens), n, ())
-
-
-@given(
-    documents=st.lists(st.lists(st.integers(2, 6), min_size=1, max_size=10), min_size=1, max_size=6)
-)
-def test_a_quick_chain_occurs_in_the_corpus(
-    tmp_path_factory: pytest.TempPathFactory, documents: list[list[int]]
-) -> None:
-    drafter = ChainDrafter(index(tmp_path_factory.mktemp("i"), documents))
-    drafter.start(ids())
-    first = drafter.propose(16).tokens.tolist()
-    assert not first or any(document[:1] == first[:1] for document in documents)
-    for a, b in pairwise(first):
-        assert any((a, b) in pairwise(d) for d in documents)
 
 
 def test_a_calibration_survives_saving_and_refuses_junk(tmp_path: Path) -> None:

@@ -14,8 +14,7 @@ from typer.testing import CliRunner
 
 import tascade
 from tascade import cli
-from tascade.assistant.account import Account
-from tascade.assistant.beside import AssistedBudget, CorpusFirst, assisted
+from tascade.assistant.beside import CorpusFirst, assisted
 from tascade.assistant.drafter import AssistantDrafter
 from tascade.config import VocabConfig
 from tascade.core import DraftTree, Source
@@ -23,8 +22,9 @@ from tascade.decode.heads import install_slot
 from tascade.decode.loop import AllNodes, Decoder
 from tascade.decode.sample import SamplingParams
 from tascade.decode.target import Target
-from tascade.draft.budget import Budget, CostTable
+from tascade.draft.budget import Budget
 from tascade.draft.corpus import CorpusIndex
+from tascade.draft.costs import CostTable
 from tascade.draft.mix import MixDrafter
 from tascade.draft.none import NoDrafter
 from tascade.errors import ConfigError
@@ -86,8 +86,8 @@ class Watched(AssistantDrafter):
         super().start(prompt)
         self.text = tuple(prompt.tolist())
 
-    def draft(self, limit, floor, other):
-        tree = super().draft(limit, floor, other)
+    def draft(self, limit, floor, step=np.inf):
+        tree = super().draft(limit, floor, step)
         if len(tree):
             self.proposed.append((self.text, tree.tokens.tolist()))
         return tree
@@ -376,7 +376,7 @@ class Clock:
         return self.now
 
     def drafter(self, assistant, token: float, prompt: float = 0.0) -> AssistantDrafter:
-        drafter = AssistantDrafter(Target(assistant), account=Account(clock=self))
+        drafter = AssistantDrafter(Target(assistant), clock=self)
         forward = drafter.target.forward
 
         def timed(ids, tree=None):
@@ -433,7 +433,7 @@ def test_an_assistant_that_does_not_pay_is_left(seed, token, prompt):
 
 
 def test_drafted_nodes_of_a_useless_assistant_fall_to_nearly_none():
-    drafter = Watched(model("llama", 1), account=Account(clock=Clock()))
+    drafter = Watched(model("llama", 1), clock=Clock())
     joined, budget = assisted(drafter, MixDrafter(None, use_context=False), steps())
     assert isinstance(joined, CorpusFirst)
     decoder = Decoder(Target(model("llama")), joined, budget)
@@ -453,35 +453,28 @@ def test_a_budget_alone_leaves_a_useless_assistant_too():
     assert len(drafter.proposed) <= 2
 
 
-def test_no_more_than_sixteen_steps_are_ever_put_at_risk():
-    account = Account(cost=CostTable.flat())
-    for _ in range(100):
-        account.credit(accepted=8, verified=8)
-    assert account.balance == 16 * account.step()
-    account.charge(20.0)
-    assert -4.0 < account.balance < 0
-    assert not account.pays(0.99, np.empty(0, np.float32), warm=False)
-
-
-def test_the_budget_leaves_the_assistants_time_to_its_account():
-    survival, chosen = np.full(4, 0.5, np.float32), {}
-    account = Account(cost=steps().cost, spent=0.95)
-    for budget in (steps(), AssistedBudget(steps().cost, account=account)):
+def test_a_calls_time_is_not_taken_for_that_of_look_ups():
+    chosen = {}
+    for called in (False, True):
+        budget = steps()
         for _ in range(300):
-            budget.observe(4, 2.0, 0.96)
-        chosen[type(budget)] = budget.choose(np.full(4, 0.2, np.float32))
-    assert chosen == {Budget: 0, AssistedBudget: len(survival)}
-    assert account.drift > 1.5  # the machine is slower than the table says, and the account knows
+            budget.plan()
+            if called:
+                budget.called(0.95, np.empty(0, np.float32))
+            budget.observe(4, 1.03, 0.96)
+        chosen[called] = budget.choose(np.full(4, 0.2, np.float32))
+    assert chosen == {False: 0, True: 4}
 
 
 def test_of_a_tree_and_a_chain_what_promises_more_is_verified():
-    drafter = Watched(model("llama", 1), account=Account(cost=CostTable.flat()))
-    drafter.confidence.of = lambda chance: 0.3
+    drafter = Watched(model("llama", 1), clock=Clock())
+    drafter._right[:] = 3.0, 10.0
     for survival, taken in ((0.9, "tree"), (0.1, "chain")):
         tree = DraftTree.chain([90, 91], [survival, survival], Source.CORPUS)
-        joined = CorpusFirst(ScriptedDrafter([tree]), drafter)
-        drafter.account.balance = 1.0
+        budget = Budget(CostTable.flat())
+        joined = CorpusFirst(ScriptedDrafter([tree]), drafter, budget)
         joined.start(np.arange(5, dtype=np.int32))
+        budget.plan()
         found = joined.propose(2)
         assert (found.source[0] == Source.CORPUS) == (taken == "tree")
 

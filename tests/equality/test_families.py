@@ -12,8 +12,9 @@ from tascade.core import Drafter, DraftTree, Source
 from tascade.decode.loop import AllNodes, Decoder
 from tascade.decode.sample import SamplingParams
 from tascade.decode.target import Target
-from tascade.draft.budget import Budget, CostTable
+from tascade.draft.budget import Budget
 from tascade.draft.corpus import CorpusIndex
+from tascade.draft.costs import CostTable
 from tascade.draft.mix import MixDrafter
 from tascade.draft.none import NoDrafter
 from tascade.testing import (

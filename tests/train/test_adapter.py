@@ -18,7 +18,7 @@ from tascade.tokens.segment import Merger
 from tascade.train.adapter import lora_parameters, merge, row_parameters, wrap
 from tascade.train.loop import Trainer
 from tascade.train.loss import AnswerLoss
-from tascade.train.rows import STARTS, is_tied, make_room, start_rows
+from tascade.train.rows import STARTS, make_room, start_rows
 from tascade.train.samples import Sample, merged
 
 FIRST = 96
@@ -52,6 +52,10 @@ def logits(model: Any, ids: list[int]) -> torch.Tensor:
 def new_rows(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
     tables = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     return tuple(table[FIRST:].detach().clone() for table in tables)  # type: ignore[return-value]
+
+
+def is_tied(model: Any) -> bool:
+    return model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 
 @pytest.mark.parametrize("tied", [True, False])

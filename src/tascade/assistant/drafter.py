@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from itertools import takewhile
 
 import numpy as np
 import torch
 
-from tascade.assistant.account import FEW, Account
-from tascade.assistant.confidence import Confidence
-from tascade.core import EMPTY_TREE, DraftTree, FloatArray, IntArray
+from tascade.core import DraftTree, FloatArray, IntArray
 from tascade.decode.target import Target
+from tascade.draft.costs import Trust
+from tascade.draft.mixing import fresh_state, learn_path, survive
+
+_FEW = 8
+"""Tokens that an assistant runs in about the time of one."""
+_DEPTH = 24
+"""Most tokens in a draft; it was never varied."""
 
 
 class AssistantDrafter:
@@ -25,7 +31,11 @@ class AssistantDrafter:
         target: the assistant, with its own head or a smaller one; for this drafter alone.
         vocab_size: of the verifying model; those of one tokenizer differ in padded rows.
         end_tokens: ids below which nothing is drafted.
-        account: what the drafts cost and bring; by default they are made whenever asked for.
+        clock: tells seconds.
+
+    Attributes:
+        seconds: of a drafted token; the part of a prompt that was not run before comes on top.
+        hits: how many drafted tokens were right, if all before them were.
     """
 
     name = "assistant"
@@ -36,10 +46,11 @@ class AssistantDrafter:
         *,
         vocab_size: int | None = None,
         end_tokens: Sequence[int] = (),
-        account: Account | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self.target, self.account = target, account or Account()
-        self.confidence = Confidence()
+        self.target, self.clock, self.seconds = target, clock, 0.0
+        self.hits = Trust(1.0, 0.75, weight=1 / 32)
+        self._right = fresh_state()[2] / 4.0  # of a token that it gives a probability
         self._known = min(target.vocab_size, vocab_size or target.vocab_size)
         self._ends = frozenset(end_tokens)
         self._ran: list[int] = []  # tokens in the cache, whichever request they are of
@@ -54,45 +65,39 @@ class AssistantDrafter:
         self._chain: list[int] = []
         self._chances: list[float] = []
 
+    def expected(self) -> tuple[FloatArray, FloatArray]:
+        """Survival of the nodes that a draft may have, and the seconds of its first 1..K: [K]."""
+        depth = np.arange(1, _DEPTH + 1, dtype=np.float32)
+        return np.float32(min(self.hits.ratio, 1.0)) ** depth, np.float32(self.seconds) * depth
+
     def propose(self, limit: int, floor: float = 0.0) -> DraftTree:
         """The chain of at most ``limit`` tokens that may pay (see ``Drafter.propose``)."""
-        return self.draft(limit, floor, EMPTY_TREE.survival)
+        return self.draft(limit, floor)
 
     @torch.inference_mode()
-    def draft(self, limit: int, floor: float, other: FloatArray) -> DraftTree:
-        """As :meth:`propose`, where nodes of survival ``other`` [N] could be verified instead."""
+    def draft(self, limit: int, floor: float, step: float = np.inf) -> DraftTree:
+        """As :meth:`propose`, where the target takes ``step`` seconds for one token."""
         with self.target.lock:  # of two loops that draft with it in two threads
-            account, started = self.account, self.account.clock()
-            try:
-                if limit <= 0 or not self._fits():
-                    return EMPTY_TREE
-                warm = len(self._context) - self._shared() <= FEW
-                pays = account.pays(self.confidence.mean, other, warm)
-                return self._grow(limit, floor) if pays else EMPTY_TREE
-            finally:
-                account.charge(account.clock() - started)
+            return self._grow(limit, floor, self.seconds / step)
 
-    def _grow(self, limit: int, floor: float) -> DraftTree:
-        account = self.account
-        share = 0.0 if account.cost is None else account.token / account.step()
+    def _grow(self, limit: int, floor: float, share: float) -> DraftTree:
         kept: list[float] = []
-        chance = 1.0
-        for n in range(limit):
-            promised = 1.0 + sum(kept)
+        while len(kept) < min(limit, _DEPTH):
+            n, promised = len(kept), 1.0 + sum(kept)
             if n == len(self._chain):
                 # A draft has to earn its own step too, at the rate of all that is promised so far.
                 bar = promised * (floor + share) / (1.0 + n * share)
                 ended = n > 0 and self._chain[-1] in self._ends
-                if ended or not self._fits() or (n and chance * self.confidence.mean < bar):
+                if ended or not self.fits() or (n and kept[-1] * self.hits.ratio < bar):
                     break
                 self._next()
-            chance *= self.confidence.of(self._chances[n])
+            chance = float(survive(self._chances[n], self._right)) * (kept[-1] if kept else 1.0)
             if chance < floor * promised:
                 break
             kept.append(chance)
         return DraftTree.chain(self._chain[: len(kept)], kept)
 
-    def _fits(self) -> bool:
+    def fits(self) -> bool:
         """Whether the assistant can read all there is, to say what follows."""
         length, most = len(self._context) + len(self._chain), self.target.context
         room = self.target.room(length - 1)
@@ -120,24 +125,27 @@ class AssistantDrafter:
         self.target.keep(shared, ())
         if new:
             self.target.cache.give_back()
-        started = self.account.clock()
+        started = self.clock()
         token, chance = _likeliest(self.target.forward(text[shared:])[-1, : self._known])
-        self.account.ran(len(text) - shared, self.account.clock() - started)
+        self._ran_for(len(text) - shared, self.clock() - started)
         self.target.keep(len(text), ())
         self._ran = text
         self._chain.append(token)
         self._chances.append(chance)
 
+    def _ran_for(self, tokens: int, seconds: float) -> None:
+        if tokens <= _FEW:  # quickly down and slowly up: one slow pass is not what passes cost
+            self.seconds = self.seconds or seconds
+            gap = min(seconds, 4 * self.seconds) - self.seconds
+            self.seconds += gap / (8 if gap > 0 else 2)
+
     def commit(self, tokens: IntArray, verified: int, path: Sequence[int]) -> None:
         """Learn from the outcome; go on behind ``tokens``, with what was drafted behind them."""
         said: list[int] = tokens.tolist()
-        right = 0
-        for token, drafted, chance in zip(said, self._chain, self._chances, strict=False):
-            self.confidence.learn(chance, token == drafted)
-            if token != drafted:
-                break
-            right += 1
-        self.account.credit(len(path), verified)
+        right = sum(takewhile(bool, (a == b for a, b in zip(said, self._chain, strict=False))))
+        for at, chance in enumerate(self._chances[: min(right + 1, len(said))]):
+            self.hits.record(1.0, at < right)
+            learn_path(chance, float(at < right), self._right)
         gone = right if right == len(said) else len(self._chain)
         del self._chain[:gone], self._chances[:gone]
         self._context += said

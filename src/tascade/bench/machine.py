@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import platform
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import tascade
+from tascade.load import cpu_name
 
 
 def machine_info() -> dict[str, Any]:
@@ -16,7 +16,7 @@ def machine_info() -> dict[str, Any]:
     import torch
 
     info: dict[str, Any] = {
-        "cpu": _cpu(),
+        "cpu": cpu_name(),
         "cores": _cores(),
         "threads": torch.get_num_threads(),
         "memory_gb": _memory_gb(),
@@ -40,15 +40,6 @@ def version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
-    except OSError:
-        lines = []
-    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine() or "unknown")
 
 
 def _cores() -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
 from tascade.bench.trace import Recorder, VerifiedNodes
@@ -144,11 +144,13 @@ def restorer(decoder: Decoder, calibration: Calibration | None = None) -> Callab
     Every repeat then starts from the same state: what the pack holds, nothing from a test row.
     Within a repeat both adapt, as they do in use.
     """
-    budget = copy.deepcopy(decoder.budget)
+    budget, start = decoder.budget, copy.deepcopy(decoder.budget)
     saved = None if calibration is None else calibration.copy()
 
     def restore() -> None:
-        decoder.budget = copy.deepcopy(budget)
+        fresh: Any = copy.deepcopy(start)
+        for part in fields(fresh):  # in place, since a drafter may know its budget
+            setattr(budget, part.name, getattr(fresh, part.name))
         if calibration is not None and saved is not None:
             for live, old in zip(calibration.arrays(), saved.arrays(), strict=True):
                 live[...] = old

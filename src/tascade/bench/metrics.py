@@ -205,13 +205,6 @@ def calibration(
     }
 
 
-def expected_calibration_error(
-    predicted: Sequence[float], realised: Sequence[bool] | Sequence[float], bins: int = 10
-) -> float:
-    """Mean distance between predicted and realised shares over equal-width bins, by count."""
-    return float(calibration(predicted, realised, bins)["ece"])
-
-
 # --- checks -------------------------------------------------------------------------------------
 
 

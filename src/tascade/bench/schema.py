@@ -10,6 +10,8 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+import jsonschema
+
 from tascade.errors import TascadeError
 
 SCHEMA_VERSION = 1
@@ -17,16 +19,6 @@ SCHEMA_VERSION = 1
 _FIX = (
     "compare with tascade/bench/schema.json, or make the result again with `tascade bench --json`"
 )
-
-_TYPES: dict[str, type | tuple[type, ...]] = {
-    "object": dict,
-    "array": list,
-    "string": str,
-    "integer": int,
-    "number": (int, float),
-    "boolean": bool,
-    "null": type(None),
-}
 
 
 @cache
@@ -40,8 +32,7 @@ def load_schema() -> dict[str, Any]:
 def validate(result: dict[str, Any]) -> None:
     """Check that ``result`` is a bench result of this version.
 
-    With ``jsonschema`` installed the whole schema is held; without it, types and required
-    keys. What a schema cannot say (finite numbers, one time per repeat) is held either way.
+    What a schema cannot say (finite numbers, one time per repeat) is held as well.
 
     Raises:
         TascadeError: Names the first thing that is wrong, and where.
@@ -55,57 +46,17 @@ def validate(result: dict[str, Any]) -> None:
             wanted=f"schema {SCHEMA_VERSION}",
             fix="make the result again with this version of tascade",
         )
-    try:
-        import jsonschema
-    except ImportError:
-        _check_shape(result, load_schema(), ())
-    else:
-        validator = jsonschema.Draft202012Validator(load_schema())
-        error = jsonschema.exceptions.best_match(validator.iter_errors(result))
-        if error is not None:
-            wanted = json.dumps(error.schema) if len(str(error.schema)) < 120 else ""
-            raise _wrong(error.message[:300], None, wanted, tuple(error.absolute_path))
+    validator = jsonschema.Draft202012Validator(load_schema())
+    error = jsonschema.exceptions.best_match(validator.iter_errors(result))
+    if error is not None:
+        wanted = json.dumps(error.schema) if len(str(error.schema)) < 120 else ""
+        raise _wrong(error.message[:300], None, wanted, tuple(error.absolute_path))
     _check_consistent(result)
 
 
 def _wrong(message: str, got: object, wanted: str, path: tuple[str | int, ...]) -> TascadeError:
     where = ".".join(map(str, path)) or "bench result"
     return TascadeError(message, got=got, wanted=wanted, where=where, fix=_FIX)
-
-
-def _check_shape(value: object, schema: Mapping[str, Any], path: tuple[str | int, ...]) -> None:
-    """Walk ``schema`` and ``value`` together; hold types and required keys, nothing else."""
-    for part in _resolve(value, schema):
-        types = part.get("type", ())
-        names = (types,) if isinstance(types, str) else tuple(types)
-        if names and not any(isinstance(value, _TYPES[name]) for name in names):
-            raise _wrong("value of the wrong type", type(value).__name__, " or ".join(names), path)
-        if isinstance(value, dict):
-            missing = [key for key in part.get("required", ()) if key not in value]
-            if missing:
-                raise _wrong("required key is missing", sorted(value), ", ".join(missing), path)
-            rest = part.get("additionalProperties")
-            for key, child in value.items():
-                below = part.get("properties", {}).get(key, rest)
-                if isinstance(below, dict):
-                    _check_shape(child, below, (*path, key))
-        elif isinstance(value, list):
-            for index, item in enumerate(value):
-                _check_shape(item, part.get("items", {}), (*path, index))
-
-
-def _resolve(value: object, schema: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """The schema itself, then those that it applies to the same value."""
-    yield schema
-    applied = [*schema.get("allOf", ())]
-    if "$ref" in schema:
-        applied.append(load_schema()["$defs"][schema["$ref"].rsplit("/", 1)[1]])
-    if "if" in schema:
-        needed = schema["if"].get("required", ())
-        holds = isinstance(value, dict) and all(key in value for key in needed)
-        applied.append(schema["then" if holds else "else"])
-    for part in applied:
-        yield from _resolve(value, part)
 
 
 def _check_consistent(result: Mapping[str, Any]) -> None:

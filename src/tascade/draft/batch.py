@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from tascade.core import IntArray
+from tascade.core import IntArray, LongArray
 from tascade.draft.batch_bounds import check_batch, check_tasks, leave_strange
 from tascade.draft.batch_budget import BatchBudget
 from tascade.draft.batch_kernels import SURVIVAL_BINS, cut_rows, draft_rows, new_batch_work
-from tascade.draft.batch_slots import LongArray, clear_slots, match_rows, new_slots
+from tascade.draft.batch_slots import clear_slots, match_rows, new_slots
 from tascade.draft.calibrate import Calibration
 from tascade.draft.context import HashChain
 from tascade.draft.lanes import Lanes

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tascade.core import IntArray
-from tascade.draft.batch_slots import LongArray
+from tascade.core import IntArray, LongArray
 from tascade.errors import ConfigError
 from tascade.jit import kernel
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from tascade.core import LongArray
 from tascade.draft.batch_kernels import best_rate
-from tascade.draft.step_costs import StepCosts
+from tascade.draft.costs import Backoff, CostTable, Trust
 
+# Set with benchmarks/vllm_path.py; none was varied by itself.
 _MARGIN = 1.05
-_BENEFIT = 0.5
-_PATIENCE = 3
+_PATIENCE = 2
 _TRY_EVERY = 16
 _LONGEST_DRAFT = 0.01
 _MANY = 16
+_PLAIN_FIRST = 3
+_PLAIN_AT, _PLAIN_EVERY = 48, 256
 
 
 class BatchBudget:
@@ -26,12 +29,13 @@ class BatchBudget:
     """
 
     def __init__(self, most: int, max_pause: int = 32) -> None:
-        self.most, self.max_pause = most, max_pause
-        self.costs = StepCosts()
+        self.most = most
+        self.costs, self.trust = CostTable(), Trust()
+        # An answer's end has no draft either: one step without says nothing.
+        self._backoff = Backoff(max_pause, patience=_PATIENCE)
         self._draft_seconds = self._node_seconds = 0.0
         self._rates: dict[int, float] = {}
-        self._pause = self._skip = self._fruitless = 0
-        self._given = self._kept = 1.0
+        self._visits: dict[int, int] = {}
         self._compile()
 
     @staticmethod
@@ -41,14 +45,11 @@ class BatchBudget:
 
     def rests(self) -> bool:
         """Whether to leave this step alone, since drafts did not pay; called once a step."""
-        self._skip -= 1
-        return self._skip >= 0
+        return self._backoff.rests()
 
     def plan(self, rows: int) -> tuple[int, float]:
         """(most tokens to draft for a request, least survival worth drafting); (0, 1.0) to skip."""
-        if self.costs.needs_plain(rows):
-            return 0, 1.0
-        curve = self.costs.curve(rows)
+        curve = None if self._needs_plain(rows) else self.costs.curve(rows)
         if curve is None:
             return 0, 1.0
         sizes, seconds = curve
@@ -61,34 +62,31 @@ class BatchBudget:
         rate = max(rows / seconds[0], 0.9 * self._rates.get(rows.bit_length(), 0.0))
         return self.most, float(min(0.9, 0.6 * cost * rate))
 
-    def choose(
-        self, rows: int, counts: npt.NDArray[np.int64], sums: npt.NDArray[np.float64]
-    ) -> int:
+    def _needs_plain(self, rows: int) -> bool:
+        """Whether it is time to see again what a step without drafts costs at this batch size."""
+        size = rows.bit_length()
+        visit = self._visits[size] = self._visits.get(size, 0) + 1
+        return self.costs.plain_seen < _PLAIN_FIRST or visit % _PLAIN_EVERY == _PLAIN_AT
+
+    def choose(self, rows: int, counts: LongArray, sums: npt.NDArray[np.float64]) -> int:
         """How many of the survival bins to verify, for a batch of ``rows`` requests.
 
         ``counts``, ``sums``: [SURVIVAL_BINS] nodes and summed survival by bin, the surest first.
         """
         curve = self.costs.curve(rows)
         if curve is None or not counts.any():
-            self._rest()
+            self._backoff.failed()
             return 0
         sizes, seconds = curve
-        trust = min(1.0, (self._kept + _BENEFIT) / (self._given + _BENEFIT))
-        bins, rate = best_rate(rows, counts, sums, trust, sizes, seconds, self._draft_seconds)
+        credit = self.trust.credit
+        bins, rate = best_rate(rows, counts, sums, credit, sizes, seconds, self._draft_seconds)
         self._rates[rows.bit_length()] = rate
         if rate * seconds[0] < _MARGIN * rows:
-            self._rest()
+            self._backoff.failed()
             # Costs may have fallen since: only a try tells.
-            return bins if self._fruitless % _TRY_EVERY == 0 else 0
-        self._pause = self._fruitless = 0
+            return bins if self._backoff.failures % _TRY_EVERY == 0 else 0
+        self._backoff.paid()
         return bins
-
-    def _rest(self) -> None:
-        # An answer's end has no draft either: one step without says nothing.
-        self._fruitless += 1
-        if self._fruitless >= _PATIENCE:
-            self._pause = min(self.max_pause, 2 * self._pause + 1)
-            self._skip = self._pause
 
     def drafted_in(self, seconds: float, nodes: int) -> None:
         """Take what drafting ``nodes`` tokens for the batch took."""
@@ -100,6 +98,4 @@ class BatchBudget:
     def judge(self, promised: float, kept: int) -> None:
         """Compare the survival promised for verified drafts with how many were accepted."""
         if promised > 0:
-            weight = min(0.2, 0.02 * promised)
-            self._given += weight * (promised - self._given)
-            self._kept += weight * (kept - self._kept)
+            self.trust.record(promised, kept)

@@ -12,12 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from tascade.core import FloatArray, IntArray
+from tascade.core import FloatArray, IntArray, LongArray
 from tascade.draft.evidence import KEPT_VOTERS, MAX_CANDIDATES, SOURCES
 from tascade.draft.lookup import HASH_BITS, MAX_LEVELS, chain_extend
 from tascade.jit import kernel
-
-LongArray = npt.NDArray[np.int64]
 
 EXAMPLE_TOKENS = 8192
 """Tokens of similar examples a slot holds."""

@@ -55,7 +55,6 @@ class CorpusIndex:
         """Internal: use :meth:`build` or :meth:`open`."""
         self.path = path
         self._state = state
-        self._epoch = 0
         self._lock: WriterLock | None = None
         self._log: LogWriter | None = None
 
@@ -163,11 +162,6 @@ class CorpusIndex:
         return self._state.text.tokens
 
     @property
-    def delta_epoch(self) -> int:
-        """Changes when ``delta_tokens`` is anything but a longer version of what it was."""
-        return self._epoch
-
-    @property
     def n_documents(self) -> int:
         """How many documents are in the index, the deleted ones left out."""
         return self._state.n_documents
@@ -238,7 +232,6 @@ class CorpusIndex:
                 state.extend_delta(more)
                 return bool(more.ids)
         self._state = load_state(self.path, self.fingerprint, state.limit, known=state)
-        self._epoch += 1
         return True
 
     # --- writing ----------------------------------------------------------------------------
@@ -299,7 +292,6 @@ class CorpusIndex:
         manifest = replace(old, tombstones=tuple(sorted({*old.tombstones, *wanted})))
         write_manifest(self.path, manifest)
         self._state.set_tombstones(encode_manifest(manifest), manifest)
-        self._epoch += 1
 
     def compact(self, max_shards: int = 1) -> None:
         """Fold the log and the deletions into sorted shards, and merge the smallest.
@@ -334,7 +326,6 @@ class CorpusIndex:
         log.close()
         write_manifest(self.path, manifest)
         self._state = load_state(self.path, self.fingerprint, state.limit, known=state)
-        self._epoch += 1
         self._open_log()
 
     def close(self) -> None:

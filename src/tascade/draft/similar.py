@@ -27,12 +27,11 @@ from typing import Any
 
 import numpy as np
 
-from tascade.core import FloatArray, IntArray
+from tascade.core import FloatArray, IntArray, LongArray
 from tascade.draft.array_files import IN_MEMORY_BYTES, read_array
 from tascade.draft.corpus_store import sha256_of, sync_file
 from tascade.draft.similar_kernels import (
     MAX_VISITS,
-    LongArray,
     SimilarArrays,
     features_of,
     index_features,

@@ -9,9 +9,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from tascade.core import FloatArray
+from tascade.core import FloatArray, LongArray
 from tascade.draft.corpus_arrays import UIntArray
 from tascade.jit import kernel
 
@@ -19,9 +18,6 @@ MAX_SHARE = 0.2
 """A feature of this share of the examples, or more, says nothing."""
 MAX_VISITS = 40_000
 """Postings read in one ranking: the rarest features come first, the rest is left out."""
-
-
-LongArray = npt.NDArray[np.int64]
 
 
 class SimilarArrays(NamedTuple):

@@ -293,7 +293,7 @@ class WorkerExtension:
         if not isinstance(proposer, TascadeProposer):
             return {}
         drafter = proposer.drafter
-        costs = drafter.budget.costs.to_json() if drafter.budget else []
+        costs = drafter.budget.costs.observed() if drafter.budget else []
         return {
             **asdict(drafter.stats),
             "costs": costs,

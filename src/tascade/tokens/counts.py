@@ -10,12 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from tascade.core import IntArray
+from tascade.core import IntArray, LongArray
 from tascade.jit import kernel
-
-LongArray = npt.NDArray[np.int64]
 
 BARRIER = -1
 """Stands in a document for an id that no n-gram may hold."""

@@ -12,10 +12,12 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
+from tascade.encode import BYTE_LETTERS
 from tascade.errors import ConfigError
 
 Kind = Literal["byte-level", "sentencepiece"]
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
+_BYTE_OF = {letter: byte for byte, letter in BYTE_LETTERS.items()}
 
 
 class TokenizerFamily:
@@ -108,13 +110,3 @@ def _refused(reason: str) -> ConfigError:
         wanted="byte-level BPE (GPT-2, Llama-3, Qwen) or BPE with byte fallback (Llama-2, Gemma)",
         fix="leave the vocabulary as it is: speculative decoding works with every tokenizer",
     )
-
-
-def _bytes_of_characters() -> dict[str, int]:
-    """GPT-2's printable stand-ins for the 256 bytes."""
-    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in plain]
-    return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(others)}
-
-
-_BYTE_OF = _bytes_of_characters()

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from tascade.core import IntArray
 from tascade.errors import ConfigError
@@ -25,7 +24,6 @@ Method = Literal["best", "pruned", "paper", "flat"]
 Spell = Callable[[Sequence[int]], str | None]
 """Base ids as the string of one token; ``None`` where they must not become one
 (see :mod:`tascade.tokens.family`)."""
-LongArray = npt.NDArray[np.int64]
 
 _DROPPED = 0.05
 

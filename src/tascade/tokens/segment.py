@@ -11,13 +11,11 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from tascade.core import IntArray
+from tascade.core import IntArray, LongArray
 from tascade.errors import ConfigError
 from tascade.jit import kernel
 
-LongArray = npt.NDArray[np.int64]
 _LONGEST = 64
 
 

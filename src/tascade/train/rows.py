@@ -54,12 +54,6 @@ read.
 """
 
 
-def is_tied(model: Any) -> bool:
-    """Whether the LM head is the embedding table itself."""
-    head = model.get_output_embeddings()
-    return head is not None and head.weight is model.get_input_embeddings().weight
-
-
 def make_room(model: Any, rows: int) -> None:
     """Give a model at least ``rows`` rows, the old ones bit for bit as they were.
 

@@ -9,11 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tascade.core import IntArray
+from tascade.core import IntArray, Row
 from tascade.errors import DataError
-
-Row = tuple[IntArray | None, IntArray]
-"""A prompt, or ``None``, and its answer: token ids [T] each."""
 
 MOST_TOKENS = 1 << 24
 """Beyond any vocabulary there is: a higher id is a mistake, and counting it would need its room."""

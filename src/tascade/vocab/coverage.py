@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tascade.core import IntArray
-from tascade.vocab.counts import Row
+from tascade.core import IntArray, Row
 
 _Z = 1.959964  # 95 %, two-sided
 

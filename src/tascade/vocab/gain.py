@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tascade.core import IntArray
-from tascade.vocab.counts import Row
+from tascade.core import IntArray, Row
 from tascade.vocab.head import TailoredHead
 from tascade.vocab.profile import Profile
 from tascade.vocab.table import RowTable

@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 
 from tascade.core import IntArray
+from tascade.encode import BYTE_LETTERS
 
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 _LONGEST_SPACE = 8
 _INNER = "##"  # word pieces within a word
-_SHOWN = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
-_BYTES = (*_SHOWN, *(byte for byte in range(256) if byte not in _SHOWN))
 # The others stand in no text, and some vocabularies (Pythia's) have no token for them.
 _UTF8 = frozenset(range(256)) - {0xC0, 0xC1, *range(0xF5, 0x100)}
 
@@ -33,7 +32,7 @@ def pinned_tokens(tokenizer: Any, ends: Sequence[int]) -> IntArray:
         ends: of the model.
     """
     strings: dict[str, int] = tokenizer.get_vocab()
-    byte_letters = set(_byte_letters()) if _is_byte_level(tokenizer) else set()
+    byte_letters = set(BYTE_LETTERS.values()) if _is_byte_level(tokenizer) else set()
     kept = {*map(int, ends), *map(int, tokenizer.get_added_vocab().values())}
     partly = bool(lacking_bytes(tokenizer))
     for string, number in strings.items():
@@ -51,10 +50,10 @@ def lacking_bytes(tokenizer: Any) -> list[int]:
     """Bytes of UTF-8 texts that no token stands for; of such a tokenizer's own, not of a list's."""
     strings = tokenizer.get_vocab()
     if _is_byte_level(tokenizer):
-        names = dict(zip(_BYTES, _byte_letters(), strict=True))
+        names = BYTE_LETTERS
     else:
-        names = {byte: f"<0x{byte:02X}>" for byte in _BYTES}
-    return sorted(byte for byte in _BYTES if byte in _UTF8 and names[byte] not in strings)
+        names = {byte: f"<0x{byte:02X}>" for byte in _UTF8}
+    return sorted(byte for byte in _UTF8 if names[byte] not in strings)
 
 
 def _is_plain(string: str) -> bool:
@@ -73,8 +72,3 @@ def _is_byte_level(tokenizer: Any) -> bool:
         return False
     layout = json.loads(backend.to_str())
     return '"ByteLevel"' in json.dumps(layout.get("decoder"))
-
-
-def _byte_letters() -> list[str]:
-    """GPT-2's printable stand-ins for the 256 bytes, in the order of ``_BYTES``."""
-    return [*map(chr, _SHOWN), *(chr(256 + i) for i in range(256 - len(_SHOWN)))]

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tascade.core import IntArray
+from tascade.core import IntArray, Row
 from tascade.encode import fingerprint as tokenizer_fingerprint
 from tascade.errors import ConfigError, FingerprintError, PackError
 from tascade.files import write_atomic
-from tascade.vocab.counts import MOST_TOKENS, DocumentCounts, Row
+from tascade.vocab.counts import MOST_TOKENS, DocumentCounts
 from tascade.vocab.coverage import Coverage, measure_coverage
 from tascade.vocab.letters import Letters
 from tascade.vocab.pins import lacking_bytes, pinned_tokens
