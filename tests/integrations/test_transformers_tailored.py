@@ -64,7 +64,7 @@ def wanted(made: Tailored, head: str, rows: Sequence[Sequence[int]], **options: 
     call = partial(made.target.model.generate, **given(rows, options))
     if head == "exact":
         return call()
-    with masking(made.target.model, Mask(rows, ends_of(options)), beams=False):
+    with masking(made.target.model, Mask(rows, ends_of(options))):
         return call()
 
 
