@@ -20,7 +20,7 @@ from tascade.bench.memory import can_measure, measure_here
 from tascade.bench.schema import validate
 from tascade.config import VocabConfig
 from tascade.data.load import load_examples
-from tascade.decode.deferral import Deferral
+from tascade.decode.schedule import CheckSchedule
 from tascade.errors import ConfigError, FingerprintError, PackError
 from tascade.inspection import inspect
 from tascade.load import load_model
@@ -59,7 +59,7 @@ def test_exact_answers_are_the_plain_models(
     pack: Path, prompts: list[str], wanted: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As it would where a full head is slow; on this small model it may well not pay.
-    monkeypatch.setattr(Deferral, "plan", lambda self: 6)
+    monkeypatch.setattr(CheckSchedule, "plan", lambda self: 6)
     task_model = TaskModel.from_pretrained(pack, dtype="float32")
     assert task_model.tailored is not None
     results = [task_model.run(prompt) for prompt in prompts]

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tailored_parts import every
 from typer.testing import CliRunner
 
 import tascade
@@ -346,17 +347,12 @@ def test_nothing_is_drafted_behind_an_end_token():
 
 
 def test_a_guessing_head_may_have_an_assistant_too():
-    from tascade.decode.deferral import Deferral
     from tascade.decode.deferred import DeferredDecoder
-
-    class Five(Deferral):
-        def plan(self):
-            return 5
 
     llama = model("llama")
     full = install_slot(llama).full
     target, drafter = Target(llama, small(llama)), Watched(model("llama"))
-    decoder = DeferredDecoder(target, drafter, full, Five(lambda rows: 1.0), AllNodes(NODES))
+    decoder = DeferredDecoder(target, drafter, full, every(5), AllNodes(NODES))
     for prompt in prompts():
         got = decoder.generate(prompt, GREEDY)
         assert got.tokens == plain("llama", prompt, GREEDY).tokens

@@ -37,7 +37,7 @@ def batch(model, kind="full", share=0.4, size=8, tokens=5, tokenizer=None) -> Ba
         target,
         head,
         full=lambda states: finish(full(states)),
-        deferral=every(tokens),
+        schedule=every(tokens),
         tokenizer=tokenizer,
         size=size,
     )

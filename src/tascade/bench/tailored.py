@@ -113,7 +113,7 @@ def _deferring(
     def reset() -> None:
         restore()
         if isinstance(decoder, DeferredDecoder):
-            decoder.deferral = decoder.deferral.again()
+            decoder.schedule = decoder.schedule.fresh()
 
     return DecoderMethod(name, decoder, params, reset_state=reset)
 

@@ -23,12 +23,11 @@ from tascade.decode.check import (
     take_checked,
     take_unchecked,
 )
-from tascade.decode.deferral import Deferral
 from tascade.decode.deferred import Full
-from tascade.decode.doubt import Signs, signs_of
 from tascade.decode.heads import SharedHead
 from tascade.decode.loop import Request
 from tascade.decode.sample import Chooser, Processor, SamplingParams, argmax_rows, log_probability
+from tascade.decode.schedule import CheckSchedule, logsumexp_rows
 from tascade.decode.stop import StopRule
 from tascade.errors import ConfigError, TascadeError
 
@@ -38,7 +37,7 @@ MOST_STATES = 128
 
 @dataclass(slots=True)
 class _Row:
-    """A request in the batch. ``guess`` is ``request`` itself where nothing is guessed; ``sure``
+    """A request in the batch. ``guess`` is ``request`` itself where nothing is guessed; ``right``
     is the chance that all its guesses since the last check are right.
     """
 
@@ -47,13 +46,13 @@ class _Row:
     guess: Request
     ticket: int
     states: list[torch.Tensor] = field(default_factory=list)
-    signs: list[Signs] = field(default_factory=list)
-    sure: float = 1.0
+    logsumexps: list[float] = field(default_factory=list)
+    right: float = 1.0
     given: int = 0
 
     def forget_guesses(self) -> None:
         """They have been checked."""
-        self.states, self.signs, self.sure = [], [], 1.0
+        self.states, self.logsumexps, self.right = [], [], 1.0
 
     @property
     def pending(self) -> int:
@@ -71,7 +70,7 @@ class BatchDecoder:
         target: the model.
         head: a small head; ``None`` for the model's own.
         full: the model's own head, where the small head's guesses are to be checked (exact).
-        deferral: how many guesses to make before a check; with ``full``.
+        schedule: how many guesses to make before a check; with ``full``.
         tokenizer: for texts and stop strings.
         size: most requests at once.
 
@@ -85,16 +84,16 @@ class BatchDecoder:
         head: SharedHead | None = None,
         *,
         full: Full | None = None,
-        deferral: Deferral | None = None,
+        schedule: CheckSchedule | None = None,
         tokenizer: Any = None,
         size: int = 8,
     ) -> None:
         if size < 1:
             raise ConfigError("a batch has requests", got=size, wanted="1 or more", where="size")
-        if full is not None and (head is None or deferral is None):
-            raise ConfigError("nothing to check", got="no small head or deferral", wanted="both")
+        if full is not None and (head is None or schedule is None):
+            raise ConfigError("nothing to check", got="no small head or schedule", wanted="both")
         self.target, self.head, self.full, self.tokenizer = target, head, full, tokenizer
-        self.deferral = deferral or Deferral(lambda states: 0.0, most=0)
+        self.schedule = schedule or CheckSchedule(float, float, max_unchecked=0)
         self.size = 1 if target.alone else size
         self._busy, self._lock = False, threading.RLock()
 
@@ -177,14 +176,13 @@ class BatchDecoder:
         """Read the prompts of those who come; then a token of each row, or guesses and a check."""
         repeatable = all(may_repeat(r.request.chooser) for r in rows)
         repeatable &= all(may_repeat(request.chooser) for _, request in coming)
-        count = len(rows) + len(coming)
-        wanted = self.deferral.plan(count) if self.full and repeatable else 0
+        wanted = self.schedule.plan() if self.full and repeatable else 0
         small = self.head is not None and (self.full is None or wanted > 0)
         for index, request in coming:
             self._enter(rows, index, request, small)
         for _ in range(max(wanted, 1)):
-            live = [row.sure for row in rows if not row.guess.done]
-            if not live or (wanted and self.deferral.enough(live)):
+            live = [row.right for row in rows if not row.guess.done]
+            if not live or (wanted and self.schedule.should_check(live)):
                 break
             self._step(rows, small)
         if self.full is not None:
@@ -207,25 +205,22 @@ class BatchDecoder:
         """The tokens that a request's part of the head has from the start, beside the list's."""
         if self.full is None:
             return request.prompt
-        return np.concatenate((request.prompt, np.asarray(self.deferral.lacking.tokens, np.int32)))
+        return np.concatenate((request.prompt, np.asarray(self.schedule.recent_misses, np.int32)))
 
     def _step(self, rows: Sequence[_Row], small: bool) -> None:
         start = time.perf_counter()
         live = [row for row in rows if not row.guess.done]
         tokens = [row.guess.result.tokens[-1:] for row in rows]
         self._forward(rows, tokens, small, 0)
-        seconds, new = time.perf_counter() - start, [r.guess.result.tokens[-1] for r in live]
+        seconds = time.perf_counter() - start
         for row in live:
             made = row.guess.result
             made.steps.append(StepStats(0, 0, 1, 0.0, seconds / len(rows)))
             made.forwards, made.stepped_tokens = made.forwards + 1, made.stepped_tokens + 1
         if self.full is not None and small:
-            self.deferral.guessed(len(new), seconds, len(new), len(rows))
-        elif self.full is not None and self.head is not None:
-            said = zip(live, new, strict=True)
-            lacking = [t for row, token in said for t in self._take_in(row, [token])]
-            self.deferral.stepped(len(new), seconds, len(lacking), len(new), len(rows))
-            self.deferral.lacking.add(lacking)
+            self.schedule.small_step(seconds, len(rows))
+        elif self.full is not None:
+            self.schedule.full_step()
 
     def _forward(
         self, rows: Sequence[_Row], tokens: Sequence[Sequence[int]], small: bool, first: int
@@ -240,15 +235,15 @@ class BatchDecoder:
             for i in set(range(len(rows))) - set(at):
                 self.target.cache.lengths[first + i] -= 1  # so that no place passes the last one
         guessing = small and self.full is not None
-        signs = signs_of(logits) if guessing else []
+        logsumexps = logsumexp_rows(logits) if guessing else []
         for i, (row, token) in enumerate(zip(live, self._choose(live, logits, small), strict=True)):
             made = row.guess.result
             made.tokens.append(token)
             made.sources.append(int(Source.TARGET))
             if guessing:
                 row.states.append(states[i : i + 1])
-                row.signs.append(signs[i])
-                row.sure *= 1 - self.deferral.doubt.chance(signs[i])
+                row.logsumexps.append(logsumexps[i])
+                row.right *= 1 - self.schedule.predictor.chance(logsumexps[i])
             row.guess.done = row.guess.stop.is_last(made.tokens)
 
     def _choose(self, rows: Sequence[_Row], logits: torch.Tensor, small: bool) -> list[int]:
@@ -303,35 +298,30 @@ class BatchDecoder:
         start = time.perf_counter()
         states = torch.cat([state for row in rows for state in row.states])
         parts: Any = torch.split(self.full(states), [len(row.states) for row in rows])
-        found = []
+        outcomes = []
         for row, part in zip(rows, parts, strict=True):
             before = len(row.request.result.tokens)
             missed = take_checked(row.request, row.guess, part)
             passed = row.request.result.tokens[before:]
-            found.append((row.signs[: len(passed)], missed))
+            outcomes.append((row.logsumexps[: len(passed)], missed))
             row.forget_guesses()
             if missed:
                 rewind(row.request, row.guess)
-                self.deferral.lacking.add(self._take_in(row, passed[-1:]))
-            self.deferral.lacking.saw(passed)
-        counted, seconds = len(states), time.perf_counter() - start
-        for signs, missed in found:
-            self.deferral.checked(signs, missed, counted, seconds)
-            counted = 0  # the pass is told of once
+                self._take_in(row, passed[-1:])
+        self.schedule.checked(outcomes, len(states), time.perf_counter() - start)
 
     def _take(self, row: _Row) -> None:
         before = len(row.request.result.tokens)
         take_unchecked(row.request, row.guess)
         self._take_in(row, row.request.result.tokens[before:])
 
-    def _take_in(self, row: _Row, tokens: Sequence[int]) -> list[int]:
-        """Give a row's part of the head those of these tokens that it lacks; which they were."""
+    def _take_in(self, row: _Row, tokens: Sequence[int]) -> None:
+        """Give a row's part of the head those of these tokens that it lacks, and remember them."""
         if self.head is None:
-            return []
-        lacking = [token for token in tokens if not self.head.has(row.ticket, token)]
-        if lacking:
+            return
+        if lacking := [token for token in tokens if not self.head.has(row.ticket, token)]:
             self.head.extend(row.ticket, lacking)
-        return lacking
+            self.schedule.lacked(lacking)
 
     # --- rows ----------------------------------------------------------------------------------
 
