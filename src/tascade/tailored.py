@@ -14,6 +14,7 @@ from tascade.core import Drafter, IntArray
 from tascade.decode.batch import BatchDecoder
 from tascade.decode.batch_target import BatchTarget
 from tascade.decode.deferred import DeferredDecoder, Full
+from tascade.decode.exact_batch import ExactBatchDecoder
 from tascade.decode.exclusive import exclusive
 from tascade.decode.heads import HeadLike, finisher, install_slot
 from tascade.decode.loop import Decoder, NodeBudget
@@ -88,10 +89,11 @@ class Tailored:
         own, target = self.head, BatchTarget(self.target.model, self.target.whole)
         ids, kind = own.ids[: own.static].cpu().numpy(), target.model.dtype
         head = UnionHead(own.table, ids, bias=self.bias, device=target.device, dtype=kind)
-        checks: dict[str, Any] = {}
-        if self.config.head == "exact":
-            checks = {"full": self.full, "schedule": self.schedule()}
-        return BatchDecoder(target, head, tokenizer=tokenizer, size=size, **checks)
+        if self.config.head == "masked":
+            return BatchDecoder(target, head, tokenizer=tokenizer, size=size)
+        return ExactBatchDecoder(
+            target, head, self.full, self.schedule(), tokenizer=tokenizer, size=size
+        )
 
     def counter(self, drafter: Drafter, tokenizer: Any = None) -> Decoder:
         """The loop of the masked head that counts its misses, for measurements."""
