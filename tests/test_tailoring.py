@@ -97,7 +97,7 @@ def test_tables_stay_on_the_device_where_a_pack_wants_them_there(
     assert any("embed_tokens" in name for name in held)
     assert task_model.generate(prompts) == wanted
     assert task_model.tailored is not None
-    assert task_model.tailored.head.static < len(held["model.embed_tokens.weight"]) / 2
+    assert task_model.tailored.head.union.static < len(held["model.embed_tokens.weight"]) / 2
     refused = run.invoke(cli.app, [*words, "disk"])
     assert refused.exit_code != 0
     assert "vocab.tables" in refused.output + str(refused.exception)

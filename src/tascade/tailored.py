@@ -27,7 +27,7 @@ from tascade.errors import ConfigError, PackError
 from tascade.pack import Pack
 from tascade.places import VOCABULARIES
 from tascade.vocab.fullhead import FullHead
-from tascade.vocab.head import TailoredHead
+from tascade.vocab.head import RequestHead
 from tascade.vocab.profile import Profile
 from tascade.vocab.slim import SlimModel
 from tascade.vocab.table import RowTable
@@ -59,7 +59,7 @@ class Tailored:
     """
 
     target: Target
-    head: TailoredHead
+    head: RequestHead
     full: Full
     config: VocabConfig
     rate: float = _FIRST_RATE
@@ -86,7 +86,7 @@ class Tailored:
 
     def batches(self, size: int, tokenizer: Any = None) -> BatchDecoder:
         """The loop for several requests at once, over one head of all that they need."""
-        own, target = self.head, BatchTarget(self.target.model, self.target.whole)
+        own, target = self.head.union, BatchTarget(self.target.model, self.target.whole)
         ids, kind = own.ids[: own.static].cpu().numpy(), target.model.dtype
         head = UnionHead(own.table, ids, bias=self.bias, device=target.device, dtype=kind)
         if self.config.head == "masked":
@@ -206,7 +206,7 @@ def tailor_model(
     full: Any = install_slot(model).full
     if table is None:
         table, bias = RowTable.from_tensor(full.weight.detach().cpu()), getattr(full, "bias", None)
-    head = TailoredHead(table, ids, bias=bias, device=model.device, dtype=model.dtype)
+    head = RequestHead(table, ids, bias=bias, device=model.device, dtype=model.dtype)
     finish = finisher(model)
     own = None if bias is None else bias.detach()
     whole = FullHead(table, own).check if model.device.type == "cpu" else full
@@ -225,24 +225,27 @@ def _seconds(table: CostTable, states: int) -> float:
 
 
 @torch.inference_mode()
-def measure_head(logits: HeadLike, head: TailoredHead, guessing: bool = False) -> CostTable:
+def measure_head(logits: HeadLike, head: RequestHead, guessing: bool = False) -> CostTable:
     """Measure what a head costs by its number of states, the choice of tokens included.
 
     Args:
         logits: the full head, or ``head`` itself.
         head: the small one.
-        guessing: whether what tells misses is computed as well.
+        guessing: whether it is the small one, whose logits tell misses as well.
     """
     # Not random ones: the draws are the user's. Not zeros either, which some CPUs add up faster.
-    numbers = torch.arange(1, _STATES[-1] * head.width + 1, device=head.ids.device)
-    states = numbers.sin().view(-1, head.width).to(head.table.dtype)
+    own = head.union
+    numbers = torch.arange(1, _STATES[-1] * own.width + 1, device=own.ids.device)
+    states = numbers.sin().view(-1, own.width).to(own.table.dtype)
 
     def once(rows: int) -> float:
         start = time.perf_counter()
         found = logits(states[:rows])
-        argmax_rows(found)
         if guessing:
+            head.argmax(found)
             logsumexp_rows(found)
+        else:
+            argmax_rows(found)
         return time.perf_counter() - start
 
     # Thrice, since the first may have to make a kernel for its shape or to read the file.

@@ -184,7 +184,7 @@ def test_streams_give_each_token_once_and_in_order():
 
 def test_a_batch_leaves_nothing_behind():
     decoder, asked = batch(model("llama"), "exact"), prompts(6)
-    first = decoder.head.in_use
+    first = len(decoder.head.ids)
     wanted = [got.tokens for got in decoder.generate(asked, GREEDY)]
     stream = decoder.stream(asked, GREEDY)
     next(stream)
@@ -199,14 +199,14 @@ def test_a_batch_leaves_nothing_behind():
         decoder.generate(asked, GREEDY, [breaks])
     with pytest.raises(ConfigError, match="vocabulary"):
         decoder.generate([asked[0], [VOCAB + 3]], GREEDY)
-    assert decoder.head.in_use == first
+    assert len(decoder.head.ids) == first
     assert [got.tokens for got in decoder.generate(asked, GREEDY)] == wanted
     assert alone(model("llama"), "full", asked[0], GREEDY).tokens == wanted[0]
 
 
 def test_what_lists_lack_is_learned_and_no_list_changes():
     decoder, asked = batch(model("llama"), "exact", size=4), prompts(12)
-    rows, misses = decoder.head.in_use, []
+    rows, misses = len(decoder.head.ids), []
     for _ in range(3):
         made = decoder.generate(asked, SAMPLED)
         misses.append(sum(got.extra["misses"] for got in made))
@@ -214,7 +214,7 @@ def test_what_lists_lack_is_learned_and_no_list_changes():
             assert got.tokens == alone(model("llama"), "exact", prompt, SAMPLED).tokens
     assert misses[0] > 0
     assert misses[1:] == [0, 0]
-    assert decoder.head.in_use == rows
+    assert len(decoder.head.ids) == rows
 
 
 def test_batches_of_several_threads_do_not_meet():

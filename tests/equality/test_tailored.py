@@ -18,7 +18,7 @@ from tascade.draft.mix import MixDrafter
 from tascade.draft.none import NoDrafter
 from tascade.tailored import tailor_model
 from tascade.testing import FAMILIES, OracleDrafter, RandomTreeDrafter, byte_tokenizer, tiny_model
-from tascade.vocab.head import TailoredHead
+from tascade.vocab.head import RequestHead
 from tascade.vocab.slim import load_slim
 
 GREEDY = SamplingParams(max_new_tokens=28)
@@ -32,7 +32,7 @@ def plain(model, prompt, params, processors=()):
 def exact(model, share, drafter=None, schedule=None, tokenizer=None) -> DeferredDecoder:
     full, finish = install_slot(model).full, finisher(model)
     return DeferredDecoder(
-        Target(model, small_head(TailoredHead, model, share)),
+        Target(model, small_head(RequestHead, model, share)),
         drafter or NoDrafter(),
         lambda states: finish(full(states)),
         schedule or every(5),
@@ -46,7 +46,7 @@ def exact(model, share, drafter=None, schedule=None, tokenizer=None) -> Deferred
 @pytest.mark.parametrize("params", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 @pytest.mark.parametrize(("family", "tied"), MODELS)
 def test_masked_is_the_full_head_with_the_rest_ruled_out(family, tied, params):
-    head = small_head(TailoredHead, model(family, tied), 0.3)
+    head = small_head(RequestHead, model(family, tied), 0.3)
     decoder = Decoder(Target(model(family, tied), head), NoDrafter())
     differing = 0
     for prompt in prompts(7):
@@ -60,7 +60,7 @@ def test_masked_is_the_full_head_with_the_rest_ruled_out(family, tied, params):
 @pytest.mark.parametrize(("family", "tied"), MODELS)
 def test_a_head_of_all_tokens_changes_nothing(family, tied):
     decoder = Decoder(
-        Target(model(family, tied), small_head(TailoredHead, model(family, tied), 1.0)), NoDrafter()
+        Target(model(family, tied), small_head(RequestHead, model(family, tied), 1.0)), NoDrafter()
     )
     for prompt in prompts(7):
         wanted = plain(model(family, tied), prompt, GREEDY).tokens
@@ -69,11 +69,11 @@ def test_a_head_of_all_tokens_changes_nothing(family, tied):
 
 def test_masked_and_drafts_say_what_masked_alone_says():
     llama = model("llama")
-    alone = Decoder(Target(llama, small_head(TailoredHead, llama, 0.4)), NoDrafter())
+    alone = Decoder(Target(llama, small_head(RequestHead, llama, 0.4)), NoDrafter())
     for seed, prompt in enumerate(prompts(7)):
         wanted = alone.generate(prompt, GREEDY).tokens
         for drafter in (OracleDrafter(wanted, 5, seed=seed), RandomTreeDrafter(VOCAB, seed)):
-            drafted = Decoder(Target(llama, small_head(TailoredHead, llama, 0.4)), drafter)
+            drafted = Decoder(Target(llama, small_head(RequestHead, llama, 0.4)), drafter)
             assert drafted.generate(prompt, GREEDY).tokens == wanted
 
 
@@ -249,7 +249,7 @@ def test_a_request_leaves_nothing_behind():
     again = decoder.generate(first, GREEDY)
     assert (again.tokens, again.extra["misses"]) == (wanted.tokens, wanted.extra["misses"])
     decoder.head.begin(np.empty(0, np.int32))
-    assert sorted(decoder.head.ids.tolist()) == sorted(static(0.4))
+    assert sorted(decoder.head.union.ids.tolist()) == sorted(static(0.4))
     assert plain(llama, first, GREEDY).tokens == wanted.tokens  # the model has its head again
 
 

@@ -247,4 +247,4 @@ def test_an_error_inside_leaves_nothing_of_the_request(head: str) -> None:
     assert torch.equal(made.target.model.generate(**given(ROWS[:1], {})), plain)
     assert torch.equal(got(made, head, ROWS[:1]), before)
     made.head.begin(np.empty(0, np.int32))
-    assert sorted(made.head.ids.tolist()) == sorted(STATIC.tolist())
+    assert sorted(made.head.union.ids.tolist()) == sorted(STATIC.tolist())

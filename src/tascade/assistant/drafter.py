@@ -121,7 +121,7 @@ class AssistantDrafter:
         if new:
             self.target.cache.give_back()
         started = self.account.clock()
-        token, chance = _likeliest(self.target.forward(text[shared:])[-1, : self._known])
+        token, chance = _likeliest(self.target.forward(text[shared:])[-1][: self._known])
         self.account.ran(len(text) - shared, self.account.clock() - started)
         self.target.keep(len(text), ())
         self._ran = text

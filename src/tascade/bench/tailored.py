@@ -50,7 +50,7 @@ class TailoredMethod:
     @property
     def settings(self) -> dict[str, Any]:
         """The head's size against the full one's, and what was counted."""
-        head = self.tailored.head
+        head = self.tailored.head.union
         sizes = {
             "rows": head.static,
             "of_rows": head.vocab_size,

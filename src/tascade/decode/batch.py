@@ -223,7 +223,7 @@ class BatchDecoder:
         plain = [c.is_argmax and (c.params.logprobs is None or not final) for c in choosers]
         best: list[int] = []
         if any(plain):
-            best = argmax_rows(logits) if head is None else head.best(logits, tickets)
+            best = argmax_rows(logits) if head is None else head.argmax(logits, tickets)
         out = []
         for i, row in enumerate(rows):
             if plain[i]:
