@@ -131,13 +131,11 @@ class HeadSlot:
         return (full if self._guest is None else self._guest)(hidden)
 
     @contextmanager
-    def using(self, head: HeadLike | None, *, everywhere: bool = False) -> Iterator[None]:
-        """Use another head for a while; ``None`` for the full one.
+    def using(self, head: HeadLike | None) -> Iterator[None]:
+        """Use another head for a while, in this thread; ``None`` for the full one.
 
-        Args:
-            head: may call the full one itself.
-            everywhere: in all threads. Otherwise another thread that runs the model by itself, as
-                its owner may, finds the full head.
+        It may call the full one itself. Another thread that runs the model by itself, as its owner
+        may, finds the full head.
         """
         at, own, us = vars(self.full), vars(self.full).get("forward"), threading.get_ident()
         usual: HeadLike = self.full.forward
@@ -145,7 +143,7 @@ class HeadSlot:
 
         def forward(hidden: torch.Tensor) -> torch.Tensor:
             nonlocal inside
-            if inside or not (everywhere or threading.get_ident() == us):
+            if inside or threading.get_ident() != us:
                 return usual(hidden)
             inside = True
             try:
