@@ -192,20 +192,15 @@ def small_heads(drafts: bool, on_host: bool) -> list[str]:
     return [*ways, "tasc-spec+exact"] if drafts else ways
 
 
-def kept(deferral: Any) -> Any:
-    """A copy, but for the function that it asks, which holds the model."""
-    return deferral and copy.deepcopy(deferral, {id(deferral.check): deferral.check})
-
-
 def forgetting(decoder: Decoder) -> Callable[[], None]:
     """What puts a decoder back to what it is now: a repeat must not profit by the one before."""
-    deferral = kept(getattr(decoder, "deferral", None))
+    schedule = copy.deepcopy(getattr(decoder, "schedule", None))
     restore = restorer(decoder, getattr(decoder.drafter, "calibration", None))
 
     def forget() -> None:
         restore()
-        if deferral is not None:
-            decoder.deferral = kept(deferral)  # type: ignore[attr-defined]
+        if schedule is not None:
+            decoder.schedule = copy.deepcopy(schedule)  # type: ignore[attr-defined]
 
     return forget
 

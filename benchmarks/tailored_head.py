@@ -31,7 +31,7 @@ from safetensors.torch import save_file
 from tascade.bench.machine import machine_info
 from tascade.decode.sample import argmax_rows
 from tascade.vocab.fullhead import FullHead
-from tascade.vocab.head import TailoredHead
+from tascade.vocab.head import RequestHead
 from tascade.vocab.table import RowTable
 
 SHAPES = {"qwen3-1.7b": (151_936, 2048), "llama-3.2-1b": (128_256, 2048)}
@@ -69,7 +69,7 @@ def median(values: list[float]) -> float:
 def measure(table: RowTable, static: int, device: str) -> dict[str, Any]:
     rng = np.random.default_rng(1)
     ids = rng.permutation(table.shape[0]).astype(np.int32)
-    head = TailoredHead(table, ids[:static], device=device)
+    head = RequestHead(table, ids[:static], device=device)
     streamed, on_host = FullHead(table), device == "cpu"
     there = None if on_host else table.rows.to(device)
 
@@ -94,7 +94,7 @@ def measure(table: RowTable, static: int, device: str) -> dict[str, Any]:
     for turn in range(ROUNDS + 3):
         note("extend and reset", come_and_go)
         head.extend(more)
-        note("small", lambda: head.spread(head(states[:1])).argmax(-1).item())
+        note("small", lambda: head.argmax(head(states[:1])))
         head.begin(nothing)
         note("full", check(1))
         for k in GUESSES:

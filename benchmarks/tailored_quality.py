@@ -45,7 +45,7 @@ from tascade.encode import encode_example, end_tokens
 from tascade.load import load_model
 from tascade.tailored import Tailored, tailor_model
 from tascade.vocab.counts import count_documents
-from tascade.vocab.head import TailoredHead
+from tascade.vocab.head import RequestHead
 from tascade.vocab.pins import pinned_tokens
 from tascade.vocab.profile import build_profile
 from tascade.vocab.table import RowTable
@@ -170,7 +170,7 @@ def exact(task: Task, ids: Sequence[int], plain: Sequence[Generation]) -> dict[s
     made = task.say(tailored.batches(BATCH, task.tokenizer), task.prompts)
     total = {k: sum(m.extra[k] for m in made) for k in ("misses", "checks", "full_steps")}
     return {
-        "static_rows": tailored.head.static,
+        "static_rows": tailored.head.union.static,
         "identical": sum(m.tokens == p.tokens for m, p in zip(made, plain, strict=True)),
         "tokens": sum(len(m.tokens) for m in made),
         **total,
@@ -214,10 +214,11 @@ def lists(name: str) -> dict[str, Any]:
 def memory(ids: IntArray, test: Sequence[Any], vocab: int, width: int) -> dict[str, float]:
     """Bytes of the head on the device after all test prompts have passed, its room included."""
     table = RowTable.from_tensor(torch.empty(vocab, width, dtype=torch.bfloat16))
-    head = TailoredHead(table, ids)
+    head = RequestHead(table, ids)
     for prompt, _ in test:
         head.begin(prompt)
-    return {"full": table.nbytes, "tailored": head.nbytes, "saved": 1 - head.nbytes / table.nbytes}
+    size = head.union.nbytes
+    return {"full": table.nbytes, "tailored": size, "saved": 1 - size / table.nbytes}
 
 
 def main() -> None:

@@ -26,7 +26,6 @@ from tascade.decode.loop import Decoder
 from tascade.decode.target import Target
 from tascade.draft.none import NoDrafter
 from tascade.errors import TascadeError
-from tascade.integrations.tailored_generate import masked_generation
 from tascade.integrations.transformers import speculative_generate
 from tascade.testing import byte_tokenizer, tiny_model, toy_examples
 
@@ -347,27 +346,6 @@ def test_the_owners_own_calls_see_the_full_head_meanwhile(house: House) -> None:
         assert made.model(input_ids=ids, logits_to_keep=1).logits.shape[-1] == 4
     assert seen == [True]
     assert torch.equal(wanted(input_ids=ids).logits, before)
-
-
-def test_requests_wait_for_a_masked_generation(house: House) -> None:
-    made = house.models["masked"]
-    ids = torch.from_numpy(made.encode(PROMPTS[0])).long()[None]
-    got: list[Any] = []
-    other = threading.Thread(
-        target=lambda: got.append(house.models["exact"].run(PROMPTS[1], **OPTIONS[0])), daemon=True
-    )
-    with masked_generation(made, ids) as model:
-        other.start()
-        for _ in range(3):
-            out = elsewhere(  # as with a streamer: generate() in a thread of its own
-                lambda: model.generate(
-                    ids, attention_mask=torch.ones_like(ids), max_new_tokens=5, do_sample=False,
-                    eos_token_id=None, pad_token_id=0,
-                )
-            )  # fmt: skip
-            assert out[0, ids.shape[1] :].tolist() == house.wanted("masked", PROMPTS[0], OPTIONS[0])
-    other.join(120)
-    assert got[0].tokens == house.wanted("exact", PROMPTS[1], OPTIONS[0])
 
 
 def test_one_lock_for_each_model_that_any_thread_may_release() -> None:

@@ -20,7 +20,7 @@ from tascade.bench.memory import can_measure, measure_here
 from tascade.bench.schema import validate
 from tascade.config import VocabConfig
 from tascade.data.load import load_examples
-from tascade.decode.deferral import Deferral
+from tascade.decode.schedule import CheckSchedule
 from tascade.errors import ConfigError, FingerprintError, PackError
 from tascade.inspection import inspect
 from tascade.load import load_model
@@ -59,7 +59,7 @@ def test_exact_answers_are_the_plain_models(
     pack: Path, prompts: list[str], wanted: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As it would where a full head is slow; on this small model it may well not pay.
-    monkeypatch.setattr(Deferral, "plan", lambda self: 6)
+    monkeypatch.setattr(CheckSchedule, "plan", lambda self: 6)
     task_model = TaskModel.from_pretrained(pack, dtype="float32")
     assert task_model.tailored is not None
     results = [task_model.run(prompt) for prompt in prompts]
@@ -97,7 +97,7 @@ def test_tables_stay_on_the_device_where_a_pack_wants_them_there(
     assert any("embed_tokens" in name for name in held)
     assert task_model.generate(prompts) == wanted
     assert task_model.tailored is not None
-    assert task_model.tailored.head.static < len(held["model.embed_tokens.weight"]) / 2
+    assert task_model.tailored.head.union.static < len(held["model.embed_tokens.weight"]) / 2
     refused = run.invoke(cli.app, [*words, "disk"])
     assert refused.exit_code != 0
     assert "vocab.tables" in refused.output + str(refused.exception)

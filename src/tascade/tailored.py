@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,20 +13,21 @@ from tascade.config import VocabConfig
 from tascade.core import Drafter, IntArray
 from tascade.decode.batch import BatchDecoder
 from tascade.decode.batch_target import BatchTarget
-from tascade.decode.deferral import Deferral
 from tascade.decode.deferred import DeferredDecoder, Full
+from tascade.decode.exact_batch import ExactBatchDecoder
 from tascade.decode.exclusive import exclusive
-from tascade.decode.heads import finisher, install_slot
+from tascade.decode.heads import HeadLike, finisher, install_slot
 from tascade.decode.loop import Decoder, NodeBudget
 from tascade.decode.misses import MissCounter
 from tascade.decode.sample import argmax_rows
+from tascade.decode.schedule import CheckSchedule, logsumexp_rows
 from tascade.decode.target import Target
 from tascade.draft.costs import CostTable
 from tascade.errors import ConfigError, PackError
 from tascade.pack import Pack
 from tascade.places import VOCABULARIES
 from tascade.vocab.fullhead import FullHead
-from tascade.vocab.head import TailoredHead
+from tascade.vocab.head import RequestHead
 from tascade.vocab.profile import Profile
 from tascade.vocab.slim import SlimModel
 from tascade.vocab.table import RowTable
@@ -33,7 +35,7 @@ from tascade.vocab.union import UnionHead
 
 STAGE = "vocab-tailor"
 _FIRST_RATE = 0.01
-_CHECKS = (1, 2, 4, 8, 16, 32, 64)
+_STATES = (1, 2, 4, 8, 16, 32, 64)
 GUARANTEES = {
     "full": "lossless",
     "masked": "approximate",
@@ -57,24 +59,22 @@ class Tailored:
     """
 
     target: Target
-    head: TailoredHead
+    head: RequestHead
     full: Full
     config: VocabConfig
     rate: float = _FIRST_RATE
     bias: torch.Tensor | None = None
-    _check: CostTable | None = None
+    _costs: tuple[CostTable, CostTable] | None = None
 
-    @property
-    def check(self) -> CostTable:
-        """Seconds of the full head by its number of states, on this machine."""
-        if self._check is None:
-            self._check = measure_check(self.full, self.head)
-        return self._check
-
-    def _check_seconds(self, rows: int) -> float:
-        table = self.check
-        known = min(rows, table.limit)
-        return float(table.upto(known)[-1]) * rows / known
+    def schedule(self) -> CheckSchedule:
+        """When the full head checks, by what both heads cost on this machine."""
+        if self._costs is None:
+            self._costs = (
+                measure_head(self.full, self.head),
+                measure_head(self.head, self.head, guessing=True),
+            )
+        full, small = (partial(_seconds, table) for table in self._costs)
+        return CheckSchedule(full, small, self.config.deferred, self.rate)
 
     def decoder(
         self, drafter: Drafter, budget: NodeBudget | None = None, tokenizer: Any = None
@@ -82,19 +82,18 @@ class Tailored:
         """The loop over this head, with a drafter or the one that proposes nothing."""
         if self.config.head == "masked":
             return Decoder(self.target, drafter, budget, tokenizer)
-        deferral = Deferral(self._check_seconds, most=self.config.deferred, rate=self.rate)
-        return DeferredDecoder(self.target, drafter, self.full, deferral, budget, tokenizer)
+        return DeferredDecoder(self.target, drafter, self.full, self.schedule(), budget, tokenizer)
 
     def batches(self, size: int, tokenizer: Any = None) -> BatchDecoder:
         """The loop for several requests at once, over one head of all that they need."""
-        own, target = self.head, BatchTarget(self.target.model, self.target.whole)
+        own, target = self.head.union, BatchTarget(self.target.model, self.target.whole)
         ids, kind = own.ids[: own.static].cpu().numpy(), target.model.dtype
         head = UnionHead(own.table, ids, bias=self.bias, device=target.device, dtype=kind)
-        checks: dict[str, Any] = {}
-        if self.config.head == "exact":
-            deferral = Deferral(self._check_seconds, most=self.config.deferred, rate=self.rate)
-            checks = {"full": self.full, "deferral": deferral}
-        return BatchDecoder(target, head, tokenizer=tokenizer, size=size, **checks)
+        if self.config.head == "masked":
+            return BatchDecoder(target, head, tokenizer=tokenizer, size=size)
+        return ExactBatchDecoder(
+            target, head, self.full, self.schedule(), tokenizer=tokenizer, size=size
+        )
 
     def counter(self, drafter: Drafter, tokenizer: Any = None) -> Decoder:
         """The loop of the masked head that counts its misses, for measurements."""
@@ -207,7 +206,7 @@ def tailor_model(
     full: Any = install_slot(model).full
     if table is None:
         table, bias = RowTable.from_tensor(full.weight.detach().cpu()), getattr(full, "bias", None)
-    head = TailoredHead(table, ids, bias=bias, device=model.device, dtype=model.dtype)
+    head = RequestHead(table, ids, bias=bias, device=model.device, dtype=model.dtype)
     finish = finisher(model)
     own = None if bias is None else bias.detach()
     whole = FullHead(table, own).check if model.device.type == "cpu" else full
@@ -220,17 +219,34 @@ def tailor_model(
     return Tailored(target, head, logits, config, rate, bias)
 
 
-@torch.inference_mode()
-def measure_check(full: Full, head: TailoredHead) -> CostTable:
-    """Measure what a pass of the full head costs by its number of states."""
-    # Not random ones: the draws are the user's. Not zeros either, which some CPUs add up faster.
-    numbers = torch.arange(1, _CHECKS[-1] * head.width + 1, device=head.ids.device)
-    states = numbers.sin().view(-1, head.width).to(head.table.dtype)
+def _seconds(table: CostTable, states: int) -> float:
+    known = min(states, table.limit)
+    return float(table.upto(known)[-1]) * states / known
 
-    def check(rows: int) -> float:
+
+@torch.inference_mode()
+def measure_head(logits: HeadLike, head: RequestHead, guessing: bool = False) -> CostTable:
+    """Measure what a head costs by its number of states, the choice of tokens included.
+
+    Args:
+        logits: the full head, or ``head`` itself.
+        head: the small one.
+        guessing: whether it is the small one, whose logits tell misses as well.
+    """
+    # Not random ones: the draws are the user's. Not zeros either, which some CPUs add up faster.
+    own = head.union
+    numbers = torch.arange(1, _STATES[-1] * own.width + 1, device=own.ids.device)
+    states = numbers.sin().view(-1, own.width).to(own.table.dtype)
+
+    def once(rows: int) -> float:
         start = time.perf_counter()
-        argmax_rows(full(states[:rows]))
+        found = logits(states[:rows])
+        if guessing:
+            head.argmax(found)
+            logsumexp_rows(found)
+        else:
+            argmax_rows(found)
         return time.perf_counter() - start
 
-    # Each twice, since the first may have to make a kernel for its shape or to read the file.
-    return CostTable(_CHECKS, [min(check(rows), check(rows)) for rows in _CHECKS])
+    # Thrice, since the first may have to make a kernel for its shape or to read the file.
+    return CostTable(_STATES, [min(once(rows) for _ in range(3)) for rows in _STATES])

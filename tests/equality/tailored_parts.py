@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
 
@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from tascade import testing
-from tascade.decode.deferral import Deferral
 from tascade.decode.heads import install_slot
+from tascade.decode.schedule import CheckSchedule
 from tascade.vocab.table import RowTable
 
 VOCAB = 96
@@ -41,14 +41,19 @@ def small_head(kind: Any, model: Any, share: float) -> Any:
     return kind(table, static(share), bias=full.bias, device=model.device)
 
 
-def every(tokens: int) -> Deferral:
+class Fixed(CheckSchedule):
+    """Checks after ``max_unchecked`` guesses, come what may."""
+
+    def plan(self) -> int:
+        return self.max_unchecked
+
+    def should_check(self, right: Sequence[float]) -> bool:
+        return False
+
+
+def every(tokens: int) -> CheckSchedule:
     """Checks after so many guesses, come what may."""
-
-    class Fixed(Deferral):
-        def plan(self, requests: int = 1) -> int:
-            return tokens
-
-    return Fixed(lambda states: 1.0)
+    return Fixed(lambda states: 1.0, lambda states: 0.0, tokens)
 
 
 class Mask:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tailored_parts import every
 from typer.testing import CliRunner
 
 import tascade
@@ -37,7 +38,7 @@ from tascade.testing import (
     tiny_model,
     toy_examples,
 )
-from tascade.vocab.head import TailoredHead
+from tascade.vocab.head import RequestHead
 from tascade.vocab.table import RowTable
 
 VOCAB = 96
@@ -68,10 +69,10 @@ def static(share: float = 0.3) -> list[int]:
     return np.random.default_rng(7).permutation(VOCAB)[: round(share * VOCAB)].tolist()
 
 
-def small(assistant) -> TailoredHead:
+def small(assistant) -> RequestHead:
     full = install_slot(assistant).full
     table = RowTable.from_tensor(full.weight.detach().cpu())
-    return TailoredHead(table, static(), bias=full.bias, device=assistant.device)
+    return RequestHead(table, static(), bias=full.bias, device=assistant.device)
 
 
 class Watched(AssistantDrafter):
@@ -346,17 +347,12 @@ def test_nothing_is_drafted_behind_an_end_token():
 
 
 def test_a_guessing_head_may_have_an_assistant_too():
-    from tascade.decode.deferral import Deferral
     from tascade.decode.deferred import DeferredDecoder
-
-    class Five(Deferral):
-        def plan(self):
-            return 5
 
     llama = model("llama")
     full = install_slot(llama).full
     target, drafter = Target(llama, small(llama)), Watched(model("llama"))
-    decoder = DeferredDecoder(target, drafter, full, Five(lambda rows: 1.0), AllNodes(NODES))
+    decoder = DeferredDecoder(target, drafter, full, every(5), AllNodes(NODES))
     for prompt in prompts():
         got = decoder.generate(prompt, GREEDY)
         assert got.tokens == plain("llama", prompt, GREEDY).tokens
@@ -526,7 +522,9 @@ def test_a_pack_with_an_assistant_says_the_plain_models_words(folders):
             folders["pack"], assistant=str(folders["small"]), head=head
         )
         drafter = task_model.assistant
-        assert (0 if drafter.target.head is None else drafter.target.head.static) == size < 320
+        assert (
+            (0 if drafter.target.head is None else drafter.target.head.union.static) == size < 320
+        )
         assert task_model.tailored is None
         assert GUARANTEES[head] == "lossless"
         held = {name for name, _ in drafter.target.model.named_parameters()}
@@ -548,7 +546,7 @@ def test_a_loaded_model_may_be_its_own_assistant(folders):
 
     pair = load_model(folders["model"])[:2]
     task_model = TaskModel.from_pretrained(folders["pack"], pair, assistant=pair)
-    assert task_model.assistant.target.head.static < task_model.assistant.target.vocab_size
+    assert task_model.assistant.target.head.union.static < task_model.assistant.target.vocab_size
     prompt = toy_examples(1, seed=11)[0].prompt
     wanted = task_model.plain.generate(task_model.encode(prompt), task_model.params())
     assert task_model.run(prompt).tokens == wanted.tokens

@@ -10,6 +10,7 @@ from tailored_parts import MODELS, VOCAB, Mask, every, model, small_head, static
 
 from tascade.decode.batch import BatchDecoder
 from tascade.decode.batch_target import BatchTarget
+from tascade.decode.exact_batch import ExactBatchDecoder
 from tascade.decode.heads import finisher, install_slot
 from tascade.decode.loop import Decoder
 from tascade.decode.sample import SamplingParams
@@ -33,14 +34,8 @@ def batch(model, kind="full", share=0.4, size=8, tokens=5, tokenizer=None) -> Ba
     if kind == "masked":
         return BatchDecoder(target, head, tokenizer=tokenizer, size=size)
     finish = finisher(model)
-    return BatchDecoder(
-        target,
-        head,
-        full=lambda states: finish(full(states)),
-        deferral=every(tokens),
-        tokenizer=tokenizer,
-        size=size,
-    )
+    checks = (lambda states: finish(full(states)), every(tokens))
+    return ExactBatchDecoder(target, head, *checks, tokenizer=tokenizer, size=size)
 
 
 def alone(model, kind, prompt, params, share=0.4, tokenizer=None):
@@ -189,7 +184,7 @@ def test_streams_give_each_token_once_and_in_order():
 
 def test_a_batch_leaves_nothing_behind():
     decoder, asked = batch(model("llama"), "exact"), prompts(6)
-    first = decoder.head.in_use
+    first = len(decoder.head.ids)
     wanted = [got.tokens for got in decoder.generate(asked, GREEDY)]
     stream = decoder.stream(asked, GREEDY)
     next(stream)
@@ -204,14 +199,14 @@ def test_a_batch_leaves_nothing_behind():
         decoder.generate(asked, GREEDY, [breaks])
     with pytest.raises(ConfigError, match="vocabulary"):
         decoder.generate([asked[0], [VOCAB + 3]], GREEDY)
-    assert decoder.head.in_use == first
+    assert len(decoder.head.ids) == first
     assert [got.tokens for got in decoder.generate(asked, GREEDY)] == wanted
     assert alone(model("llama"), "full", asked[0], GREEDY).tokens == wanted[0]
 
 
 def test_what_lists_lack_is_learned_and_no_list_changes():
     decoder, asked = batch(model("llama"), "exact", size=4), prompts(12)
-    rows, misses = decoder.head.in_use, []
+    rows, misses = len(decoder.head.ids), []
     for _ in range(3):
         made = decoder.generate(asked, SAMPLED)
         misses.append(sum(got.extra["misses"] for got in made))
@@ -219,7 +214,7 @@ def test_what_lists_lack_is_learned_and_no_list_changes():
             assert got.tokens == alone(model("llama"), "exact", prompt, SAMPLED).tokens
     assert misses[0] > 0
     assert misses[1:] == [0, 0]
-    assert decoder.head.in_use == rows
+    assert len(decoder.head.ids) == rows
 
 
 def test_batches_of_several_threads_do_not_meet():
@@ -251,8 +246,6 @@ def test_what_cannot_be_decoded_is_refused():
         decoder.generate([[1], [2]], [GREEDY])
     with pytest.raises(ConfigError, match="a batch has requests"):
         batch(model("llama"), size=0)
-    with pytest.raises(ConfigError, match="nothing to check"):
-        BatchDecoder(decoder.target, full=lambda states: states)
     other = tiny_model("llama")
     other.config._attn_implementation = "flash_attention_2"
     with pytest.raises(UnsupportedModelError, match="kernel"):
@@ -288,14 +281,14 @@ def test_a_head_that_all_see_is_caught(monkeypatch):
 
 
 def test_a_cache_that_is_not_rewound_is_caught(monkeypatch):
-    settle = BatchDecoder._settle
+    settle = ExactBatchDecoder._settle
 
     def stale(self, rows, checking):
         lengths = list(self.target.cache.lengths)
         settle(self, rows, checking)
         self.target.cache.lengths[:] = lengths
 
-    monkeypatch.setattr(BatchDecoder, "_settle", stale)
+    monkeypatch.setattr(ExactBatchDecoder, "_settle", stale)
     asked = prompts(10)
     made = batch(model("llama"), "exact").generate(asked, GREEDY)
     wanted = [alone(model("llama"), "full", prompt, GREEDY).tokens for prompt in asked]

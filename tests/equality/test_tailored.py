@@ -18,7 +18,7 @@ from tascade.draft.mix import MixDrafter
 from tascade.draft.none import NoDrafter
 from tascade.tailored import tailor_model
 from tascade.testing import FAMILIES, OracleDrafter, RandomTreeDrafter, byte_tokenizer, tiny_model
-from tascade.vocab.head import TailoredHead
+from tascade.vocab.head import RequestHead
 from tascade.vocab.slim import load_slim
 
 GREEDY = SamplingParams(max_new_tokens=28)
@@ -29,13 +29,13 @@ def plain(model, prompt, params, processors=()):
     return Decoder(Target(model), NoDrafter()).generate(prompt, params, processors)
 
 
-def exact(model, share, drafter=None, deferral=None, tokenizer=None) -> DeferredDecoder:
+def exact(model, share, drafter=None, schedule=None, tokenizer=None) -> DeferredDecoder:
     full, finish = install_slot(model).full, finisher(model)
     return DeferredDecoder(
-        Target(model, small_head(TailoredHead, model, share)),
+        Target(model, small_head(RequestHead, model, share)),
         drafter or NoDrafter(),
         lambda states: finish(full(states)),
-        deferral or every(5),
+        schedule or every(5),
         tokenizer=tokenizer,
     )
 
@@ -46,7 +46,7 @@ def exact(model, share, drafter=None, deferral=None, tokenizer=None) -> Deferred
 @pytest.mark.parametrize("params", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 @pytest.mark.parametrize(("family", "tied"), MODELS)
 def test_masked_is_the_full_head_with_the_rest_ruled_out(family, tied, params):
-    head = small_head(TailoredHead, model(family, tied), 0.3)
+    head = small_head(RequestHead, model(family, tied), 0.3)
     decoder = Decoder(Target(model(family, tied), head), NoDrafter())
     differing = 0
     for prompt in prompts(7):
@@ -60,7 +60,7 @@ def test_masked_is_the_full_head_with_the_rest_ruled_out(family, tied, params):
 @pytest.mark.parametrize(("family", "tied"), MODELS)
 def test_a_head_of_all_tokens_changes_nothing(family, tied):
     decoder = Decoder(
-        Target(model(family, tied), small_head(TailoredHead, model(family, tied), 1.0)), NoDrafter()
+        Target(model(family, tied), small_head(RequestHead, model(family, tied), 1.0)), NoDrafter()
     )
     for prompt in prompts(7):
         wanted = plain(model(family, tied), prompt, GREEDY).tokens
@@ -69,11 +69,11 @@ def test_a_head_of_all_tokens_changes_nothing(family, tied):
 
 def test_masked_and_drafts_say_what_masked_alone_says():
     llama = model("llama")
-    alone = Decoder(Target(llama, small_head(TailoredHead, llama, 0.4)), NoDrafter())
+    alone = Decoder(Target(llama, small_head(RequestHead, llama, 0.4)), NoDrafter())
     for seed, prompt in enumerate(prompts(7)):
         wanted = alone.generate(prompt, GREEDY).tokens
         for drafter in (OracleDrafter(wanted, 5, seed=seed), RandomTreeDrafter(VOCAB, seed)):
-            drafted = Decoder(Target(llama, small_head(TailoredHead, llama, 0.4)), drafter)
+            drafted = Decoder(Target(llama, small_head(RequestHead, llama, 0.4)), drafter)
             assert drafted.generate(prompt, GREEDY).tokens == wanted
 
 
@@ -87,7 +87,7 @@ def test_exact_is_plain_decoding(family, tied, params, share):
     decoder = exact(model(family, tied), share)
     misses = 0
     for prompt in prompts(8):
-        decoder.deferral = every(5)  # nothing learned of the others
+        decoder.schedule = every(5)  # nothing learned of the others
         got = decoder.generate(prompt, params)
         assert got.tokens == plain(model(family, tied), prompt, params).tokens
         assert len(got.sources) == len(got.tokens)
@@ -107,18 +107,18 @@ def test_exact_as_packs_have_it_is_plain_decoding(family, tied, params):
     for tokens in (0, 5):
         for drafter in (NoDrafter(), RandomTreeDrafter(VOCAB, 1)):
             decoder = made.decoder(drafter)
-            decoder.deferral = every(tokens)
+            decoder.schedule = every(tokens)
             got = [decoder.generate(prompt, params) for prompt in asked]
             assert [g.tokens for g in got] == wanted
             assert all((g.extra["full_steps"] > 0) == (tokens == 0) for g in got)
         together = made.batches(4)
-        together.deferral = every(tokens)
+        together.schedule = every(tokens)
         assert [g.tokens for g in together.generate(asked, params)] == wanted
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 3, 7, 64])
 def test_exact_however_many_guesses_are_checked_together(tokens):
-    decoder = exact(model("qwen3"), 0.6, deferral=every(tokens))
+    decoder = exact(model("qwen3"), 0.6, schedule=every(tokens))
     for prompt in prompts(12):
         got = decoder.generate(prompt, GREEDY)
         assert got.tokens == plain(model("qwen3"), prompt, GREEDY).tokens
@@ -179,7 +179,7 @@ def test_exact_with_every_option(options):
 def test_exact_gives_the_full_distributions_log_probabilities():
     params = dataclasses.replace(GREEDY, logprobs=3)
     for plan in (every(6), every(0)):
-        decoder = exact(model("llama"), 0.5, deferral=plan)
+        decoder = exact(model("llama"), 0.5, schedule=plan)
         for prompt in prompts(6):
             got, wanted = decoder.generate(prompt, params), plain(model("llama"), prompt, params)
             assert [p.token for p in got.logprobs] == got.tokens
@@ -245,11 +245,11 @@ def test_a_request_leaves_nothing_behind():
     again = decoder.generate(first, GREEDY)
     assert again.tokens == wanted.tokens
     assert wanted.extra["misses"] > again.extra["misses"]  # what lacked is there from the start
-    decoder.deferral = every(5)
+    decoder.schedule = every(5)
     again = decoder.generate(first, GREEDY)
     assert (again.tokens, again.extra["misses"]) == (wanted.tokens, wanted.extra["misses"])
     decoder.head.begin(np.empty(0, np.int32))
-    assert sorted(decoder.head.ids.tolist()) == sorted(static(0.4))
+    assert sorted(decoder.head.union.ids.tolist()) == sorted(static(0.4))
     assert plain(llama, first, GREEDY).tokens == wanted.tokens  # the model has its head again
 
 
@@ -267,12 +267,12 @@ def test_what_lists_lack_is_learned_and_no_list_changes():
     for prompt in prompts(12):
         wanted = plain(llama, prompt, GREEDY, [Mask([*static(0.4), *prompt])]).tokens
         assert masked.generate(prompt, GREEDY).tokens == wanted
-    decoder.deferral = every(5)
+    decoder.schedule = every(5)
     assert decoder.generate(prompts(1)[0], SAMPLED).extra["misses"] > 0
 
 
 def test_a_target_keeps_its_head_for_others():
-    decoder, prompt = exact(model("llama"), 0.4, deferral=every(0)), prompts(1)[0]
+    decoder, prompt = exact(model("llama"), 0.4, schedule=every(0)), prompts(1)[0]
     assert decoder.generate(prompt, GREEDY).extra["full_steps"] == 28
 
     def breaks(ids, scores):

@@ -38,27 +38,18 @@ class Mask(LogitsProcessor):
 
 
 @contextmanager
-def masking(model: Any, mask: Mask, beams: bool) -> Iterator[None]:
-    """Put the mask first: before all processors, and with beams before the scores are normalised,
-    which Transformers does to the model's logits before any processor sees them.
-    """
+def masking(model: Any, mask: Mask) -> Iterator[None]:
+    """Put the mask first, before all processors."""
 
     def first(**options: Any) -> LogitsProcessorList:
         made = type(model)._get_logits_processor(model, **options)
         return LogitsProcessorList([mask, *made])
 
-    def hook(model: Any, given: Any, output: Any) -> None:
-        output.logits[:, -1] = mask(None, output.logits[:, -1])
-
-    handle = model.register_forward_hook(hook) if beams else None
     try:
-        if not beams:
-            model._get_logits_processor = first
+        model._get_logits_processor = first
         yield
     finally:
         vars(model).pop("_get_logits_processor", None)
-        if handle is not None:
-            handle.remove()
 
 
 def ends_of(options: dict[str, Any]) -> list[int]:

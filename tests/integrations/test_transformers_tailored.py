@@ -14,9 +14,9 @@ from transformers import LogitsProcessorList
 
 from tascade.config import VocabConfig
 from tascade.core import Drafter, IntArray
-from tascade.decode.deferral import Deferral
 from tascade.decode.deferred import DeferredDecoder
 from tascade.decode.loop import Decoder
+from tascade.decode.schedule import CheckSchedule
 from tascade.decode.target import Target
 from tascade.draft.none import NoDrafter
 from tascade.errors import ConfigError
@@ -29,11 +29,14 @@ HEADS = ("exact", "masked")
 LENGTH = 14
 
 
-class EveryFifth(Deferral):
+class EveryFifth(CheckSchedule):
     """Checks after so many guesses, come what may."""
 
     def plan(self) -> int:
         return 5
+
+    def should_check(self, right: Sequence[float]) -> bool:
+        return False
 
 
 @cache
@@ -50,7 +53,7 @@ def decoder_of(
     target, drafter = Target(made.target.model, made.head), drafter or NoDrafter()
     if head == "masked":
         return Decoder(target, drafter, tokenizer=tokenizer)
-    every = EveryFifth(lambda rows: 1.0)
+    every = EveryFifth(float, float)
     return DeferredDecoder(target, drafter, made.full, every, tokenizer=tokenizer)
 
 
@@ -64,7 +67,7 @@ def wanted(made: Tailored, head: str, rows: Sequence[Sequence[int]], **options: 
     call = partial(made.target.model.generate, **given(rows, options))
     if head == "exact":
         return call()
-    with masking(made.target.model, Mask(rows, ends_of(options)), beams=False):
+    with masking(made.target.model, Mask(rows, ends_of(options))):
         return call()
 
 
@@ -244,4 +247,4 @@ def test_an_error_inside_leaves_nothing_of_the_request(head: str) -> None:
     assert torch.equal(made.target.model.generate(**given(ROWS[:1], {})), plain)
     assert torch.equal(got(made, head, ROWS[:1]), before)
     made.head.begin(np.empty(0, np.int32))
-    assert sorted(made.head.ids.tolist()) == sorted(STATIC.tolist())
+    assert sorted(made.head.union.ids.tolist()) == sorted(STATIC.tolist())

@@ -12,9 +12,10 @@ from tascade.core import IntArray
 from tascade.testing import byte_tokenizer, tiny_model
 from tascade.vocab.counts import Row, count_documents
 from tascade.vocab.gain import vocabulary_gain
-from tascade.vocab.head import TailoredHead
+from tascade.vocab.head import RequestHead
 from tascade.vocab.profile import Profile, build_profile
 from tascade.vocab.table import RowTable
+from tascade.vocab.union import UnionHead
 
 V = 2000
 
@@ -30,12 +31,12 @@ def profile(held_out: list[Row] | None = None) -> Profile:
     )
 
 
-def real_head(model: Any, made: Profile, prompt: IntArray) -> TailoredHead:
+def real_head(model: Any, made: Profile, prompt: IntArray) -> UnionHead:
     full = model.get_output_embeddings()
     table = RowTable.from_tensor(full.weight.detach())
-    head = TailoredHead(table, made.ids, bias=full.bias, dtype=model.dtype)
+    head = RequestHead(table, made.ids, bias=full.bias, dtype=model.dtype)
     head.begin(prompt)
-    return head
+    return head.union
 
 
 @pytest.mark.parametrize(("family", "tied"), [("llama", False), ("llama", True), ("phi", False)])

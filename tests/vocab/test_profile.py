@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from list_oracle import lint
 from tests.tokens.families import FAMILIES, SENTENCES, make
 from transformers import PreTrainedTokenizerFast
 
@@ -20,7 +21,7 @@ from tascade.vocab.counts import DocumentCounts, count_documents
 from tascade.vocab.coverage import measure_coverage
 from tascade.vocab.letters import ALWAYS, SCRIPTS, Letters
 from tascade.vocab.pins import pinned_tokens
-from tascade.vocab.profile import Profile, build_profile, droppable, lint
+from tascade.vocab.profile import Profile, build_profile, droppable
 
 LETTERS = {letter: byte for letter, byte in byte_tokenizer().get_vocab().items() if byte < 256}
 REAL = ("dolma2-100k", "phi3-32k", "pythia-50k")

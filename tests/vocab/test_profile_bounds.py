@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from list_oracle import lint
 from tests.tokens.families import FAMILIES, SENTENCES
 from tests.vocab.test_profile import (
     PINS,
@@ -30,7 +31,7 @@ from tascade.vocab.counts import count_documents
 from tascade.vocab.coverage import measure_coverage
 from tascade.vocab.letters import Letters
 from tascade.vocab.pins import pinned_tokens
-from tascade.vocab.profile import Profile, build_profile, lint
+from tascade.vocab.profile import Profile, build_profile
 
 # --- tolerances and ids -------------------------------------------------------------------------
 

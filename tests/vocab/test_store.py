@@ -121,15 +121,12 @@ def test_on_a_cpu_the_head_is_the_layer_it_replaces(dtype, bias):
         assert torch.equal(head(hidden), torch.nn.functional.linear(hidden, weight, bias))
 
 
-@pytest.mark.parametrize("way", [0, 1], ids=["first", "second"])
+@pytest.mark.parametrize("multiplies", [True, False], ids=["layer", "blocks"])
 @pytest.mark.parametrize("bias", [None, torch.linspace(-1, 1, VOCAB)], ids=["plain", "bias"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_states_are_checked_and_rounded_as_the_layer_does(dtype, bias, way, monkeypatch):
-    """By each of the ways to multiply that there are here."""
-    ways = fullhead._ways(dtype)
-    if way == len(ways):
-        pytest.skip("this build of torch has one way only")
-    monkeypatch.setattr(fullhead, "_fastest", lambda dtype: ways[way])
+def test_states_are_checked_and_rounded_as_the_layer_does(dtype, bias, multiplies, monkeypatch):
+    """On CPUs that have products in a precision, and on those that have not."""
+    monkeypatch.setattr(fullhead, "_multiplies", lambda dtype: multiplies)
     monkeypatch.setattr(fullhead, "_CACHED_BYTES", 7 * 24 * 4)  # several blocks, the last one short
     weight = torch.randn(VOCAB, 24).to(dtype)
     bias = None if bias is None else bias.to(dtype)
@@ -147,11 +144,26 @@ def test_states_are_checked_and_rounded_as_the_layer_does(dtype, bias, way, monk
         torch.testing.assert_close(few, got[:count], rtol=step, atol=step)
 
 
-def test_the_quickest_way_is_one_of_those_there_are(monkeypatch):
-    for dtype in DTYPES:
-        assert fullhead._fastest(dtype) in fullhead._ways(dtype)
-    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    assert fullhead._ways(torch.float32) == [fullhead._turned]
+@pytest.mark.parametrize(
+    ("flags", "bfloat16", "float16"),
+    [
+        ("flags : fpu avx2 fma", False, False),
+        ("flags : avx512_bf16 amx_bf16", True, False),
+        ("Features : asimd asimdhp bf16", True, True),
+        (None, True, True),
+    ],
+    ids=["avx2", "amx", "arm", "unknown"],
+)
+def test_a_cpu_is_asked_for_what_it_multiplies(flags, bfloat16, float16, monkeypatch):
+    def read(path):
+        if flags is None:
+            raise FileNotFoundError
+        return flags
+
+    monkeypatch.setattr(fullhead.Path, "read_text", read)
+    asked = fullhead._multiplies.__wrapped__  # what it found here must not stay
+    assert asked(torch.float32)
+    assert (asked(torch.bfloat16), asked(torch.float16)) == (bfloat16, float16)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 100, VOCAB - 1, VOCAB, 2 * VOCAB])

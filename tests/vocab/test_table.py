@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from tascade.errors import ConfigError, FingerprintError
+from tascade.errors import ConfigError
 from tascade.vocab.checkpoint import WEIGHTS
-from tascade.vocab.table import SAMPLED_ROWS, RowTable
+from tascade.vocab.table import RowTable
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 BITS = {4: torch.int32, 2: torch.int16}
@@ -137,60 +137,6 @@ def test_a_table_cannot_be_written_into_its_file(tmp_path):
     before = (tmp_path / WEIGHTS).read_bytes()
     RowTable.from_checkpoint(tmp_path, "table").rows.zero_()
     assert (tmp_path / WEIGHTS).read_bytes() == before
-
-
-def test_a_fingerprint_tells_tables_apart(tmp_path):
-    def table(name: str, **tensors: torch.Tensor) -> RowTable:
-        (tmp_path / name).mkdir()
-        save_file(tensors, tmp_path / name / WEIGHTS)
-        return RowTable.from_checkpoint(tmp_path / name, "table")
-
-    rows = noise(torch.float16)
-    first = table("first", table=rows, body=torch.ones(3))
-    first.check(first.fingerprint)
-    table("again", table=rows, body=torch.ones(3)).check(first.fingerprint)
-    last = rows.clone()
-    last[-1, -1] += 1
-    others = [
-        table("trained", table=noise(torch.float16, seed=1), body=torch.ones(3)),
-        table("last-row", table=last, body=torch.ones(3)),
-        table("shorter", table=rows[:-1].clone(), body=torch.ones(3)),
-        table("other-type", table=rows.view(torch.bfloat16), body=torch.ones(3)),
-        table("other-body", table=rows, body=torch.ones(4)),
-        table("other-names", table=rows, bodies=torch.ones(3)),
-    ]
-    for other in others:
-        with pytest.raises(FingerprintError, match="vocabulary table"):
-            other.check(first.fingerprint)
-    assert len({other.fingerprint for other in (first, *others)}) == 7
-
-
-def test_a_loaded_table_is_known_by_its_content(tmp_path):
-    rows = noise(torch.bfloat16)
-    save_file({"table": rows}, tmp_path / WEIGHTS)
-    stored, loaded = RowTable.from_checkpoint(tmp_path, "table"), RowTable.from_tensor(rows)
-    loaded.check(stored.fingerprint)
-    stored.check(loaded.fingerprint)
-    with pytest.raises(FingerprintError):
-        RowTable.from_tensor(noise(torch.bfloat16, seed=1)).check(stored.fingerprint)
-    for nonsense in ("", "-", stored.fingerprint[:10]):
-        with pytest.raises(FingerprintError):
-            stored.check(nonsense)
-
-
-def test_a_fingerprint_reads_a_sample_only():
-    rows = torch.zeros(100_000, 2, dtype=torch.float16)
-    table = RowTable.from_tensor(rows)
-    changed = rows.clone()
-    changed[:] = 1
-    changed[(np.arange(SAMPLED_ROWS) * 99_999 // (SAMPLED_ROWS - 1)).tolist()] = 0
-    RowTable.from_tensor(changed).check(table.fingerprint)  # as documented: not a full hash
-    few = RowTable.from_tensor(rows[:3].clone())
-    for row in range(3):
-        other = rows[:3].clone()
-        other[row] = 1
-        with pytest.raises(FingerprintError):
-            RowTable.from_tensor(other).check(few.fingerprint)
 
 
 def test_what_cannot_be_a_table_is_refused():

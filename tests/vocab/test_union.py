@@ -96,8 +96,8 @@ class Model:
         head, tickets = self.head, [*self.sets, *list(self.sets)[:1]]
         hidden = states(len(tickets))
         logits = head(hidden)
-        assert head.in_use == len(set(STATIC).union(*self.sets.values()))
-        assert head.in_use <= logits.shape[1] == head.length
+        assert len(head.ids) == len(set(STATIC).union(*self.sets.values()))
+        assert len(head.ids) <= logits.shape[1] == head.length
         wanted = torch.nn.functional.linear(hidden, self.full.rows, self.bias)
         for row, ticket in enumerate(tickets):
             rest = np.setdiff1d(np.arange(V), sorted(self.sets[ticket]))
@@ -105,7 +105,7 @@ class Model:
         found = head.spread(logits, tickets)
         torch.testing.assert_close(found, wanted)
         assert torch.equal(found == -torch.inf, wanted == -torch.inf)
-        assert head.best(logits, tickets) == found.argmax(-1).tolist()
+        assert head.argmax(logits, tickets) == found.argmax(-1).tolist()
         for ticket, tokens in self.sets.items():
             assert {t for t in range(V) if head.has(ticket, t)} == tokens
 
@@ -119,7 +119,7 @@ def test_each_request_sees_what_a_set_of_its_own_would_hold(steps: list, biased:
         model.check()
     for ticket in list(model.sets):
         model.head.leave(ticket)
-    assert model.head.in_use == model.head.length == model.head.static == len(STATIC)
+    assert len(model.head.ids) == model.head.length == model.head.static == len(STATIC)
     ticket = model.head.join([])
     assert seen(model.head, ticket) == set(STATIC)
 
@@ -217,7 +217,7 @@ def test_more_rows_and_more_requests_than_there_was_room_for() -> None:
     with torch.inference_mode():
         tickets = [head.join(range(at, at + 20)) for at in range(0, V - 20, 19)]
     assert len(tickets) > 16
-    assert head.in_use > 300
+    assert len(head.ids) > 300
     for at, ticket in zip(range(0, V - 20, 19), tickets, strict=True):
         assert seen(head, ticket) == {1, 2, *range(at, at + 20)}
         wanted = torch.nn.functional.linear(states(1), full.rows, bias)[:, at : at + 20]
@@ -226,7 +226,7 @@ def test_more_rows_and_more_requests_than_there_was_room_for() -> None:
     for ticket in tickets:
         head.leave(ticket)
     assert head.extend(head.join([7]), [7, 8]) == 1  # also outside the mode it grew in
-    assert head.in_use == 4
+    assert len(head.ids) == 4
 
 
 def test_a_row_that_cannot_be_read_is_nobodys(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,7 +242,7 @@ def test_a_row_that_cannot_be_read_is_nobodys(monkeypatch: pytest.MonkeyPatch) -
         for take in (lambda: head.join([300, 301]), lambda: head.extend(other, [300])):
             with pytest.raises(OSError, match="disk"):
                 take()
-    assert head.in_use == len(STATIC) + 1
+    assert len(head.ids) == len(STATIC) + 1
     assert seen(head, other) == {*STATIC, 250}
     assert seen(head, head.join([300])) == {*STATIC, 300}
     head.leave(other)
@@ -265,9 +265,9 @@ def test_of_equals_the_lowest_token_is_best_wherever_its_row_is() -> None:
     tickets = [a, b, c, b, a, c] * 4
     logits = head(states(len(tickets)))
     wanted = head.spread(logits, tickets).argmax(-1)
-    assert head.best(logits, tickets) == wanted.tolist()
+    assert head.argmax(logits, tickets) == wanted.tolist()
     shown = head._masked(logits, tickets)
-    found = union._best_on_device(shown, head._rows.ids[: head.length])
+    found = union._argmax_on_device(shown, head._rows.ids[: head.length])
     assert torch.equal(found, wanted)
     assert {201, 202} <= set(wanted.tolist())
 
@@ -282,11 +282,11 @@ def test_best_of_odd_logits_is_what_argmax_makes_of_them() -> None:
     for row in (*rows, rows[0] * -1):
         for ticket in (a, b):
             wanted = int(head.spread(row[None], [ticket]).argmax())
-            assert head.best(row[None], [ticket]) == [wanted]
+            assert head.argmax(row[None], [ticket]) == [wanted]
             shown = head._masked(row[None], [ticket])
-            assert union._best_on_device(shown, head._rows.ids[:6]).tolist() == [wanted]
+            assert union._argmax_on_device(shown, head._rows.ids[:6]).tolist() == [wanted]
     both = head.spread(rows[:2], [a, a]).argmax(-1).tolist()
-    assert head.best(rows[:2], [a, a]) == both  # an equal pair and no number are two and none
+    assert head.argmax(rows[:2], [a, a]) == both  # an equal pair and no number are two and none
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -300,19 +300,19 @@ def test_half_precision(dtype: torch.dtype) -> None:
     assert wide.dtype == torch.float32
     wanted = torch.nn.functional.linear(states(2, dtype), full.rows).float()
     torch.testing.assert_close(wide[1, [201, 390]], wanted[1, [201, 390]], rtol=1e-2, atol=1e-2)
-    assert head.best(logits, tickets) == wide.argmax(-1).tolist()
+    assert head.argmax(logits, tickets) == wide.argmax(-1).tolist()
 
 
 def test_a_head_without_static_rows_and_a_request_without_tokens() -> None:
     head = UnionHead(table(), [], spare=4)
     assert head.static == head.length == 0
     empty = head.join([])
-    assert head.best(head(states(1)), [empty]) == [0]
+    assert head.argmax(head(states(1)), [empty]) == [0]
     assert (head.spread(head(states(1)), [empty]) == -torch.inf).all()
     other = head.join([9, 8])
     logits = head(states(2))
-    assert head.best(logits, [empty, other])[0] == 0
-    assert head.best(logits, [empty, other])[1] in (8, 9)
+    assert head.argmax(logits, [empty, other])[0] == 0
+    assert head.argmax(logits, [empty, other])[1] in (8, 9)
 
 
 def test_states_of_any_shape() -> None:
@@ -333,12 +333,12 @@ def test_a_ticket_that_nobody_has_is_refused() -> None:
         lambda: head.extend(gone, [5]),
         lambda: head.has(gone, 5),
         lambda: head.spread(logits, [gone]),
-        lambda: head.best(logits, [gone]),
+        lambda: head.argmax(logits, [gone]),
     ):
         with pytest.raises(ConfigError, match="no request has this ticket"):
             use()
     with pytest.raises(ConfigError, match="each row of logits is somebody's"):
-        head.best(logits, [there, there])
+        head.argmax(logits, [there, there])
     assert not head.has(there, 200)
     assert not head.has(there, V)
     with pytest.raises(ConfigError, match="not of this vocabulary"):

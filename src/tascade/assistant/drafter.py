@@ -126,7 +126,7 @@ class AssistantDrafter:
         if new:
             self.target.cache.give_back()
         started = self.clock()
-        token, chance = _likeliest(self.target.forward(text[shared:])[-1, : self._known])
+        token, chance = _likeliest(self.target.forward(text[shared:])[-1][: self._known])
         self._ran_for(len(text) - shared, self.clock() - started)
         self.target.keep(len(text), ())
         self._ran = text

@@ -12,7 +12,7 @@ from tascade.errors import ConfigError
 from tascade.load import ModelRef, load_model
 from tascade.pack import Pack
 from tascade.vocab.fullhead import FullHead
-from tascade.vocab.head import TailoredHead
+from tascade.vocab.head import RequestHead
 from tascade.vocab.profile import Profile
 from tascade.vocab.slim import load_slim
 from tascade.vocab.table import RowTable
@@ -53,11 +53,11 @@ def open_assistant(
     return AssistantDrafter(target, vocab_size=pack.info.vocab_size, end_tokens=ends)
 
 
-def _small_head(model: Any, pack: Pack) -> TailoredHead:
+def _small_head(model: Any, pack: Pack) -> RequestHead:
     size, mark = pack.info.vocab_size, pack.info.fingerprint
     ids = Profile.load(pack.vocabulary, vocab_size=size, fingerprint=mark).ids
     full: Any = install_slot(model).full
     slim = isinstance(full, FullHead)
     table = full.table if slim else RowTable.from_tensor(full.weight.detach().cpu())
     ids, bias = ids[ids < table.shape[0]], getattr(full, "bias", None)
-    return TailoredHead(table, ids, bias=bias, device=model.device, dtype=model.dtype)
+    return RequestHead(table, ids, bias=bias, device=model.device, dtype=model.dtype)

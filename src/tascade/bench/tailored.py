@@ -50,7 +50,7 @@ class TailoredMethod:
     @property
     def settings(self) -> dict[str, Any]:
         """The head's size against the full one's, and what was counted."""
-        head = self.tailored.head
+        head = self.tailored.head.union
         sizes = {
             "rows": head.static,
             "of_rows": head.vocab_size,
@@ -113,7 +113,7 @@ def _deferring(
     def reset() -> None:
         restore()
         if isinstance(decoder, DeferredDecoder):
-            decoder.deferral = decoder.deferral.again()
+            decoder.schedule = decoder.schedule.fresh()
 
     return DecoderMethod(name, decoder, params, reset_state=reset)
 

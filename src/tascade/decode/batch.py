@@ -5,60 +5,40 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from tascade.core import Generation, IntArray, Source, StepStats
 from tascade.decode.batch_target import BatchTarget
-from tascade.decode.check import (
-    account,
-    guesses_for,
-    may_repeat,
-    rewind,
-    take_checked,
-    take_unchecked,
-)
-from tascade.decode.deferral import Deferral
-from tascade.decode.deferred import Full
-from tascade.decode.doubt import Signs, signs_of
 from tascade.decode.heads import SharedHead
 from tascade.decode.loop import Request
 from tascade.decode.sample import Chooser, Processor, SamplingParams, argmax_rows, log_probability
 from tascade.decode.stop import StopRule
 from tascade.errors import ConfigError, TascadeError
 
-MOST_STATES = 128
-"""States that a pass of the full head takes at most: their logits are V numbers each."""
-
 
 @dataclass(slots=True)
-class _Row:
-    """A request in the batch. ``guess`` is ``request`` itself where nothing is guessed; ``sure``
-    is the chance that all its guesses since the last check are right.
+class Row:
+    """A request in the batch.
+
+    Attributes:
+        index: which prompt it is of.
+        request: what may be given out.
+        running: the request that steps add tokens to: ``request``, where nothing has to be checked
+            before it is given out.
+        ticket: of its part of a small head.
+        given: how many tokens were given out.
     """
 
     index: int
     request: Request
-    guess: Request
+    running: Request
     ticket: int
-    states: list[torch.Tensor] = field(default_factory=list)
-    signs: list[Signs] = field(default_factory=list)
-    sure: float = 1.0
     given: int = 0
-
-    def forget_guesses(self) -> None:
-        """They have been checked."""
-        self.states, self.signs, self.sure = [], [], 1.0
-
-    @property
-    def pending(self) -> int:
-        """Guesses that have not been checked."""
-        return len(self.guess.result.tokens) - len(self.request.result.tokens)
 
 
 class BatchDecoder:
@@ -70,13 +50,11 @@ class BatchDecoder:
     Args:
         target: the model.
         head: a small head; ``None`` for the model's own.
-        full: the model's own head, where the small head's guesses are to be checked (exact).
-        deferral: how many guesses to make before a check; with ``full``.
         tokenizer: for texts and stop strings.
         size: most requests at once.
 
     Raises:
-        ConfigError: ``size`` below 1, or a check without guesses.
+        ConfigError: ``size`` below 1.
     """
 
     def __init__(
@@ -84,17 +62,12 @@ class BatchDecoder:
         target: BatchTarget,
         head: SharedHead | None = None,
         *,
-        full: Full | None = None,
-        deferral: Deferral | None = None,
         tokenizer: Any = None,
         size: int = 8,
     ) -> None:
         if size < 1:
             raise ConfigError("a batch has requests", got=size, wanted="1 or more", where="size")
-        if full is not None and (head is None or deferral is None):
-            raise ConfigError("nothing to check", got="no small head or deferral", wanted="both")
-        self.target, self.head, self.full, self.tokenizer = target, head, full, tokenizer
-        self.deferral = deferral or Deferral(lambda states: 0.0, most=0)
+        self.target, self.head, self.tokenizer = target, head, tokenizer
         self.size = 1 if target.alone else size
         self._busy, self._lock = False, threading.RLock()
 
@@ -132,7 +105,7 @@ class BatchDecoder:
         waiting = deque(enumerate(self._requests(prompts, params, processors)))
         if self._busy:
             raise TascadeError("this decoder is busy", fix="finish or close the other stream first")
-        rows: list[_Row] = []
+        rows: list[Row] = []
         self._busy = True
         try:
             while waiting or rows:
@@ -172,170 +145,110 @@ class BatchDecoder:
 
     @torch.inference_mode()
     def _round(
-        self, rows: list[_Row], coming: Sequence[tuple[int, Request]]
+        self, rows: list[Row], coming: Sequence[tuple[int, Request]]
     ) -> list[tuple[int, list[int], Generation]]:
-        """Read the prompts of those who come; then a token of each row, or guesses and a check."""
-        repeatable = all(may_repeat(r.request.chooser) for r in rows)
-        repeatable &= all(may_repeat(request.chooser) for _, request in coming)
-        count = len(rows) + len(coming)
-        wanted = self.deferral.plan(count) if self.full and repeatable else 0
-        small = self.head is not None and (self.full is None or wanted > 0)
+        """Read the prompts of those who come; then a token of each row."""
         for index, request in coming:
-            self._enter(rows, index, request, small)
-        for _ in range(max(wanted, 1)):
-            live = [row.sure for row in rows if not row.guess.done]
-            if not live or (wanted and self.deferral.enough(live)):
-                break
-            self._step(rows, small)
-        if self.full is not None:
-            self._settle(rows, checking=wanted > 0)
+            self._enter(rows, index, request, self.head)
+        self._step(rows, self.head)
         return [told for row in rows if (told := self._told(row))]
 
-    def _enter(self, rows: list[_Row], index: int, request: Request, small: bool) -> None:
+    def _row(self, index: int, request: Request) -> Row:
+        ticket = -1 if self.head is None else self.head.join(request.prompt)
+        return Row(index, request, request, ticket)
+
+    def _enter(
+        self, rows: list[Row], index: int, request: Request, head: SharedHead | None
+    ) -> None:
         """Add a row: read its prompt, which gives its first token."""
         request.started = time.perf_counter()
-        guess = request
-        if self.full is not None:
-            guess = guesses_for(request, self.tokenizer)
-            request.result.extra |= {"misses": 0, "checks": 0, "full_steps": 0}
-        ticket = -1 if self.head is None else self.head.join(self._foreseen(request))
-        rows.append(_Row(index, request, guess, ticket))
-        self._forward(rows[-1:], [request.prompt.tolist()], small, len(rows) - 1)
-        guess.result.prefill_seconds = time.perf_counter() - request.started
+        row = self._row(index, request)
+        rows.append(row)
+        self._forward([row], [request.prompt.tolist()], head, len(rows) - 1)
+        row.running.result.prefill_seconds = time.perf_counter() - request.started
 
-    def _foreseen(self, request: Request) -> IntArray:
-        """The tokens that a request's part of the head has from the start, beside the list's."""
-        if self.full is None:
-            return request.prompt
-        return np.concatenate((request.prompt, np.asarray(self.deferral.lacking.tokens, np.int32)))
-
-    def _step(self, rows: Sequence[_Row], small: bool) -> None:
+    def _step(self, rows: Sequence[Row], head: SharedHead | None) -> float:
+        """A token for each row; the seconds that it took."""
         start = time.perf_counter()
-        live = [row for row in rows if not row.guess.done]
-        tokens = [row.guess.result.tokens[-1:] for row in rows]
-        self._forward(rows, tokens, small, 0)
-        seconds, new = time.perf_counter() - start, [r.guess.result.tokens[-1] for r in live]
+        live = [row for row in rows if not row.running.done]
+        if not live:
+            return 0.0
+        self._forward(rows, [row.running.result.tokens[-1:] for row in rows], head, 0)
+        seconds = time.perf_counter() - start
         for row in live:
-            made = row.guess.result
+            made = row.running.result
             made.steps.append(StepStats(0, 0, 1, 0.0, seconds / len(rows)))
             made.forwards, made.stepped_tokens = made.forwards + 1, made.stepped_tokens + 1
-        if self.full is not None and small:
-            self.deferral.guessed(len(new), seconds, len(new), len(rows))
-        elif self.full is not None and self.head is not None:
-            said = zip(live, new, strict=True)
-            lacking = [t for row, token in said for t in self._take_in(row, [token])]
-            self.deferral.stepped(len(new), seconds, len(lacking), len(new), len(rows))
-            self.deferral.lacking.add(lacking)
+        return seconds
 
     def _forward(
-        self, rows: Sequence[_Row], tokens: Sequence[Sequence[int]], small: bool, first: int
+        self,
+        rows: Sequence[Row],
+        tokens: Sequence[Sequence[int]],
+        head: SharedHead | None,
+        first: int,
     ) -> None:
         """One forward, and each row's next token; rows that are done are only carried along."""
-        head = self.head if small and self.head is not None else self.target.whole
-        logits, states = self.target.forward(tokens, head, first)
-        at = [i for i, row in enumerate(rows) if not row.guess.done]
+        whole = self.target.whole if head is None else head
+        logits, states = self.target.forward(tokens, whole, first)
+        at = [i for i, row in enumerate(rows) if not row.running.done]
         live = [rows[i] for i in at]
         if len(at) < len(rows):
             logits, states = logits[at], states[at]
             for i in set(range(len(rows))) - set(at):
                 self.target.cache.lengths[first + i] -= 1  # so that no place passes the last one
-        guessing = small and self.full is not None
-        signs = signs_of(logits) if guessing else []
-        for i, (row, token) in enumerate(zip(live, self._choose(live, logits, small), strict=True)):
-            made = row.guess.result
+        self._keep(live, logits, states, head)
+        for row, token in zip(live, self._choose(live, logits, head), strict=True):
+            made = row.running.result
             made.tokens.append(token)
             made.sources.append(int(Source.TARGET))
-            if guessing:
-                row.states.append(states[i : i + 1])
-                row.signs.append(signs[i])
-                row.sure *= 1 - self.deferral.doubt.chance(signs[i])
-            row.guess.done = row.guess.stop.is_last(made.tokens)
+            row.running.done = row.running.stop.is_last(made.tokens)
 
-    def _choose(self, rows: Sequence[_Row], logits: torch.Tensor, small: bool) -> list[int]:
+    def _keep(
+        self,
+        rows: Sequence[Row],
+        logits: torch.Tensor,
+        states: torch.Tensor,
+        head: SharedHead | None,
+    ) -> None:
+        """What rows' tokens are about to be chosen from: [N, n] and [N, d]. For subclasses."""
+
+    def _choose(
+        self, rows: Sequence[Row], logits: torch.Tensor, head: SharedHead | None
+    ) -> list[int]:
         """What decoding alone takes behind each row. ``logits``: [N, n]."""
-        head = self.head if small else None
         tickets = [row.ticket for row in rows]
-        plain = [self._is_plain(row, small) for row in rows]
+        final = self._is_final(head)
+        choosers = [row.request.chooser for row in rows]
+        plain = [c.is_argmax and (c.params.logprobs is None or not final) for c in choosers]
         best: list[int] = []
         if any(plain):
-            best = argmax_rows(logits) if head is None else head.best(logits, tickets)
+            best = argmax_rows(logits) if head is None else head.argmax(logits, tickets)
         out = []
         for i, row in enumerate(rows):
             if plain[i]:
                 out.append(best[i])
                 continue
             wide = logits[i] if head is None else head.spread(logits[i : i + 1], [row.ticket])[0]
-            out.append(self._draw(row, wide, small))
+            out.append(self._draw(row, wide, final))
         return out
 
-    def _is_plain(self, row: _Row, small: bool) -> bool:
-        chooser = row.request.chooser
-        checked = small and self.full is not None
-        return chooser.is_argmax and (chooser.params.logprobs is None or checked)
+    def _is_final(self, head: SharedHead | None) -> bool:
+        """Whether tokens chosen with this head are given out as they are."""
+        return True
 
-    def _draw(self, row: _Row, logits: torch.Tensor, small: bool) -> int:
+    def _draw(self, row: Row, logits: torch.Tensor, final: bool) -> int:
         """One row's choice from its own logits [V]."""
-        chooser, made = row.request.chooser, row.guess.result
-        before = row.guess.prefix([]) if chooser.needs_prefix else logits.new_empty(1, 0).long()
+        chooser, made = row.request.chooser, row.running.result
+        before = row.running.prefix([]) if chooser.needs_prefix else logits.new_empty(1, 0).long()
         token = chooser.choose(logits, before, len(made.tokens))
-        if (top := chooser.params.logprobs) is not None and not (small and self.full is not None):
+        if (top := chooser.params.logprobs) is not None and final:
             made.logprobs.append(log_probability(logits, token, top))
         return token
 
-    # --- checks --------------------------------------------------------------------------------
-
-    def _settle(self, rows: Sequence[_Row], checking: bool) -> None:
-        """Give out what was guessed, if it is right, or said by the full head."""
-        if checking:
-            for some in _shares(rows):
-                self._check(some)
-        for row in rows:
-            if not checking:
-                self._take(row)
-            account(row.request, row.guess)
-        lengths = self.target.cache.lengths
-        for at, row in enumerate(rows):
-            lengths[at] = len(row.request.prompt) + len(row.request.result.tokens) - 1
-
-    def _check(self, rows: Sequence[_Row]) -> None:
-        assert self.full is not None
-        assert self.head is not None
-        start = time.perf_counter()
-        states = torch.cat([state for row in rows for state in row.states])
-        parts: Any = torch.split(self.full(states), [len(row.states) for row in rows])
-        found = []
-        for row, part in zip(rows, parts, strict=True):
-            before = len(row.request.result.tokens)
-            missed = take_checked(row.request, row.guess, part)
-            passed = row.request.result.tokens[before:]
-            found.append((row.signs[: len(passed)], missed))
-            row.forget_guesses()
-            if missed:
-                rewind(row.request, row.guess)
-                self.deferral.lacking.add(self._take_in(row, passed[-1:]))
-            self.deferral.lacking.saw(passed)
-        counted, seconds = len(states), time.perf_counter() - start
-        for signs, missed in found:
-            self.deferral.checked(signs, missed, counted, seconds)
-            counted = 0  # the pass is told of once
-
-    def _take(self, row: _Row) -> None:
-        before = len(row.request.result.tokens)
-        take_unchecked(row.request, row.guess)
-        self._take_in(row, row.request.result.tokens[before:])
-
-    def _take_in(self, row: _Row, tokens: Sequence[int]) -> list[int]:
-        """Give a row's part of the head those of these tokens that it lacks; which they were."""
-        if self.head is None:
-            return []
-        lacking = [token for token in tokens if not self.head.has(row.ticket, token)]
-        if lacking:
-            self.head.extend(row.ticket, lacking)
-        return lacking
-
     # --- rows ----------------------------------------------------------------------------------
 
-    def _told(self, row: _Row) -> tuple[int, list[int], Generation] | None:
+    def _told(self, row: Row) -> tuple[int, list[int], Generation] | None:
         """What a row has to give out; its text where it has ended."""
         request, result = row.request, row.request.result
         new, row.given = result.tokens[row.given :], len(result.tokens)
@@ -345,27 +258,13 @@ class BatchDecoder:
             result.seconds = time.perf_counter() - request.started
         return (row.index, new, result) if new else None
 
-    def _remove(self, rows: list[_Row], at: int) -> None:
+    def _remove(self, rows: list[Row], at: int) -> None:
         """Take a row out; the last one takes its place, in the cache as well."""
         gone, rows[at] = rows[at], rows[-1]
         rows.pop()
         self.target.cache.remove(at)
         self._leave(gone)
 
-    def _leave(self, row: _Row) -> None:
+    def _leave(self, row: Row) -> None:
         if self.head is not None:
             self.head.leave(row.ticket)
-
-
-def _shares(rows: Sequence[_Row]) -> Iterator[list[_Row]]:
-    """Rows whose guesses one pass of the full head takes."""
-    share: list[_Row] = []
-    states = 0
-    for row in rows:
-        if share and states + row.pending > MOST_STATES:
-            yield share
-            share, states = [], 0
-        share.append(row)
-        states += row.pending
-    if share:
-        yield share

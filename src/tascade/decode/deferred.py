@@ -22,9 +22,8 @@ from tascade.decode.check import (
     take_checked,
     take_unchecked,
 )
-from tascade.decode.deferral import Deferral
-from tascade.decode.doubt import Signs, signs_of
 from tascade.decode.loop import Decoder, NodeBudget, Request
+from tascade.decode.schedule import CheckSchedule, logsumexp_rows
 from tascade.decode.target import Target
 from tascade.decode.verify import Walk
 from tascade.errors import ConfigError
@@ -42,7 +41,7 @@ class DeferredDecoder(Decoder):
         target: with a small head.
         drafter, budget, tokenizer: as in :class:`Decoder`.
         full: the full head, with what the model does to its logits.
-        deferral: how many guesses to make before a check.
+        schedule: how many guesses to make before a check.
 
     In ``Generation.extra``: ``checks``, ``misses`` (guesses put right) and ``full_steps`` (steps
     taken with the full head because guessing did not pay).
@@ -53,22 +52,22 @@ class DeferredDecoder(Decoder):
         target: Target,
         drafter: Drafter,
         full: Full,
-        deferral: Deferral,
+        schedule: CheckSchedule,
         budget: NodeBudget | None = None,
         tokenizer: Any = None,
     ) -> None:
         super().__init__(target, drafter, budget, tokenizer)
         if target.head is None:
             raise ConfigError("there is nothing to defer", got="no head", wanted="a small head")
-        self.head, self.full, self.deferral = target.head, full, deferral
+        self.head, self.full, self.schedule = target.head, full, schedule
         self._states: list[torch.Tensor] = []
-        self._signs: list[Signs] = []
-        self._sure = 1.0
+        self._logsumexps: list[float] = []
+        self._right = 1.0
 
     def begin(self, request: Request) -> None:
         """Forget the request before."""
         super().begin(request)
-        self.head.extend(self.deferral.lacking.tokens)
+        self.head.extend(self.schedule.recent_misses)
         request.guess = guesses_for(request, self.tokenizer)
         self._forget_guesses()
         request.result.extra |= {"misses": 0, "checks": 0, "full_steps": 0}
@@ -76,20 +75,20 @@ class DeferredDecoder(Decoder):
     def go_on(self, request: Request) -> None:
         """Take up a request that others have come between: nothing is guessed between rounds."""
         super().go_on(request)
-        self.head.extend([*self.deferral.lacking.tokens, *request.result.tokens])
+        self.head.extend([*self.schedule.recent_misses, *request.result.tokens])
         self._forget_guesses()
 
     def _advance(self, request: Request) -> list[int]:
         """One round: guesses up to a check, and the check. Returns the tokens that passed."""
         guess = request.guess
         assert guess is not None
-        wanted = self.deferral.plan() if may_repeat(request.chooser) else 0
+        wanted = self.schedule.plan() if may_repeat(request.chooser) else 0
         first = len(request.result.tokens)
         self.target.head = self.head if wanted else None
         try:
             while not guess.done and len(guess.result.tokens) - first < max(wanted, 1):
                 self._guess_once(guess, wanted > 0)
-                if wanted and self.deferral.enough([self._sure]):
+                if wanted and self.schedule.should_check([self._right]):
                     break
         finally:
             self.target.head = self.head  # others may decode with this target
@@ -107,20 +106,17 @@ class DeferredDecoder(Decoder):
         if not before:
             return  # a prefill is not what a step costs
         seconds = time.perf_counter() - start
-        size = 1 + guess.result.steps[-1].drafted
         if small:
-            self.deferral.guessed(len(new), seconds, size=size)
+            self.schedule.small_step(seconds, 1 + guess.result.steps[-1].drafted)
         else:
-            missing = self._take_in(new)
-            self.deferral.stepped(len(new), seconds, len(missing), size=size)
+            self.schedule.full_step()
+            self._take_in(new)
 
-    def _take_in(self, tokens: Sequence[int]) -> list[int]:
-        """Give the head those of these tokens that it lacks, and remember them; which they were."""
-        missing = [token for token in tokens if token not in self.head]
-        if missing:
+    def _take_in(self, tokens: Sequence[int]) -> None:
+        """Give the head those of these tokens that it lacks, and remember them."""
+        if missing := [token for token in tokens if token not in self.head]:
             self.head.extend(missing)
-            self.deferral.lacking.add(missing)
-        return missing
+            self.schedule.lacked(missing)
 
     def commit(self, request: Request, base: int, tree: DraftTree, outcome: Walk) -> None:
         """Keep what was accepted, and the states that its tokens were chosen from."""
@@ -128,27 +124,27 @@ class DeferredDecoder(Decoder):
             rows: Any = [0, *(node + 1 for node in outcome.path)][: len(outcome.tokens)]
             rows = rows if len(rows) > 1 else slice(0, 1)  # which is much quicker
             self._states.append(self.target.states[rows])
-            for signs in signs_of(self.target.scores[rows]):
-                self._signs.append(signs)
-                self._sure *= 1 - self.deferral.doubt.chance(signs)
+            for logsumexp in logsumexp_rows(self.target.scores[rows]):
+                self._logsumexps.append(logsumexp)
+                self._right *= 1 - self.schedule.predictor.chance(logsumexp)
         super().commit(request, base, tree, outcome)
 
     @torch.inference_mode()
     def _check(self, request: Request, guess: Request) -> None:
         """Compare the guesses with the full head's choices; rewind to the first wrong one."""
         start, first = time.perf_counter(), len(request.result.tokens)
-        states, signs = torch.cat(self._states), self._signs
+        states, logsumexps = torch.cat(self._states), self._logsumexps
         self._forget_guesses()
         missed = take_checked(request, guess, self.full(states))
-        passed = request.result.tokens[first:]
+        passed = time.perf_counter()
         if missed:
             self._rewind(request, guess)
-        self.deferral.lacking.saw(passed)
-        seconds = time.perf_counter() - start
-        self.deferral.checked(signs[: len(passed)], missed, len(states), seconds)
+        outcome = logsumexps[: len(request.result.tokens) - first], missed
+        rewinding = time.perf_counter() - passed
+        self.schedule.checked([outcome], len(states), passed - start, rewinding)
 
     def _forget_guesses(self) -> None:
-        self._states, self._signs, self._sure = [], [], 1.0
+        self._states, self._logsumexps, self._right = [], [], 1.0
 
     def _rewind(self, request: Request, guess: Request) -> None:
         rewind(request, guess)

@@ -15,7 +15,7 @@ import torch
 from tascade.core import ROOT, DraftTree, IntArray
 from tascade.decode.cache import RewindableCache
 from tascade.decode.exclusive import exclusive
-from tascade.decode.heads import HeadLike, SmallHead, ids_device, install_slot
+from tascade.decode.heads import HeadLike, SmallHead, SmallLogits, ids_device, install_slot
 from tascade.decode.mask import MaskBuilder, ancestors, depths
 from tascade.errors import TascadeError, UnsupportedModelError
 
@@ -209,7 +209,9 @@ class Target:
             finally:
                 self.lock.release()
 
-    def forward(self, tokens: Sequence[int], tree: DraftTree | None = None) -> torch.Tensor:
+    def forward(
+        self, tokens: Sequence[int], tree: DraftTree | None = None
+    ) -> torch.Tensor | SmallLogits:
         """Run ``tokens`` and then the tree's nodes, all behind the cached prefix.
 
         Args:
@@ -217,7 +219,8 @@ class Target:
             tree: drafted nodes below the last of ``tokens``; ``None`` or empty for none.
 
         Returns:
-            [1 + N, V] logits: after the last of ``tokens``, and after each node.
+            [1 + N, V] logits: after the last of ``tokens``, and after each node; with a small
+            head, rows of it are made when they are looked at.
         """
         past, t = self.cache.length, len(tokens)
         n = 0 if tree is None else len(tree)
@@ -256,7 +259,7 @@ class Target:
         if self.head is None:
             return logits
         self.scores = logits
-        return self.head.spread(logits)
+        return SmallLogits(self.head, logits)
 
     def _filling(self, past: int, n: int) -> int:
         """How many idle tokens to put behind the ``n`` of a prefill, which nothing else looks at.

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from tascade.core import DraftTree, Source, TokenLogprob
+from tascade.decode.heads import SmallLogits
 from tascade.decode.sample import Chooser, argmax_of, log_probability
 
 
@@ -32,7 +33,7 @@ Prefix = Callable[[list[int]], torch.Tensor]
 
 def walk(
     tree: DraftTree,
-    logits: torch.Tensor,
+    logits: torch.Tensor | SmallLogits,
     chooser: Chooser,
     position: int,
     prefix: Prefix,

@@ -315,7 +315,7 @@ def _check_ends(decoder: Decoder, row: _Row, params: SamplingParams) -> None:
             "eos_token_id",
             f"{lacking}, neither in the task's list nor in the prompt",
             "end tokens that the masked head has",
-            'use head="exact", or masked_generation(), which gives every end token to the head',
+            'use head="exact", or end tokens that the pack was made with',
         )
 
 

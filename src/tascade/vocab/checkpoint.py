@@ -1,40 +1,27 @@
-"""Which tensor of a safetensors checkpoint lies where; nothing but headers is read.
+"""The tensors of a safetensors checkpoint, mapped into memory one by one.
 
-A checkpoint is a file from outside: every length, offset, name and path in it is checked before it
-is used, and no file outside the folder is opened.
+A checkpoint is a file from outside: safetensors checks its headers before they are used, and no
+file outside the folder is opened.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
 
 from tascade.errors import ConfigError
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-HEADER_LIMIT = 100_000_000
-"""Longest header the format allows, in bytes; also taken for the index of a sharded one."""
-_MOST_DIMENSIONS = 16
-ITEM_SIZES = {"F32": 4, "F16": 2, "BF16": 2}
-"""Bytes of one number, for the types a table may have."""
-
-
-@dataclass(frozen=True, slots=True)
-class TensorPlace:
-    """Bytes ``start`` to ``stop`` of ``file``, counted from the beginning of the file."""
-
-    file: Path
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    stop: int
+INDEX_LIMIT = 100_000_000
+"""Longest index of a sharded checkpoint, in bytes: as long as a safetensors header may be."""
 
 
 class Checkpoint:
@@ -46,8 +33,7 @@ class Checkpoint:
         weights: the file (or index) to read instead of those.
 
     Attributes:
-        places: tensor name -> :class:`TensorPlace`.
-        digest: sha256 over every file's header and size, in the order of the file names.
+        shapes: tensor name -> shape.
 
     Raises:
         ConfigError: no such file, one that lies outside the folder, or a damaged header.
@@ -55,31 +41,34 @@ class Checkpoint:
 
     def __init__(self, folder: str | Path, weights: str | None = None) -> None:
         self.folder = Path(folder)
-        self.places: dict[str, TensorPlace] = {}
-        digest = hashlib.sha256()
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self._file_of: dict[str, Path] = {}
         for file in self._files(weights):
-            header, size = _read_header(file)
-            digest.update(len(header).to_bytes(8, "little") + header + size.to_bytes(8, "little"))
-            for name, place in _places(header, size, file):
-                if name in self.places:
-                    raise _damaged(file, f"{name!r} is also in {self.places[name].file.name}")
-                self.places[name] = place
-        self.digest = digest.hexdigest()
+            with _opened(file) as stored:
+                for name in stored.keys():  # noqa: SIM118 (it is no mapping)
+                    if name in self._file_of:
+                        raise _damaged(file, f"{name!r} is also in {self._file_of[name].name}")
+                    self._file_of[name] = file
+                    self.shapes[name] = tuple(stored.get_slice(name).get_shape())
 
-    def place(self, name: str) -> TensorPlace:
-        """Where a tensor lies.
+    def tensor(self, name: str) -> torch.Tensor:
+        """A tensor on the CPU, mapped: its pages come from the file when they are read.
+
+        The map is private to this process: were the tensor written to, the file would not change.
 
         Raises:
-            ConfigError: the checkpoint has no tensor of that name.
+            ConfigError: the checkpoint has no tensor of that name, or not any more.
         """
-        if name not in self.places:
+        if name not in self._file_of:
             raise ConfigError(
                 "the checkpoint has no such tensor",
                 got=name,
-                wanted=f"one of its {len(self.places)} tensors, e.g. {sorted(self.places)[:3]}",
+                wanted=f"one of its {len(self.shapes)} tensors, e.g. {sorted(self.shapes)[:3]}",
                 where=str(self.folder),
             )
-        return self.places[name]
+        with _opened(self._file_of[name]) as stored:
+            found: torch.Tensor = stored.get_tensor(name)
+            return found
 
     def _files(self, weights: str | None) -> list[Path]:
         if weights is None:
@@ -119,7 +108,7 @@ class Checkpoint:
 
 def _shard_names(index: Path) -> list[str]:
     size = index.stat().st_size
-    if size > HEADER_LIMIT:
+    if size > INDEX_LIMIT:
         raise _damaged(index, f"an index of {size:,} bytes")
     whole = _json(index.read_bytes(), index)
     mapping = whole.get("weight_map")
@@ -130,68 +119,19 @@ def _shard_names(index: Path) -> list[str]:
     return sorted(set(mapping.values()))
 
 
-def _read_header(file: Path) -> tuple[bytes, int]:
-    """The header's bytes, and the size of the file."""
-    with file.open("rb") as stream:
-        size = os.fstat(stream.fileno()).st_size
-        length = int.from_bytes(stream.read(8), "little")
-        if size < 8 or length > min(HEADER_LIMIT, size - 8):
-            raise _damaged(file, f"a header of {length:,} bytes in a file of {size:,}")
-        header = stream.read(length)
-    if len(header) != length:
-        raise _damaged(file, "it ends within its header")
-    return header, size
-
-
-def _places(header: bytes, size: int, file: Path) -> Iterable[tuple[str, TensorPlace]]:
-    """The tensors of one file: they fill it from the header to its end, without gap or overlap."""
-    base, found = 8 + len(header), []
-    for name, entry in _json(header, file).items():
-        if name == "__metadata__":
-            continue
-        place = _place(entry, base, file)
-        if place is None:
-            raise _damaged(file, f"the entry of {name!r}: {str(entry)[:200]}")
-        found.append((name, place))
-    at = base
-    for name, place in sorted(found, key=lambda pair: (pair[1].start, pair[1].stop)):
-        if place.start != at:
-            raise _damaged(file, f"{name!r} begins at byte {place.start:,}, not at {at:,}")
-        at = place.stop
-    if at != size:
-        raise _damaged(file, f"its tensors end at byte {at:,} of {size:,}")
-    return found
-
-
-def _place(entry: Any, base: int, file: Path) -> TensorPlace | None:
-    """An entry of a header; ``None`` if it is not one, or contradicts itself."""
-    if not isinstance(entry, dict):
-        return None
-    dtype: Any = entry.get("dtype")
-    shape: Any = entry.get("shape")
-    span: Any = entry.get("data_offsets")
-    if not (isinstance(dtype, str) and _counts(shape) and _counts(span) and len(span) == 2):
-        return None
-    if span[0] > span[1] or len(shape) > _MOST_DIMENSIONS:
-        return None
-    if dtype in ITEM_SIZES and math.prod(shape) * ITEM_SIZES[dtype] != span[1] - span[0]:
-        return None
-    return TensorPlace(file, dtype, tuple(shape), base + span[0], base + span[1])
-
-
-def _counts(value: Any) -> bool:
-    """Whether this is a list of integers that a length or an offset can be."""
-    return isinstance(value, list) and all(type(n) is int and 0 <= n < 1 << 63 for n in value)
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    """A safetensors file; whatever it is damaged in becomes an error of ours."""
+    try:
+        with safe_open(file, framework="pt", device="cpu") as stored:
+            yield stored
+    except (SafetensorError, OSError, RuntimeError, TypeError, ValueError) as error:
+        raise _damaged(file, str(error)) from error
 
 
 def _json(content: bytes, file: Path) -> dict[str, Any]:
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(dict(pairs)) != len(pairs):
-            raise ValueError("a name is there twice")
-        return dict(pairs)
-
     try:
-        value = json.loads(content.decode("utf-8"), object_pairs_hook=once)
+        value = json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise _damaged(file, f"not the JSON it should be: {error}") from error
     if not isinstance(value, dict):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 
 from tascade.errors import ConfigError, UnsupportedModelError
 from tascade.vocab.checkpoint import Checkpoint
-from tascade.vocab.table import RowTable, mapped
+from tascade.vocab.table import RowTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +77,9 @@ class Tables:
 def find_tables(checkpoint: Checkpoint, model: Any, ends: Ends) -> Tables:
     """Map the tables of a checkpoint, without loading the model.
 
-    A name is that of the model's parameter, with the renaming Transformers does while loading, and
-    with or without the prefix of the base model.
+    A tensor has the name of the model's parameter there, or one that ends alike (a checkpoint may
+    have another prefix). An LM head of an older name is known by its shape, which no tensor but the
+    tables has.
 
     Args:
         checkpoint: the model's.
@@ -87,38 +87,39 @@ def find_tables(checkpoint: Checkpoint, model: Any, ends: Ends) -> Tables:
         ends: of that model.
 
     Raises:
-        UnsupportedModelError: a table is not there under any of the names, is converted while
-            loading, or comes with tensors a plain layer has not (a quantised one).
+        UnsupportedModelError: a table is not there under any of the names, or comes with tensors a
+            plain layer has not (a quantised one).
         ConfigError: a table of another shape or type than the model's.
     """
-    named = _names_in_model(model, checkpoint.places)
-    ours: dict[str, str] = {}
-    for original, name in named.items():
-        if name.startswith((f"{ends.embedding_name}.", f"{ends.head_name}.")):
-            ours[name] = original
-    wanted = {
-        f"{ends.embedding_name}.weight": ends.embedding,
-        f"{ends.head_name}.weight": ends.head,
-    }
-    known = {*wanted, f"{ends.head_name}.bias"}
-    if extra := sorted(set(ours) - known):
-        raise _unsupported(model, f"tensors {extra}", f"only {sorted(known)}")
-    lacking = [name for name in wanted if name not in ours]
+    shapes, modules = checkpoint.shapes, {ends.embedding_name: ends.embedding}
+    modules[ends.head_name] = ends.head
+    stored = {name: _stored_name(shapes, f"{name}.weight", m) for name, m in modules.items()}
+    if stored[ends.head_name] is None and not ends.tied:
+        size = tuple(ends.head.weight.shape)
+        others = [k for k in shapes if k.endswith(".weight") and shapes[k] == size]
+        others = [key for key in others if key not in stored.values()]
+        stored[ends.head_name] = others[0] if len(others) == 1 else None
+    lacking = [f"{name}.weight" for name, key in stored.items() if key is None]
     if len(lacking) > ends.tied:
         raise _unsupported(
             model,
-            f"a checkpoint with {sorted(checkpoint.places)[:5]} ...",
+            f"a checkpoint with {sorted(shapes)[:5]} ...",
             f"tensors {' and '.join(lacking)}, under these or their original names",
         )
+    found = {name: key.removesuffix("weight") for name, key in stored.items() if key is not None}
+    ours = [key for key in shapes if key.startswith(tuple(found.values()))]
+    bias = f"{found.get(ends.head_name, ends.head_name + '.')}bias"
+    known = {*stored.values(), bias}
+    if extra := sorted(set(ours) - known):
+        raise _unsupported(model, f"tensors {extra}", f"only {sorted(map(str, known))}")
     tables = [
-        _sized(RowTable.from_checkpoint(checkpoint, ours[name]), module)
-        for name, module in wanted.items()
-        if name in ours
+        _sized(RowTable.from_checkpoint(checkpoint, key + "weight"), modules[name])
+        for name, key in found.items()
     ]
     # Transformers ties two stored tensors only where they are equal.
     if ends.tied and _equal(tables[0], tables[-1]):
         tables = tables[:1]
-    return Tables(tables[0], tables[-1], _bias(checkpoint, ours, model, ends), tuple(ours.values()))
+    return Tables(tables[0], tables[-1], _bias(checkpoint, bias, model, ends), tuple(ours))
 
 
 def unexpected_patterns(tables: Tables, ends: Ends) -> set[str]:
@@ -129,34 +130,15 @@ def unexpected_patterns(tables: Tables, ends: Ends) -> set[str]:
     return {f"^{re.escape(name)}$" for name in names}
 
 
-def _names_in_model(model: Any, keys: Iterable[str]) -> dict[str, str]:
-    """The model's name of each tensor of a checkpoint; converted tensors are left out."""
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter
-
-    transforms = get_model_conversion_mapping(model)
-    # Transformers applies all renamings in turn, and then at most one conversion.
-    transforms.sort(key=lambda transform: isinstance(transform, WeightConverter))
-    own = set(model.state_dict())
-    names = {}
-    for key in sorted(keys):
-        name = key
-        for transform in transforms:
-            name, pattern = transform.rename_source_key(name)
-            if pattern is not None and isinstance(transform, WeightConverter):
-                break
-        else:
-            names[key] = _prefixed(key if key in own else name, model.base_model_prefix, own)
-    return names
-
-
-def _prefixed(name: str, prefix: str, own: set[str]) -> str:
-    """The name with the base model's prefix added or dropped, where only that is the model's."""
-    if name not in own:
-        for other in (f"{prefix}.{name}", name.removeprefix(f"{prefix}.")):
-            if other in own:
-                return other
-    return name
+def _stored_name(shapes: dict[str, tuple[int, ...]], name: str, module: Any) -> str | None:
+    """A checkpoint's name of a parameter of the model; ``None`` if there is no such tensor."""
+    if name in shapes:
+        return name
+    tail = "." + ".".join(name.split(".")[-2:])
+    alike = [key for key in shapes if f".{key}".endswith(tail)]
+    if len(alike) > 1:
+        alike = [key for key in alike if shapes[key] == tuple(module.weight.shape)]
+    return alike[0] if len(alike) == 1 else None
 
 
 def _end(model: Any, getter: str) -> tuple[str, Any]:
@@ -197,16 +179,13 @@ def _equal(one: RowTable, other: RowTable) -> bool:
     return torch.equal(one.rows, other.rows)
 
 
-def _bias(
-    checkpoint: Checkpoint, ours: dict[str, str], model: Any, ends: Ends
-) -> torch.Tensor | None:
-    """The head's bias [V], as stored."""
+def _bias(checkpoint: Checkpoint, key: str, model: Any, ends: Ends) -> torch.Tensor | None:
+    """The head's bias [V], as stored under ``key``."""
     if ends.head.bias is None:
         return None
-    key = ours.get(f"{ends.head_name}.bias")
-    if key is None:
+    if key not in checkpoint.shapes:
         raise _unsupported(model, "a checkpoint without it", f"the tensor {ends.head_name}.bias")
-    bias = mapped(checkpoint.place(key), f"{checkpoint.folder}: {key}")
+    bias = checkpoint.tensor(key)
     if bias.shape != ends.head.bias.shape:
         raise ConfigError(
             "the LM head's bias has another shape than config.json says",

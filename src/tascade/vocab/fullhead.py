@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,10 +13,14 @@ from tascade.vocab.table import RowTable
 BLOCK_BYTES = 32 << 20
 """Size of the pieces in which a table goes through an accelerator."""
 _CACHED_BYTES = 2 << 20
+"""Size of a block in float32, which is to stay in a core's cache; never varied."""
 _MANY = 6
-
-Product = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
-"""Of states [K, d] with a table [V, d] and its bias, or none: [K, V]."""
+"""States from which float32 blocks are quicker than one product a state; never varied."""
+_FLAGS = {
+    torch.bfloat16: {"avx512_bf16", "amx_bf16", "bf16"},
+    torch.float16: {"avx512_fp16", "amx_fp16", "asimdhp"},
+}
+"""What Linux calls the instructions that multiply in these precisions (x86, and ARM's last)."""
 
 
 class FullHead(torch.nn.Module):
@@ -62,19 +65,18 @@ class FullHead(torch.nn.Module):
         return logits
 
     def check(self, states: torch.Tensor) -> torch.Tensor:
-        """Logits [..., V] of states [..., d], in the way that is fastest here for many of them.
+        """Logits [..., V] of states [..., d], made for many of them.
 
-        They are the layer's up to the order in which a product adds, and rounded as it rounds. Some
-        CPUs multiply many states in half precision no faster than one after the other: these are
-        given float32 blocks.
+        They are the layer's up to the order in which a product adds, and rounded as it rounds. A
+        CPU without instructions for a half precision multiplies many states no faster than one
+        after the other: there the product goes by float32 blocks.
         """
-        rows, bias = self.table.rows, self.bias
         at_home = states.device.type == "cpu" and states.dtype == self.table.dtype
         count = states.shape[:-1].numel()
-        if not at_home or count < (1 if states.dtype == torch.float32 else _MANY):
+        if not at_home or count < _MANY or _multiplies(states.dtype):
             logits: torch.Tensor = self(states)
             return logits
-        product = _fastest(states.dtype)(states.reshape(count, -1), rows, bias)
+        product = _by_blocks(states.reshape(count, -1), self.table.rows, self.bias)
         return product.view(*states.shape[:-1], -1)
 
     def extra_repr(self) -> str:
@@ -110,55 +112,14 @@ def _by_blocks(
     return logits
 
 
-def _turned(states: torch.Tensor, table: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """[K, d], [V, d] in float32 -> [K, V], as the product of the table with the states: this way
-    round libraries share the table, not the few states, among their threads.
-
-    Idle states are put behind them where a library is slow: with one alone, and between a few and
-    eight, or sixteen.
-    """
-    count = len(states)
-    idle = max(0, 2 - count) if count < _MANY else -count % (8 if count <= 8 else 16)
-    states = torch.nn.functional.pad(states, (0, 0, 0, idle))
-    product = (table @ states.T).T[:count]
-    return product.contiguous() if bias is None else product + bias
-
-
-def _by_onednn(
-    states: torch.Tensor, table: torch.Tensor, bias: torch.Tensor | None
-) -> torch.Tensor:
-    """[K, d], [V, d] -> [K, V] by the library that torch compiles models for CPUs with. For a few
-    states it is two to three times as fast as the one that ``linear`` asks in float32.
-    """
-    product: Any = torch.ops.mkldnn._linear_pointwise
-    logits: torch.Tensor = product(states, table, bias, "none", [], "")
-    return logits
-
-
-def _ways(dtype: torch.dtype) -> list[Product]:
-    """How many states can be multiplied in this precision here."""
-    if dtype != torch.float32:
-        return [torch.nn.functional.linear, _by_blocks]
-    # Not in every build of torch, and not public: where it is gone, nothing is lost but time.
-    onednn: Any = torch.backends.mkldnn
-    known = onednn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    return [_by_onednn, _turned] if known else [_turned]
-
-
 @cache
-def _fastest(dtype: torch.dtype) -> Product:
-    """The quickest of the ways here."""
-    states, table = torch.zeros(16, 1024, dtype=dtype), torch.zeros(2048, 1024, dtype=dtype)
-
-    def seconds(way: Product) -> float:
-        taken = []
-        for _ in range(5):
-            start = time.perf_counter()
-            way(states, table, None)
-            taken.append(time.perf_counter() - start)
-        return min(taken)
-
-    return min(_ways(dtype), key=seconds)
+def _multiplies(dtype: torch.dtype) -> bool:
+    """Whether this CPU has products in this precision; yes where the system does not say."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text().split()
+    except OSError:
+        return True
+    return dtype not in _FLAGS or not _FLAGS[dtype].isdisjoint(flags)
 
 
 class _Belt:

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from tascade.core import IntArray, Row
-from tascade.vocab.head import TailoredHead
 from tascade.vocab.profile import Profile
 from tascade.vocab.table import RowTable
+from tascade.vocab.union import UnionHead
 
 _MOST_PROMPTS = 0.95
 
@@ -137,6 +137,6 @@ def head_bytes(head: Any, ids: IntArray, own: int, *, dtype: Any) -> int:
     table = RowTable.from_tensor(head.weight.detach().cpu())
     others = np.setdiff1d(np.arange(table.shape[0]), ids)
     # The head itself says what it takes; on this device there is nothing to take it from.
-    small = TailoredHead(table, ids, bias=getattr(head, "bias", None), device="meta", dtype=dtype)
-    small.begin(others[:own])
+    small = UnionHead(table, ids, bias=getattr(head, "bias", None), device="meta", dtype=dtype)
+    small.join(others[:own])
     return small.nbytes

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +16,6 @@ from tascade.vocab.ends import Ends, Tables, find_tables, unexpected_patterns
 from tascade.vocab.fullhead import FullHead
 from tascade.vocab.store import EmbeddingStore
 from tascade.vocab.table import RowTable
-
-HeadFactory = Callable[[RowTable, torch.Tensor | None], torch.nn.Module]
-"""Makes the module that takes the LM head's place, from its table [V, d] and its bias [V].
-
-It maps hidden states [..., d] to logits. The bias is on the model's device, in its precision.
-"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,7 +37,6 @@ class SlimModel:
 def load_slim(
     name: str | Path,
     *,
-    head: HeadFactory = FullHead,
     dtype: str = "auto",
     device: str = "auto",
 ) -> SlimModel:
@@ -58,7 +49,6 @@ def load_slim(
 
     Args:
         name: a hub id or a folder; the weights must be safetensors. Remote code is never run.
-        head: makes the module that computes logits; the default streams the whole table.
         dtype: precision of the model; ``auto`` is the checkpoint's. The tables keep theirs.
         device: where to put the rest; ``auto`` is a GPU if there is one.
 
@@ -82,62 +72,16 @@ def load_slim(
         slim, ends = _body(type(skeleton), tables, name, config, kind)
     slim = slim.to(pick_device(device))
     slim.save_pretrained = _refuse_saving
-    return _furnished(slim, tokenizer, name, ends, tables, head)
+    return _furnished(slim, tokenizer, name, ends, tables)
 
 
-@contextmanager
-def slimmed(model: Any, tokenizer: Any, *, head: HeadFactory = FullHead) -> Iterator[SlimModel]:
-    """Take the tables out of a loaded model, in place; on leaving, they are put back.
-
-    The model's own tensors serve as tables, uncopied. Those of a model on an accelerator are moved
-    to the host meanwhile, and back at the end.
-
-    Args:
-        model: a loaded Transformers causal LM.
-        tokenizer: of that model.
-        head: as for :func:`load_slim`.
-
-    Raises:
-        UnsupportedModelError: as :func:`load_slim`.
-        ConfigError: tables that are quantised, or otherwise no plain rows.
-    """
-    ends = Ends.of(model)
-    device = ends.embedding.weight.device
-    names = ("all_tied_weights_keys", "_tied_weights_keys")
-    ties = {name: vars(model)[name] for name in names if name in vars(model)}
-    try:
-        for module in (ends.embedding, ends.head):
-            module.to("cpu")
-        embedding, output = ends.embedding.weight, ends.head.weight
-        table = RowTable.from_tensor(embedding)
-        own = table if output is embedding else RowTable.from_tensor(output)
-        bias = None if ends.head.bias is None else ends.head.bias.detach()
-        name = str(getattr(model, "name_or_path", "") or "in-memory model")
-        tables = Tables(table, own, bias, ())
-        yield _furnished(model, tokenizer, name, ends, tables, head, device)
-    finally:
-        ends.put(model, ends.embedding.to(device), ends.head.to(device))
-        for attribute in names:
-            vars(model).pop(attribute, None)
-        vars(model).update(ties)
-
-
-def _furnished(
-    model: Any,
-    tokenizer: Any,
-    name: str,
-    ends: Ends,
-    tables: Tables,
-    head: HeadFactory,
-    device: Any = None,
-) -> SlimModel:
+def _furnished(model: Any, tokenizer: Any, name: str, ends: Ends, tables: Tables) -> SlimModel:
     """Install the store and the head in a model."""
-    device = model.device if device is None else device
-    bias = tables.bias
+    device, bias = model.device, tables.bias
     if bias is not None:
         bias = bias.to(device, ends.head.bias.dtype, copy=True)
     store = EmbeddingStore.replacing(ends.embedding, tables.embedding)
-    ends.put(model, store.to(device).eval(), head(tables.head, bias).to(device).eval())
+    ends.put(model, store.to(device).eval(), FullHead(tables.head, bias).to(device).eval())
     ends.untie(model)
     return SlimModel(model, tokenizer, name, tables.embedding, tables.head, bias, tables.tied)
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import mmap
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tascade.errors import ConfigError, FingerprintError
-from tascade.vocab.checkpoint import Checkpoint, TensorPlace
+from tascade.errors import ConfigError
+from tascade.vocab.checkpoint import Checkpoint
 
-_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-SAMPLED_ROWS = 256
-"""Rows, evenly spaced, that a fingerprint reads."""
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 Ids = Sequence[int] | npt.NDArray[np.integer[Any]] | torch.Tensor
 
@@ -36,8 +31,8 @@ class RowTable:
     Use :meth:`from_checkpoint` or :meth:`from_tensor`.
     """
 
-    def __init__(self, rows: torch.Tensor, *, where: str, files: str = "") -> None:
-        self.rows, self.where, self._files = rows, where, files
+    def __init__(self, rows: torch.Tensor, *, where: str) -> None:
+        self.rows, self.where = rows, where
         # Rows are moved as bytes: NumPy knows no bfloat16, and need not know how they are aligned.
         self._bytes: npt.NDArray[np.uint8] = rows.view(torch.uint8).numpy()
         self.rows_read = 0
@@ -56,8 +51,7 @@ class RowTable:
         """
         checkpoint = folder if isinstance(folder, Checkpoint) else Checkpoint(folder)
         where = f"{checkpoint.folder}: {name}"
-        rows = mapped(checkpoint.place(name), where)
-        return cls(_table(rows, where), where=where, files=checkpoint.digest[:24])
+        return cls(_table(checkpoint.tensor(name), where), where=where)
 
     @classmethod
     def from_tensor(cls, tensor: torch.Tensor) -> RowTable:
@@ -132,41 +126,6 @@ class RowTable:
         for start in range(0, self.shape[0], rows):
             yield start, self.rows[start : start + rows]
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """Identifies the table: ``<content>``, or ``<content>-<files>`` for one of a checkpoint.
-
-        ``content`` is a sha256 over type, shape and 256 evenly spaced rows (first and last among
-        them); ``files`` is one over the headers and sizes of the checkpoint's files. That reads at
-        most 256 rows, whatever the size. Two tables are taken for one only if they agree in all of
-        this: so it tells models and trainings apart, but not a table in which only rows outside
-        the sample were changed by hand.
-        """
-        rows, width = self.shape
-        sample = np.unique(np.arange(SAMPLED_ROWS) * (rows - 1) // (SAMPLED_ROWS - 1))
-        digest = hashlib.sha256(f"{self.dtype} {rows} {width}".encode())
-        digest.update(self._bytes[sample].tobytes())
-        content = digest.hexdigest()[:24]
-        return f"{content}-{self._files}" if self._files else content
-
-    def check(self, fingerprint: str) -> None:
-        """Refuse if this is not the table that has that fingerprint.
-
-        Between a table of a checkpoint and one of a loaded model, the content alone is compared.
-
-        Raises:
-            FingerprintError: it is another.
-        """
-        wanted, found = fingerprint.split("-"), self.fingerprint.split("-")
-        if any(a != b for a, b in zip(wanted, found, strict=False)):
-            raise FingerprintError(
-                "this is not the vocabulary table it should be",
-                got=f"{self.fingerprint} ({list(self.shape)}, {self.dtype})",
-                wanted=fingerprint,
-                where=self.where,
-                fix="load the model the file was made for, in the same precision, or make it again",
-            )
-
     def __deepcopy__(self, memo: dict[int, Any]) -> RowTable:
         """The table itself: it never changes, and is not to be in memory twice."""
         return self
@@ -197,33 +156,8 @@ class RowTable:
         )
 
 
-def mapped(place: TensorPlace, where: str) -> torch.Tensor:
-    """A tensor of a checkpoint, mapped into memory.
-
-    The map is private to this process: were the tensor written to, the file would not change.
-
-    Raises:
-        ConfigError: a type other than float32, float16 and bfloat16, no element, or a file that is
-            shorter than its header says.
-    """
-    first = place.start // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
-    if place.dtype not in _DTYPES or place.start == place.stop:
-        raise _unusable(f"{list(place.shape)} of {place.dtype}", where)
-    dtype = _DTYPES[place.dtype]
-    try:
-        with place.file.open("rb") as file:
-            memory = mmap.mmap(
-                file.fileno(), place.stop - first, access=mmap.ACCESS_COPY, offset=first
-            )
-    except (OSError, ValueError) as error:
-        raise ConfigError("cannot map the checkpoint", got=error, where=str(place.file)) from error
-    count = (place.stop - place.start) // dtype.itemsize
-    flat = torch.frombuffer(memory, dtype=dtype, count=count, offset=place.start - first)
-    return flat.view(place.shape)
-
-
 def _table(rows: torch.Tensor, where: str) -> torch.Tensor:
-    if rows.dim() != 2 or not rows.numel() or rows.dtype not in _DTYPES.values():
+    if rows.dim() != 2 or not rows.numel() or rows.dtype not in _DTYPES:
         raise _unusable(f"{list(rows.shape)} of {rows.dtype}", where)
     return rows
 

@@ -66,9 +66,10 @@ class UnionHead(torch.nn.Module):
         self._holders[: self.static] = 1  # for good
 
     @property
-    def in_use(self) -> int:
-        """How many rows somebody holds, the static ones included: ``length`` less the gaps."""
-        return int(np.count_nonzero(self._holders))
+    def ids(self) -> torch.Tensor:
+        """[n] token of each row that somebody holds, the static ones first."""
+        held = torch.from_numpy(np.flatnonzero(self._holders))
+        return self._rows.ids[held.to(self._rows.ids.device)]
 
     @property
     def nbytes(self) -> int:
@@ -134,8 +135,8 @@ class UnionHead(torch.nn.Module):
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """[..., d] final states -> [..., U] logits of all rows, whoever holds them.
 
-        :meth:`spread` and :meth:`best` say which token they are of. Call them before anybody joins
-        or extends: a free row may be another token's then.
+        :meth:`spread` and :meth:`argmax` say which token they are of. Call them before anybody
+        joins or extends: a free row may be another token's then.
         """
         return self._rows.logits(hidden, self.length)
 
@@ -159,7 +160,7 @@ class UnionHead(torch.nn.Module):
         wide[:, ids] = values
         return wide
 
-    def best(self, logits: torch.Tensor, tickets: Sequence[int]) -> list[int]:
+    def argmax(self, logits: torch.Tensor, tickets: Sequence[int]) -> list[int]:
         """The token of each row's largest logit: what ``spread(...).argmax(-1)`` gives, cheaper.
 
         Of equals it is the lowest id, whichever rows they are in. Arguments and errors as for
@@ -169,8 +170,8 @@ class UnionHead(torch.nn.Module):
         if values.shape[1] == 0:
             return [0] * len(values)
         if values.device.type == "cpu":  # where NumPy's argmax is 20 times torch's
-            return _best_on_host(values.numpy(), self._rows.tokens)
-        found: list[int] = _best_on_device(values, self._rows.ids[: values.shape[1]]).tolist()
+            return _argmax_on_host(values.numpy(), self._rows.tokens)
+        found: list[int] = _argmax_on_device(values, self._rows.ids[: values.shape[1]]).tolist()
         return found
 
     def _masked(self, logits: torch.Tensor, tickets: Sequence[int]) -> torch.Tensor:
@@ -258,7 +259,7 @@ class UnionHead(torch.nn.Module):
             self._hidden = torch.from_numpy(~held).to(self._rows.ids.device)
 
 
-def _best_on_host(values: npt.NDArray[np.float32], tokens: npt.NDArray[np.int64]) -> list[int]:
+def _argmax_on_host(values: npt.NDArray[np.float32], tokens: npt.NDArray[np.int64]) -> list[int]:
     """[N] token of each row's largest value, the lowest of equals.
 
     Args:
@@ -276,7 +277,7 @@ def _best_on_host(values: npt.NDArray[np.float32], tokens: npt.NDArray[np.int64]
     return found
 
 
-def _best_on_device(values: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+def _argmax_on_device(values: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """The same for a device, where comparisons cost next to nothing and a loop does not."""
     most = values.amax(1, keepdim=True)
     equal = (values == most) | values.isnan()
