@@ -123,6 +123,26 @@ def test_import_is_light() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        "sys.argv = ['tascade', '--help']; from tascade.cli import main; main()",
+        "sys.argv = ['tascade', 'bench', '--help']; from tascade.cli import main; main()",
+        "import tascade.console, tascade.bench.page, tascade.pack",
+    ],
+    ids=["help", "help of a verb", "report"],
+)
+def test_what_runs_no_model_loads_no_torch(code: str) -> None:
+    check = (
+        "import atexit, os, sys\n"
+        "def look():\n"
+        "    heavy = {'torch', 'transformers', 'numba'} & set(sys.modules)\n"
+        "    os._exit(1 if heavy else 0)\n"
+        f"atexit.register(look); {code}"
+    )
+    subprocess.run([sys.executable, "-c", check], check=True, capture_output=True)
+
+
 def test_vllm_and_web_frameworks_stay_in_their_place() -> None:
     for path in files():
         text = path.read_text()

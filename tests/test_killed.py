@@ -24,7 +24,8 @@ import torch
 
 import tascade
 from tascade import bundled, demo
-from tascade.bench.pack import BenchOptions, bench_pack, report_pack
+from tascade.bench.pack import BenchOptions, bench_pack
+from tascade.bench.page import report_pack
 from tascade.config import GateConfig, SpecConfig, TuneConfig, VocabConfig
 from tascade.draft.corpus import CorpusIndex
 from tascade.draft.corpus_store import LOCK

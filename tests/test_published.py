@@ -13,7 +13,8 @@ import pytest
 
 import tascade
 from tascade import bundled
-from tascade.bench.pack import BenchOptions, bench_pack, report_pack
+from tascade.bench.pack import BenchOptions, bench_pack
+from tascade.bench.page import report_pack
 from tascade.config import DataConfig, SpecConfig, VocabConfig
 from tascade.draft.corpus import CorpusIndex
 from tascade.draft.corpus_store import parse_manifest, write_manifest

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tascade
 from tascade import bundled
-from tascade.bench.pack import BenchOptions, bench_pack, report_pack
+from tascade.bench.pack import BenchOptions, bench_pack
+from tascade.bench.page import report_pack
 from tascade.config import GateConfig, TuneConfig, VocabConfig
 from tascade.data.load import load_examples
 from tascade.errors import ConfigError, DataError, PackError

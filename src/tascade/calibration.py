@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from tascade.config import Recipe
-from tascade.core import IntArray, Row
+from tascade.core import IntArray, Progress, Row
 from tascade.data.choose import spread
 from tascade.decode.equality import NearTies
 from tascade.decode.loop import AllNodes
@@ -28,7 +28,7 @@ def calibrate(
     task_model: TaskModel,
     rows: Sequence[Row],
     recipe: Recipe,
-    tell: Callable[[str, int, int | None], None],
+    tell: Progress,
 ) -> int:
     """Decode validation prompts, learning on the way; saves what was learned and the step costs.
 

@@ -328,7 +328,7 @@ def report(
 ) -> None:
     """One self-contained HTML page: speed, drafts, calibration, equality, quality."""
     from tascade import console
-    from tascade.bench.pack import report_pack
+    from tascade.bench.page import report_pack
 
     console.out.print(str(report_pack(pack, results or [], out)), markup=False)
 

@@ -12,9 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tascade.core import Generation, Source
+from tascade.core import Generation, Progress, Source
 from tascade.decode.text import Detokenizer
-from tascade.pipeline import Progress
 
 out = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
 err = Console(stderr=True, highlight=False)

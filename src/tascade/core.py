@@ -5,7 +5,7 @@ Shape legend of every docstring: ``B`` batch, ``T`` tokens, ``N`` tree nodes, ``
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Protocol, runtime_checkable
@@ -19,6 +19,9 @@ FloatArray = npt.NDArray[np.float32]
 
 Row = tuple[IntArray | None, IntArray]
 """(prompt, answer) token ids of an example, [T] each; ``None``: only the answer is known."""
+
+Progress = Callable[[str, int, int | None], None]
+"""Called as ``progress(stage, done, total)`` while long work goes on."""
 
 ROOT = -1
 """Parent of a node that follows the last committed token."""

@@ -10,14 +10,14 @@ from typing import Any
 
 from tascade.chat import ChatConfig
 from tascade.config import DataConfig, Recipe
-from tascade.core import IntArray, Row
+from tascade.core import IntArray, Progress, Row
 from tascade.data.choose import spread
 from tascade.encode import end_tokens, fingerprint
 from tascade.errors import DataError
 from tascade.files import folder_beside, install_folder, without_folders, write_atomic
 from tascade.lessons import own_lessons
 from tascade.load import ModelRef, load_model
-from tascade.pipeline import Progress, prepare, silent
+from tascade.pipeline import prepare, silent
 from tascade.places import place_for
 from tascade.tokens.counts import BARRIER
 from tascade.tokens.curve import (

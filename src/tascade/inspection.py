@@ -8,7 +8,7 @@ from typing import Any
 
 from tascade.chat import ChatConfig
 from tascade.config import DataConfig, Recipe, VocabConfig
-from tascade.core import IntArray
+from tascade.core import IntArray, Progress
 from tascade.data.choose import spread
 from tascade.decode.heads import finisher
 from tascade.decode.target import Target
@@ -19,7 +19,7 @@ from tascade.errors import ConfigError, DataError, UnsupportedModelError
 from tascade.forecast import Forecast, forecast
 from tascade.load import ModelRef, load_model
 from tascade.model import measure_cost
-from tascade.pipeline import Prepared, Progress, prepare, silent
+from tascade.pipeline import Prepared, prepare, silent
 from tascade.tokens.mine import MiningRules
 from tascade.tokens.stored import read_tokens
 from tascade.vocab.counts import count_documents

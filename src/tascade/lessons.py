@@ -14,13 +14,13 @@ from safetensors.numpy import load_file, save
 
 from tascade.calibration import check
 from tascade.config import Recipe
-from tascade.core import IntArray, Row
+from tascade.core import IntArray, Progress, Row
 from tascade.data.choose import spread
 from tascade.errors import ConfigError
 from tascade.files import write_atomic
 from tascade.model import TaskModel
 from tascade.own import count_prompts, enough_own, own_answers
-from tascade.pipeline import Prepared, Progress, build
+from tascade.pipeline import Prepared, build
 from tascade.tokens.family import TokenizerFamily
 from tascade.tokens.foretold import Foretelling
 from tascade.train.certainty import decisions

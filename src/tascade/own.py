@@ -8,12 +8,12 @@ states they raise tokens per step from 6.1 to 10.2 (test rows; benchmarks/result
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from tascade.core import IntArray, Row
+from tascade.core import IntArray, Progress, Row
 from tascade.decode.loop import Decoder
 from tascade.decode.sample import SamplingParams
 from tascade.errors import ConfigError
@@ -28,7 +28,7 @@ def own_answers(
     params: SamplingParams,
     *,
     seconds: float,
-    tell: Callable[[str, int, int | None], None],
+    tell: Progress,
 ) -> tuple[list[Row], list[int]]:
     """Answer the prompts of ``rows``, as many as ``seconds`` allow.
 

@@ -17,7 +17,7 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -25,7 +25,7 @@ from typing import Any
 
 from tascade.calibration import calibrate, check
 from tascade.config import DataConfig, Recipe
-from tascade.core import Example, Row
+from tascade.core import Example, Progress, Row
 from tascade.data.choose import spread, thin
 from tascade.data.load import LoadReport, load_examples, source_hash
 from tascade.draft.corpus import CorpusIndex
@@ -43,9 +43,6 @@ from tascade.tokens.segment import Merger
 from tascade.tokens.stored import read_tokens
 from tascade.vocab.counts import count_documents
 from tascade.vocab.profile import build_profile
-
-Progress = Callable[[str, int, int | None], None]
-"""Called as ``progress(stage, done, total)``."""
 
 MAX_PROMPTS = 500_000
 MOST_HELD_OUT = 2000

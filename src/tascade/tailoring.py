@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from tascade.config import Recipe, VocabConfig
+from tascade.core import Progress
 from tascade.model import TaskModel
 from tascade.own import count_prompts, enough_own, own_answers
-from tascade.pipeline import Progress, own_held_out, prepare, silent
+from tascade.pipeline import own_held_out, prepare, silent
 from tascade.tailored import keep_vocabulary
 from tascade.tokens.stored import read_tokens
 from tascade.vocab.counts import count_documents

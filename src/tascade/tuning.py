@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tascade.config import Recipe
+from tascade.core import Progress
 from tascade.data.choose import spread
 from tascade.data.load import reread
 from tascade.encode import end_tokens, fingerprint
@@ -18,7 +19,7 @@ from tascade.lessons import Lessons, own_lessons
 from tascade.load import ModelRef, load_model
 from tascade.model import TaskModel
 from tascade.pack import Pack
-from tascade.pipeline import Prepared, Progress, adapt, prepare, silent
+from tascade.pipeline import Prepared, adapt, prepare, silent
 from tascade.places import place_for
 from tascade.tokens.family import TokenizerFamily
 from tascade.train.adapter import load_peft

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tascade.config import Recipe
-from tascade.core import IntArray, Row
+from tascade.core import IntArray, Progress, Row
 from tascade.data.choose import spread
 from tascade.decode.exclusive import exclusive
 from tascade.decode.loop import Decoder
@@ -25,7 +25,6 @@ from tascade.files import folder_beside, install_folder, write_atomic
 from tascade.lessons import Lessons
 from tascade.load import stored_dtype
 from tascade.pack import provenance
-from tascade.pipeline import Progress
 from tascade.places import place_for
 from tascade.tokens.check import check_extension
 from tascade.tokens.mine import MiningRules

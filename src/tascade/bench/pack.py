@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -12,11 +12,9 @@ from typing import Any
 from tascade.bench.memory import MemoryJob, can_measure, measure_memory
 from tascade.bench.methods import DecoderMethod, InBaseTokens, Method, Request, Skipped, restorer
 from tascade.bench.peers import arctic_methods, hf_generate, hf_prompt_lookup
-from tascade.bench.report import write_report
 from tascade.bench.run import About, BenchSettings, run_bench
 from tascade.bench.tailored import HEADS, tailored_methods
-from tascade.bench.tuned import TunedView, tuned_view
-from tascade.core import Example, IntArray
+from tascade.core import Example, IntArray, Progress
 from tascade.data.choose import spread
 from tascade.data.load import LoadReport, load_examples, source_hash
 from tascade.decode.equality import NearTies
@@ -26,18 +24,17 @@ from tascade.decode.target import Target
 from tascade.draft.none import NoDrafter
 from tascade.draft.paper import PaperDrafter
 from tascade.errors import ConfigError, DataError, PackError
-from tascade.files import without_folders, write_atomic
+from tascade.files import write_atomic
 from tascade.load import ModelRef, load_model
 from tascade.model import TaskModel
 from tascade.pack import Pack
 from tascade.pipeline import silent
-from tascade.tokens.stored import TOKENS_FILE, TUNING_FILE, read_tokens
+from tascade.tokens.stored import read_tokens
 
 TUNED = ("plain", "tasc-ft", "tasc-ft+spec")
 """What is measured of a pack that holds a tuned model; ``plain`` is the model before tuning."""
 ALL = ("plain", "tasc-paper", "tasc-spec", "hf-generate", "hf-prompt-lookup", "arctic-suffix")
 _FEW_ROWS = 3
-Progress = Callable[[str, int, int | None], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,50 +286,3 @@ def _paper(task_model: TaskModel, params: SamplingParams) -> DecoderMethod:
         "weight": drafter.weight,
     }
     return DecoderMethod("tasc-paper", decoder, params, settings=settings)
-
-
-def report_pack(pack: str | Path, results: Sequence[Path] = (), out: Path | None = None) -> Path:
-    """Write a page from bench results, the pack's own last one by default. Returns its path.
-
-    Raises:
-        ConfigError: there is no result yet, or a file is not one.
-    """
-    opened = Pack.open(pack)
-    files = list(results) or [opened.bench]
-    loaded = []
-    for file in files:
-        try:
-            loaded.append(json.loads(file.read_bytes()))
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                "cannot read a bench result",
-                got=error,
-                wanted="JSON written by `tascade bench`",
-                where=str(file),
-                fix="run `tascade bench PACK --data TEST` first",
-            ) from error
-    page = out or opened.report
-    facts = {
-        "model": without_folders(opened.info.model),
-        "created": opened.info.created,
-        "tascade": opened.info.tascade,
-    }
-    title = f"tascade: {Path(pack).name}"
-    write_report(page, loaded, title=title, pack=facts, tuned=_tuned_view(opened))
-    return page
-
-
-def _tuned_view(pack: Pack) -> TunedView | None:
-    if not pack.tuned.is_dir():
-        return None
-    files = [pack.tuned / name for name in (TUNING_FILE, TOKENS_FILE)]
-    try:
-        return tuned_view(*(json.loads(file.read_bytes()) for file in files))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PackError(
-            "cannot read how the pack's model was tuned",
-            got=f"{type(error).__name__}: {error}",
-            wanted=f"{TUNING_FILE} and {TOKENS_FILE} as `tascade tune` writes them",
-            where=str(pack.tuned),
-            fix="tune again",
-        ) from error

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tascade.core import Generation
-from tascade.decode.sample import SamplingParams
+
+if TYPE_CHECKING:  # it brings torch, which whoever shows text need not wait for
+    from tascade.decode.sample import SamplingParams
 
 _CONTEXT = range(4, 9)
 """How many tokens of what has been said are decoded again with new ones. A character cut short has

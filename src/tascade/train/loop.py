@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from tascade.config import TuneConfig
+from tascade.core import Progress
 from tascade.train.adapter import lora_parameters, row_parameters
 from tascade.train.fleet import Fleet
 from tascade.train.loss import AnswerLoss
@@ -19,7 +20,6 @@ from tascade.train.samples import Sample, batches, collate
 from tascade.train.seeding import seeded
 from tascade.train.state import has_state, load_state, save_state
 
-Tell = Callable[[str, int, int | None], None]
 _WARM_UP, _LAST, _CLIP = 0.05, 0.1, 1.0
 _RATE = 0.4
 
@@ -83,7 +83,7 @@ class Trainer:
         self._queue: list[list[Sample]] = []
         self._queue_of = -1
 
-    def run(self, until: int | None = None, tell: Tell | None = None) -> None:
+    def run(self, until: int | None = None, tell: Progress | None = None) -> None:
         """Train up to step ``until``, or to the end."""
         end = self.steps if until is None else min(until, self.steps)
         self.model.train()
@@ -94,7 +94,9 @@ class Trainer:
                 tell("tuning", self.course.done, self.steps)
         self.model.eval()
 
-    def run_saving(self, folder: Path, tell: Tell | None = None, *, seconds: float = 60.0) -> None:
+    def run_saving(
+        self, folder: Path, tell: Progress | None = None, *, seconds: float = 60.0
+    ) -> None:
         """Train to the end, going on from the state in ``folder`` and saving one there."""
         if has_state(folder):
             self.load(folder)

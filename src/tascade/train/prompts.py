@@ -8,13 +8,13 @@ arXiv 2406.08464, on the stems of the task's own prompts). No held-out row is se
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from tascade.core import IntArray
+from tascade.core import IntArray, Progress
 from tascade.decode.exclusive import exclusive
 from tascade.train.seeding import seeded
 
@@ -31,7 +31,7 @@ def own_prompts(
     *,
     seed: int = 0,
     batch: int = 0,
-    tell: Callable[[str, int, int | None], None] | None = None,
+    tell: Progress | None = None,
 ) -> list[IntArray]:
     """Prompts like the task's, continued by the model from their common beginnings.
 

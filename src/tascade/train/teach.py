@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from tascade.config import TuneConfig
+from tascade.core import Progress
 from tascade.errors import DataError
 from tascade.tokens.segment import Merger
 from tascade.train.adapter import merge, wrap
 from tascade.train.fleet import Fleet
-from tascade.train.loop import Tell, Trainer
+from tascade.train.loop import Trainer
 from tascade.train.loss import AnswerLoss
 from tascade.train.quantised import merge_into
 from tascade.train.rows import STARTS, make_room, start_rows
@@ -44,7 +45,7 @@ def teach(
     held_out: Sequence[Sample],
     config: TuneConfig,
     state: Path,
-    tell: Tell,
+    tell: Progress,
     fleet: Fleet | None = None,
     full: Any = None,
 ) -> Taught:
@@ -123,7 +124,7 @@ def _probe(
     samples: Sequence[Sample],
     kept: Sequence[Sample],
     config: TuneConfig,
-    tell: Tell,
+    tell: Progress,
 ) -> dict[str, float]:
     """Held-out loss after a few steps with the rows alone, by how they started.
 
