@@ -27,11 +27,13 @@ def llm(ticket_pack: Path, learned: Path) -> Any:
     return engine(ticket_pack, budget=False, learn=learned)
 
 
-def answers(llm: Any, prompts: list[list[int]], params: Any = WHOLE) -> list[tuple[int, ...]]:
-    """The answers that ended by themselves, end token included; the others empty."""
+def answers(
+    llm: Any, prompts: list[list[int]], params: Any = WHOLE
+) -> list[tuple[bool, tuple[int, ...]]]:
+    """For each prompt: whether its answer ended by itself, and the answer, end token included."""
     requests = [{"prompt_token_ids": prompt} for prompt in prompts]
     outputs = [request.outputs[0] for request in llm.generate(requests, params, use_tqdm=False)]
-    return [tuple(o.token_ids) if o.finish_reason == "stop" else () for o in outputs]
+    return [(o.finish_reason == "stop", tuple(o.token_ids)) for o in outputs]
 
 
 def documents(llm: Any, folder: Path) -> Counter[tuple[int, ...]]:
@@ -48,15 +50,24 @@ def test_only_answers_are_learned_and_each_of_them(
     # In each chat's next turn the prompt is the last one, its answer and the user's words.
     turns = [
         prompt + list(answer) + USERS_WORDS[i % 7 :]
-        for i, (prompt, answer) in enumerate(zip(first, said, strict=True))
-        if answer
+        for i, (prompt, (ended, answer)) in enumerate(zip(first, said, strict=True))
+        if ended
     ]
     assert len(turns) > 12
     for turn in turns[:4]:  # one at a time: in the row of the one before
         said += answers(llm, [turn])
     said += answers(llm, turns)
-    wanted = {answer: min(n, COPIES) for answer, n in Counter(said).items() if answer}
-    assert documents(llm, learned) == wanted
+    wanted = Counter(answer for ended, answer in said if ended)
+    found = documents(llm, learned)
+    assert {answer: found[answer] for answer in wanted} == {
+        answer: min(n, COPIES) for answer, n in wanted.items()
+    }
+    # Besides, answers that max_tokens cut in the very step in which their end token was sampled.
+    cut = {answer for ended, answer in said if not ended}
+    most = WHOLE.max_tokens + 12
+    for document in found.keys() - wanted.keys():
+        assert document[: WHOLE.max_tokens] in cut
+        assert len(document) <= most
 
 
 def test_an_answer_that_ignores_its_end_is_learned_once_up_to_it(
@@ -64,8 +75,8 @@ def test_an_answer_that_ignores_its_end_is_learned_once_up_to_it(
 ) -> None:
     before = documents(llm, learned)
     prompt = prompts[0]["prompt_token_ids"] + [5, 6, 7]
-    [answer] = answers(llm, [prompt])
-    assert answer
+    [(ended, answer)] = answers(llm, [prompt])
+    assert ended
     between = documents(llm, learned)
     assert between - before == Counter([answer])
     answers(llm, [prompt], SamplingParams(temperature=0.0, max_tokens=400, ignore_eos=True))
