@@ -23,7 +23,15 @@ OPEN = GateConfig(
     most_drop=1.0, least_agreement=0.0, least_adoption=0.0, most_longer=1e9, most_drift=99
 )
 BRIEF = TuneConfig(
-    tokens=3, prompts=0.1, replay=0.0, sure=0.0, start="mean", row_steps=2, epochs=0, gate=OPEN
+    tokens=3,
+    targets="gold",
+    prompts=0.1,
+    replay=0.0,
+    sure=0.0,
+    start="mean",
+    row_steps=2,
+    epochs=0,
+    gate=OPEN,
 )
 FLAGS: dict[str, tuple[str, ...]] = {
     "--validation": ("", "FILE"),
@@ -31,6 +39,8 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "--dtype": ("", "float32"),
     "--max-new-tokens": ("", "6"),
     "--on-error": ("", "skip"),
+    "--system": ("", "Be brief."),
+    "--chat-template-kwargs": ("", '{"mood": "calm"}'),
     "--self": ("", "yes"),
     "--tune": ("", "yes"),
     "--tailor": ("", "exact", "masked", "draft-only"),
@@ -83,7 +93,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("flags")
     model = tiny_model("llama", vocab_size=260, eos_token_id=256)
     model.generation_config.eos_token_id = 256
-    for part in (model, byte_tokenizer()):
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{{ mood }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    for part in (model, tokenizer):
         part.save_pretrained(folder / "model")
     rows = [{"prompt": e.prompt, "completion": e.completion} for e in toy_examples(90)]
     for name, part in (("train", rows[:82]), ("held_out", rows[82:])):
@@ -157,7 +169,8 @@ def test_flags_together_make_a_pack_that_says_what_plain_decoding_says(
         said = made.decoder.generate(prompt, params).tokens
         if flags["--tailor"] == "masked":  # which is no longer plain decoding, and says so
             assert made.tailored is not None
-            listed = set(made.tailored.head.ids[: made.tailored.head.static].tolist())
+            small = made.tailored.head.union
+            listed = set(small.ids[: small.static].tolist())
             assert set(said) <= listed | set(prompt.tolist())
         else:
             assert said == made.plain.generate(prompt, params).tokens

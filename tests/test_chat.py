@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -273,7 +274,7 @@ def test_a_tokenizer_without_a_template_cannot_serve_such_a_pack(pack: Path) -> 
 def test_bench_and_tailor_ask_as_the_pack_does(
     pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    copy = Pack.open(pack).copy_to(tmp_path / "pack").path
+    copy = shutil.copytree(pack, tmp_path / "pack")
     head = text_of(prompt_in(TOOLS, BRIEF)).partition("item")[0]
     seen = seen_prompts(monkeypatch)
     options = BenchOptions(("tasc-spec",), rows=2, repeats=1, max_new_tokens=4, memory=False)

@@ -142,9 +142,8 @@ def test_half_precision_is_compared_too_and_warned_of(monkeypatch: pytest.Monkey
 def test_what_is_compared_is_not_learned_from(tmp_path: Path) -> None:
     none = dataclasses.replace(RECIPE, spec=SpecConfig(calibration_rows=0))
     few = dataclasses.replace(none, max_new_tokens=2)
-    saved = [
-        adapt(tiny(), ROWS, recipe=recipe).pack.calibration.read_bytes() for recipe in (none, few)
-    ]
+    kept = [adapt(tiny(), ROWS, recipe=recipe) for recipe in (none, few)]
+    saved = [made.pack.calibration.read_bytes() for made in kept]
     assert saved[0] == saved[1]
     own = dataclasses.replace(OWN, spec=dataclasses.replace(OWN.spec, own_seconds=0.0))
     made = adapt(

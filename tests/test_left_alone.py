@@ -22,7 +22,6 @@ from tascade import SpecConfig, TaskModel, bundled
 from tascade.bench.pack import BenchOptions, bench_pack
 from tascade.config import GateConfig, Recipe, TuneConfig, VocabConfig
 from tascade.data.load import load_examples
-from tascade.integrations.tailored_generate import masked_generation
 from tascade.integrations.transformers import speculative_generate
 from tascade.load import load_model
 from tascade.tailoring import tailor
@@ -142,15 +141,6 @@ def hooked(made: TaskModel, **options: Any) -> None:
     made.model.generate(**ids_of(made), custom_generate=fast, **more, **options)
 
 
-def masked(made: TaskModel, error: bool = False) -> None:
-    if made.tailored is None:
-        return
-    with suppress(ZeroDivisionError), masked_generation(made, **ids_of(made)) as model:
-        if error:
-            raise ZeroDivisionError
-        model.generate(**ids_of(made), max_new_tokens=5, pad_token_id=0, do_sample=False)
-
-
 CALLS: dict[str, Callable[[TaskModel], Any]] = {
     "run": lambda made: made.run("abc", **SHORT),
     "draw": lambda made: made.generate(["abc", "d"], **DRAWN),
@@ -164,11 +154,9 @@ CALLS: dict[str, Callable[[TaskModel], Any]] = {
     "error": lambda made: broken(made, prompt="abc"),
     "error in a batch": lambda made: broken(made, prompt=["abc", "d"], batch_size=2),
     "plain": lambda made: made.plain.generate(made.encode("abc"), made.params(**SHORT)),
-    "costs": lambda made: (made.cost, made.tailored and made.tailored.check),
+    "costs": lambda made: (made.cost, made.tailored and made.tailored.schedule()),
     "generate()": hooked,
     "generate() with draws": lambda made: hooked(made, do_sample=True, seed=3),
-    "masked generation": masked,
-    "masked generation with an error": lambda made: masked(made, error=True),
 }
 
 

@@ -57,7 +57,7 @@ class House:
     def only_listed(self, ids: Any) -> Any:
         made = self.models["masked"].tailored
         assert made is not None
-        kept = sorted({*made.head.ids[: made.head.static].tolist(), *ids.tolist()})
+        kept = sorted({*made.head.union.ids[: made.head.union.static].tolist(), *ids.tolist()})
 
         def rule(_: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
             masked = torch.full_like(scores, -torch.inf)

@@ -173,7 +173,7 @@ def test_inspect_predicts_what_tailor_gives(ticket_pack: Path, tmp_path: Path) -
     task_model = TaskModel.from_pretrained(copy)
     assert task_model.tailored is not None
     sizes = predicted["vocabulary_bytes"]
-    assert sizes["tailored"] == task_model.tailored.head.nbytes
+    assert sizes["tailored"] == task_model.tailored.head.union.nbytes
     whole, _, _ = load_model(bundled.model_path())
     assert sizes["full"] == whole.get_input_embeddings().weight.nbytes  # tied: once
     left = sum(p.nbytes for p in task_model.model.parameters()) + sizes["tailored"]

@@ -224,7 +224,8 @@ def _cost(cost: CostTable | None, max_nodes: int) -> tuple[CostTable, str, float
 class _ScriptedTarget:
     """What the decoding loop needs of a :class:`Target`: it says ``output``, whatever it reads.
 
-    A forward returns the target itself, as logits [1 + N, V] whose rows are made when looked at.
+    A forward returns the target itself in place of logits [1 + N, V]: a walk asks it for a row's
+    largest, and for nothing else.
     """
 
     supports_trees = True
@@ -232,9 +233,7 @@ class _ScriptedTarget:
     lock = nullcontext()
     step = nullcontext
 
-    def __init__(self, vocab_size: int) -> None:
-        self._marked = torch.zeros(2 * vocab_size - 1)  # a row of logits is a part of it
-        self._marked[vocab_size - 1] = 1.0
+    def __init__(self) -> None:
         self.output: IntArray = np.empty(0, np.int32)
 
     def begin(self, prompt: IntArray, hold: Hold) -> None:
@@ -251,13 +250,11 @@ class _ScriptedTarget:
         self._parents = tree.parents.tolist()
         return self
 
-    def __getitem__(self, rows: slice) -> torch.Tensor:
+    def argmax_rows(self, rows: slice) -> list[int]:
         node, at = rows.start - 1, self._said
         while node >= 0:
             node, at = self._parents[node], at + 1
-        last = len(self._marked) // 2
-        begin = last - int(self.output[min(at, len(self.output) - 1)])
-        return self._marked[None, begin : begin + last + 1]
+        return [int(self.output[min(at, len(self.output) - 1)])]
 
     def keep(self, base: int, slots: Sequence[int]) -> None:
         self.length = base + len(slots)
@@ -285,8 +282,7 @@ def _replay(
     drafter: MixDrafter, budget: Budget, rows: Sequence[Pair], ends: Sequence[int]
 ) -> list[Generation]:
     """What the decoding loop makes of a target that says these outputs."""
-    ids = [int(np.max(output, initial=0)) for _, output in rows]
-    target: Any = _ScriptedTarget(1 + max(ids))
+    target: Any = _ScriptedTarget()
     decoder, said = Decoder(target, drafter, budget), []
     for prompt, output in rows:
         if not len(output):

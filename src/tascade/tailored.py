@@ -69,9 +69,10 @@ class Tailored:
     def schedule(self) -> CheckSchedule:
         """When the full head checks, by what both heads cost on this machine."""
         if self._costs is None:
+            dtype = self.target.model.dtype
             self._costs = (
-                measure_head(self.full, self.head),
-                measure_head(self.head, self.head, guessing=True),
+                measure_head(self.full, self.head, dtype),
+                measure_head(self.head, self.head, dtype, guessing=True),
             )
         full, small = (partial(_seconds, table) for table in self._costs)
         return CheckSchedule(full, small, self.config.deferred, self.rate)
@@ -225,18 +226,21 @@ def _seconds(table: CostTable, states: int) -> float:
 
 
 @torch.inference_mode()
-def measure_head(logits: HeadLike, head: RequestHead, guessing: bool = False) -> CostTable:
+def measure_head(
+    logits: HeadLike, head: RequestHead, dtype: torch.dtype, guessing: bool = False
+) -> CostTable:
     """Measure what a head costs by its number of states, the choice of tokens included.
 
     Args:
         logits: the full head, or ``head`` itself.
         head: the small one.
+        dtype: of the model's states; its tables may be stored in another.
         guessing: whether it is the small one, whose logits tell misses as well.
     """
     # Not random ones: the draws are the user's. Not zeros either, which some CPUs add up faster.
     own = head.union
     numbers = torch.arange(1, _STATES[-1] * own.width + 1, device=own.ids.device)
-    states = numbers.sin().view(-1, own.width).to(own.table.dtype)
+    states = numbers.sin().view(-1, own.width).to(dtype)
 
     def once(rows: int) -> float:
         start = time.perf_counter()

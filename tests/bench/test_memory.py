@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ def test_a_process_counts_tables_and_a_small_head_has_none(pack: Path, tmp_path:
         assert found["start_anonymous_bytes"] < found["start_bytes"] < found["peak_bytes"]
         assert "device_peak_bytes" not in found
     kept = tmp_path / "kept"
-    Pack.open(pack).copy_to(kept)
+    shutil.copytree(pack, kept)
     info = Pack.open(kept).info
     recipe = {**info.recipe, "vocab": {**info.recipe["vocab"], "tables": "device"}}
     Pack.open(kept).save_info(dataclasses.replace(info, recipe=recipe))

@@ -464,7 +464,7 @@ def test_a_calls_time_is_not_taken_for_that_of_look_ups():
 
 def test_of_a_tree_and_a_chain_what_promises_more_is_verified():
     drafter = Watched(model("llama", 1), clock=Clock())
-    drafter._right[:] = 3.0, 10.0
+    drafter.confidence.of = lambda chance: 0.3
     for survival, taken in ((0.9, "tree"), (0.1, "chain")):
         tree = DraftTree.chain([90, 91], [survival, survival], Source.CORPUS)
         budget = Budget(CostTable.flat())

@@ -4,6 +4,7 @@ The target is a table: the logits after a token depend on that token alone, so t
 neighbouring tokens is known exactly.
 """
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -34,13 +35,18 @@ class TableTarget:
 
     supports_trees = True
     device = torch.device("cpu")
+    lock = nullcontext()
+    step = nullcontext
 
     def __init__(self):
         self.table = logits_table()
         self.length = 0
 
-    def begin(self, prompt=None):
-        self.length = 0
+    def begin(self, prompt=None, hold=None):
+        self.length, self.hold = 0, hold
+
+    def end(self, hold):
+        pass
 
     def room(self, base):
         return None

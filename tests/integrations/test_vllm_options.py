@@ -250,7 +250,8 @@ def test_documents_appended_to_packs_in_use_are_drafted(tmp_path: Path) -> None:
     tasks = [Task(corpus) for corpus in corpora]
     made.drafter = BatchDrafter(tasks, end_tokens=[1], requests=4, length=32, most=4)
     requests = {"r0": request(), "r1": request({"tascade_pack": "b"})}
-    made.bind(lambda: SimpleNamespace(req_ids=["r0", "r1"]), lambda: requests)
+    batch = SimpleNamespace(req_ids=["r0", "r1"], num_prompt_tokens=np.array([1, 1]))
+    made.bind(lambda: batch, lambda: requests)
     ids, lengths = np.zeros((4, 32), np.int32), np.array([2, 2, 0, 0], np.int32)
     ids[:, :2] = [40, 5]
     assert made.propose([[5], [5]], lengths, ids) == [[], []]

@@ -9,10 +9,10 @@ from itertools import takewhile
 import numpy as np
 import torch
 
+from tascade.assistant.confidence import Confidence
 from tascade.core import DraftTree, FloatArray, IntArray
 from tascade.decode.target import Target
 from tascade.draft.costs import Trust
-from tascade.draft.mixing import fresh_state, learn_path, survive
 
 _FEW = 8
 """Tokens that an assistant runs in about the time of one."""
@@ -50,7 +50,7 @@ class AssistantDrafter:
     ) -> None:
         self.target, self.clock, self.seconds = target, clock, 0.0
         self.hits = Trust(1.0, 0.75, weight=1 / 32)
-        self._right = fresh_state()[2] / 4.0  # of a token that it gives a probability
+        self.confidence = Confidence()
         self._known = min(target.vocab_size, vocab_size or target.vocab_size)
         self._ends = frozenset(end_tokens)
         self._ran: list[int] = []  # tokens in the cache, whichever request they are of
@@ -91,7 +91,7 @@ class AssistantDrafter:
                 if ended or not self.fits() or (n and kept[-1] * self.hits.ratio < bar):
                     break
                 self._next()
-            chance = float(survive(self._chances[n], self._right)) * (kept[-1] if kept else 1.0)
+            chance = self.confidence.of(self._chances[n]) * (kept[-1] if kept else 1.0)
             if chance < floor * promised:
                 break
             kept.append(chance)
@@ -145,7 +145,7 @@ class AssistantDrafter:
         right = sum(takewhile(bool, (a == b for a, b in zip(said, self._chain, strict=False))))
         for at, chance in enumerate(self._chances[: min(right + 1, len(said))]):
             self.hits.record(1.0, at < right)
-            learn_path(chance, float(at < right), self._right)
+            self.confidence.learn(chance, at < right)
         gone = right if right == len(said) else len(self._chain)
         del self._chain[:gone], self._chances[:gone]
         self._context += said

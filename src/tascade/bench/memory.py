@@ -120,7 +120,7 @@ def measure_here(job: MemoryJob, prompts: Sequence[Prompt]) -> Memory:
     )
     for prompt in prompts:
         decoder.generate(encode_prompt(tokenizer, prompt, chat), params)
-    small = 0 if tailored is None else tailored.head.nbytes
+    small = 0 if tailored is None else tailored.head.union.nbytes
     after, on_device = _resident(), model.device.type == "cuda"
     return Memory(
         vocabulary_bytes=small + _table_bytes(model),
