@@ -5,8 +5,8 @@
                              "model": "tascade.integrations.vllm.TascadeProposer"}' \
       --additional-config '{"tascade": {"pack": "PACK"}}'
 
-Nothing of vLLM is patched but one function of its CPU build, where a check at the start finds it
-wrong (:func:`mend_expansion`). Its rejection sampler verifies the drafts, so that greedy output is
+Nothing of vLLM is patched but two functions that its CPU build verifies drafts with, where a check
+at the start finds them wrong (:func:`mend_expansion`, :func:`mend_empty_top_k`). Its rejection sampler verifies the drafts, so that greedy output is
 the same and sampled output follows the same distribution; its grammars cut drafts at the first
 token they forbid. The pack may also be named by ``TASCADE_PACK`` in the environment.
 """
@@ -101,6 +101,29 @@ def mend_expansion() -> None:
         )
 
 
+def mend_empty_top_k() -> None:
+    """See that vLLM bears a step in which requests have a top_k and nobody has a draft.
+
+    On a CPU 0.32 takes the largest top_k of the drafted tokens, of none too, and the engine ends.
+    Every step goes through the rejection sampler there, drafts or not, so that one request with
+    a top_k and no top_p is enough.
+    """
+    import torch
+    from vllm.v1.sample import rejection_sampler
+
+    theirs = rejection_sampler.apply_top_k_top_p
+    try:
+        theirs(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int32), None)
+    except (RuntimeError, IndexError):
+        _log.warning(
+            "this vLLM's top_k ends the engine in a step without drafts: tascade leaves it out of "
+            "such steps in this process"
+        )
+        rejection_sampler.apply_top_k_top_p = lambda logits, k, p: (
+            theirs(logits, k, p) if len(logits) else logits
+        )
+
+
 def _expands(sampler: Any) -> bool:
     import torch
 
@@ -157,6 +180,7 @@ class TascadeProposer:
         check_requests(options, parallel, model)
         if current_platform.is_cpu():
             mend_expansion()
+            mend_empty_top_k()
         self._names = list(options.packs)
         self._adapters = options.adapters
         packs = [Pack.open(path) for path in options.packs.values()]
