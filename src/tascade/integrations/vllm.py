@@ -6,9 +6,10 @@
       --additional-config '{"tascade": {"pack": "PACK"}}'
 
 Nothing of vLLM is patched but two functions that its CPU build verifies drafts with, where a check
-at the start finds them wrong (:func:`mend_expansion`, :func:`mend_empty_top_k`). Its rejection sampler verifies the drafts, so that greedy output is
-the same and sampled output follows the same distribution; its grammars cut drafts at the first
-token they forbid. The pack may also be named by ``TASCADE_PACK`` in the environment.
+at the start finds them wrong (:func:`mend_expansion`, :func:`mend_empty_top_k`). Its rejection
+sampler verifies the drafts, so that greedy output is the same and sampled output follows the same
+distribution; its grammars cut drafts at the first token they forbid. The pack may also be named by
+``TASCADE_PACK`` in the environment.
 """
 
 from __future__ import annotations
