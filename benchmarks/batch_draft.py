@@ -23,11 +23,11 @@ import numpy as np
 
 from index_bench import END, VOCAB, corpus, quantiles
 from tascade.bench.machine import machine_info
-from tascade.draft.batch import BatchDrafter
-from tascade.draft.batch_budget import BatchBudget
-from tascade.draft.calibrate import Calibration
-from tascade.draft.corpus import CorpusIndex
-from tascade.draft.task import Task
+from tascade.draft.ngram.batch import BatchDrafter
+from tascade.draft.ngram.batch_budget import BatchBudget
+from tascade.draft.ngram.mixer_calibration import Calibration
+from tascade.draft.ngram.sources import Task
+from tascade.index.corpus import CorpusIndex
 
 MOST = 16
 PROMPT = 64

@@ -26,15 +26,15 @@ from tascade.bench.machine import machine_info
 from tascade.config import VocabConfig
 from tascade.core import FloatArray
 from tascade.data.choose import spread
+from tascade.data.encode import encode_example, end_tokens
 from tascade.data.load import load_examples
-from tascade.decode.sample import SamplingParams
-from tascade.decode.schedule import CheckSchedule, MissPredictor
+from tascade.decode.sampling import SamplingParams
 from tascade.draft.none import NoDrafter
-from tascade.encode import encode_example, end_tokens
 from tascade.load import load_model
-from tascade.tailored import tailor_model
-from tascade.vocab.counts import count_documents
-from tascade.vocab.profile import build_profile
+from tascade.tailor.counts import count_documents
+from tascade.tailor.profile import build_profile
+from tascade.tailor.schedule import CheckSchedule, MissPredictor
+from tascade.tailor.tailored import tailor_model
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 TASKS = ("text_to_sql_advising", "multilabel_nlupp", "dst_sgd")

@@ -21,10 +21,10 @@ from typing import Any
 from readme_table import put_into
 from tascade.bench.machine import machine_info
 from tascade.data.load import load_examples
-from tascade.tokens.curve import best_at, choose_among
-from tascade.tokens.family import TokenizerFamily
-from tascade.tokens.mine import Method, MiningRules, OutputCounts, choose
-from tascade.tokens.segment import Merger
+from tascade.enrich.tokens.curve import best_at, choose_among
+from tascade.enrich.tokens.family import TokenizerFamily
+from tascade.enrich.tokens.merger import Merger
+from tascade.enrich.tokens.mine import Method, MiningRules, OutputCounts, choose
 
 BEGIN, END = "<!-- enrich -->", "<!-- /enrich -->"
 TASKS = ("multilabel_nlupp", "text_to_sql_advising", "dst_sgd", "medical_qa_medquad")

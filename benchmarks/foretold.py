@@ -17,10 +17,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from tascade import bundled, demo
+from tascade import bundled
 from tascade.bench.machine import machine_info
+from tascade.cli import demo
 from tascade.config import GateConfig, Recipe, TuneConfig
-from tascade.tuning import tune
+from tascade.enrich.stage import tune
 
 
 def verdict(work: Path, stage: TuneConfig, task: str) -> Any:

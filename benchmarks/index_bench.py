@@ -52,7 +52,7 @@ def draft_latency(index: Any, held_out: list[list[int]]) -> dict[str, Any]:
 
     The contexts are prefixes of documents of the same task that the index does not hold.
     """
-    from tascade.draft.mix import MixDrafter
+    from tascade.draft.ngram.drafter import MixDrafter
 
     rng = np.random.default_rng(2)
     contexts = []
@@ -94,8 +94,8 @@ def timed(call: Any, repeats: int = 1) -> tuple[Any, float]:
 
 
 def measure_index(n_tokens: int, folder: Path) -> dict[str, Any]:
-    from tascade.draft.corpus import CorpusIndex
-    from tascade.draft.corpus_arrays import sort_shard
+    from tascade.index.arrays import sort_shard
+    from tascade.index.corpus import CorpusIndex
 
     path, options = folder / "index", {"vocab_size": VOCAB, "fingerprint": "bench"}
     small = corpus(1000)

@@ -26,10 +26,10 @@ from tascade.bench.machine import machine_info
 from tascade.bench.methods import restorer
 from tascade.bench.metrics import spread
 from tascade.core import Generation
+from tascade.data.encode import encode_prompt
 from tascade.data.load import load_examples
 from tascade.decode.loop import Decoder
-from tascade.decode.sample import SamplingParams
-from tascade.encode import encode_prompt
+from tascade.decode.sampling import SamplingParams
 from tascade.model import TaskModel
 
 MOST_SLOWER = 0.02

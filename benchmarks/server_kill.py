@@ -26,8 +26,8 @@ from openai import AsyncOpenAI
 from server_load import Server
 from tascade.bench.machine import machine_info
 from tascade.data.load import load_examples
-from tascade.draft.corpus import CorpusIndex
-from tascade.draft.learned import LearnedCorpus
+from tascade.index.corpus import CorpusIndex
+from tascade.index.learned import LearnedCorpus
 from tascade.model import TaskModel
 
 CLIENTS = 8

@@ -53,21 +53,21 @@ from tascade.bench.metrics import spread as spread_of
 from tascade.config import VocabConfig
 from tascade.core import IntArray
 from tascade.data.choose import spread
+from tascade.data.encode import encode_example
 from tascade.data.load import load_examples
 from tascade.decode.loop import Decoder
-from tascade.decode.sample import SamplingParams
+from tascade.decode.sampling import SamplingParams
 from tascade.decode.target import Target
 from tascade.draft.budget import Budget
-from tascade.draft.corpus import CorpusIndex
-from tascade.draft.mix import MixDrafter
+from tascade.draft.ngram.drafter import MixDrafter
 from tascade.draft.none import NoDrafter
-from tascade.encode import encode_example
+from tascade.index.corpus import CorpusIndex
 from tascade.load import load_model
 from tascade.model import measure_cost
-from tascade.tailored import tailor_model
-from tascade.vocab.counts import count_documents
-from tascade.vocab.profile import Profile, build_profile
-from tascade.vocab.slim import load_slim
+from tascade.tailor.counts import count_documents
+from tascade.tailor.offload.load import load_slim
+from tascade.tailor.profile import Profile, build_profile
+from tascade.tailor.tailored import tailor_model
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 TASKS = ("text_to_sql_advising", "multilabel_nlupp", "dst_sgd")
@@ -305,8 +305,8 @@ def load(folder):
         model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", use_safetensors=True)
         return model.to(device), None
     from tascade.config import VocabConfig
-    from tascade.tailored import tailor_model
-    from tascade.vocab.slim import load_slim
+    from tascade.tailor.tailored import tailor_model
+    from tascade.tailor.offload.load import load_slim
     slim = load_slim(folder, device=device)
     made = tailor_model(slim.model, ids, VocabConfig(head="masked"), table=slim.head)
     return slim.model, made

@@ -36,19 +36,19 @@ from tascade.bench.metrics import quality
 from tascade.config import VocabConfig
 from tascade.core import Generation, IntArray
 from tascade.data.choose import spread
+from tascade.data.encode import encode_example, end_tokens
 from tascade.data.load import load_examples
 from tascade.decode.batch import BatchDecoder
 from tascade.decode.batch_target import BatchTarget
-from tascade.decode.sample import SamplingParams
+from tascade.decode.sampling import SamplingParams
 from tascade.draft.none import NoDrafter
-from tascade.encode import encode_example, end_tokens
 from tascade.load import load_model
-from tascade.tailored import Tailored, tailor_model
-from tascade.vocab.counts import count_documents
-from tascade.vocab.head import RequestHead
-from tascade.vocab.pins import pinned_tokens
-from tascade.vocab.profile import build_profile
-from tascade.vocab.table import RowTable
+from tascade.tailor.counts import count_documents
+from tascade.tailor.offload.table import RowTable
+from tascade.tailor.profile import build_profile
+from tascade.tailor.required import pinned_tokens
+from tascade.tailor.single_head import RequestHead
+from tascade.tailor.tailored import Tailored, tailor_model
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 PILOT = ("text_to_sql_advising", "multilabel_nlupp", "dst_sgd", "data_to_text_rnnlg")

@@ -55,7 +55,7 @@ def engine(options: argparse.Namespace) -> Any:
 
 
 def unspoken(options: argparse.Namespace) -> list[int]:
-    from tascade.draft.corpus import CorpusIndex
+    from tascade.index.corpus import CorpusIndex
     from tascade.pack import Pack
 
     corpus = CorpusIndex.open(Pack.open(options.packs / TASK).corpus)

@@ -191,8 +191,8 @@ def encode(options: argparse.Namespace) -> dict[str, list[list[int]]]:
     """Token ids of the prompts of each split."""
     from transformers import AutoTokenizer
 
+    from tascade.data.encode import encode_prompt
     from tascade.data.load import load_examples
-    from tascade.encode import encode_prompt
 
     tokenizer = AutoTokenizer.from_pretrained(options.shared / "models" / "pilot")
     folder = options.shared / "data" / options.task

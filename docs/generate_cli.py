@@ -16,7 +16,7 @@ from tascade.cli import app
 PAGE = Path(__file__).with_name("cli.md")
 INTRO = """# Command line
 
-<!-- Written by docs/generate_cli.py from src/tascade/cli.py: change those, not this page. -->
+<!-- Written by docs/generate_cli.py from src/tascade/cli/verbs.py: change those, not this page. -->
 
 `tascade --help` and `tascade VERB --help` say the same. Results go to stdout, progress and errors
 to stderr: bars on a terminal, plain lines elsewhere. An error of tascade's own ends with exit code

@@ -28,15 +28,15 @@ import numpy as np
 import torch
 
 from tascade.config import Recipe, SpecConfig, VocabConfig
-from tascade.draft import corpus_shards, similar
-from tascade.draft.batch import BatchDrafter
 from tascade.draft.budget import Budget
-from tascade.draft.corpus import CorpusIndex
-from tascade.draft.corpus_store import checksum
 from tascade.draft.costs import CostTable
-from tascade.draft.task import open_task
+from tascade.draft.ngram.batch import BatchDrafter
+from tascade.draft.ngram.sources import open_task
 from tascade.errors import TascadeError
-from tascade.learning import TrafficLearner
+from tascade.index import corpus_shards, similar
+from tascade.index.corpus import CorpusIndex
+from tascade.index.store import checksum
+from tascade.index.traffic import TrafficLearner
 from tascade.model import TaskModel
 from tascade.pack import Pack
 from tascade.pipeline import adapt

@@ -14,8 +14,8 @@ from tascade.config import SpecConfig
 from tascade.decode import loop
 from tascade.draft.budget import Budget
 from tascade.draft.costs import CostTable
+from tascade.enrich.distill_data import own_lessons
 from tascade.errors import TascadeError
-from tascade.lessons import own_lessons
 from tascade.pipeline import adapt, prepare, silent
 from tascade.testing import byte_tokenizer, tiny_model, toy_examples
 

@@ -15,26 +15,27 @@ import pytest
 from typer.testing import CliRunner
 
 import tascade
-from tascade import bundled, cli
+from tascade import bundled
+from tascade.cli import verbs as cli
 from tascade.config import GateConfig, SpecConfig, TuneConfig, VocabConfig
 from tascade.data.choose import thin
+from tascade.data.encode import encode_prompt, end_tokens
 from tascade.data.load import load_examples
 from tascade.decode.loop import Decoder
-from tascade.decode.sample import SamplingParams
+from tascade.decode.sampling import SamplingParams
 from tascade.decode.target import Target
 from tascade.draft.costs import CostTable
 from tascade.draft.none import NoDrafter
-from tascade.encode import encode_prompt, end_tokens
-from tascade.enrichment import enrich
+from tascade.enrich.choose import enrich
+from tascade.enrich.distill_data import Lessons, own_lessons
+from tascade.enrich.stage import tune
 from tascade.errors import ConfigError
-from tascade.inspection import inspect
-from tascade.lessons import Lessons, own_lessons
+from tascade.forecast.inspection import inspect
 from tascade.load import load_model
 from tascade.pack import Pack
 from tascade.pipeline import MOST_HELD_OUT, Prepared, adapt, prepare, silent
-from tascade.tailoring import tailor
+from tascade.tailor.stage import tailor
 from tascade.testing import byte_tokenizer, tiny_model, toy_examples
-from tascade.tuning import tune
 
 ENDS = (256,)
 NEVER = "never said by this model"
@@ -72,7 +73,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
-        monkeypatch.setattr("tascade.own.time.monotonic", lambda: self.now)
+        monkeypatch.setattr("tascade.answers.time.monotonic", lambda: self.now)
         generate = Decoder.generate
 
         def counted(decoder: Decoder, *args: Any, **options: Any) -> Any:
@@ -215,7 +216,7 @@ def test_tokens_chosen_from_own_answers_say_what_was_left_out(
 ) -> None:
     Clock(monkeypatch)
     timed = partial(tascade.Recipe, max_new_tokens=8, spec=SpecConfig(own_seconds=24.5))
-    monkeypatch.setattr("tascade.enrichment.Recipe", timed)
+    monkeypatch.setattr("tascade.enrich.choose.Recipe", timed)
     made = enrich(toy(60, NEVER), tiny(), held_out=toy(100, NEVER)[60:], own_answers=True)
     told = made.to_json()
     assert told["held_out_rows"] == 25
@@ -275,7 +276,7 @@ def test_a_list_of_own_answers_counts_and_is_judged_by_own_answers_alone(
     data = [{"prompt": row.prompt, "completion": "é" * 20} for row in rows]
     Clock(monkeypatch)
     timed = partial(tascade.Recipe, spec=SpecConfig(own_seconds=21.5))
-    monkeypatch.setattr("tascade.tailoring.Recipe", timed)
+    monkeypatch.setattr("tascade.tailor.stage.Recipe", timed)
     made = tailor(tmp_path / "pack", data[:40], held_out=data[40:], own=True)
     profile = made.gain.profile
     assert profile.counted == "own"

@@ -23,23 +23,24 @@ import pytest
 import torch
 
 import tascade
-from tascade import bundled, demo
+from tascade import bundled
 from tascade.bench.pack import BenchOptions, bench_pack
 from tascade.bench.page import report_pack
+from tascade.cli import demo
 from tascade.config import GateConfig, SpecConfig, TuneConfig, VocabConfig
-from tascade.draft.corpus import CorpusIndex
-from tascade.draft.corpus_store import LOCK
 from tascade.draft.costs import CostTable
-from tascade.draft.learned import LearnedCorpus
-from tascade.draft.similar import SimilarIndex
-from tascade.enrichment import enrich
+from tascade.enrich.choose import enrich
+from tascade.enrich.stage import adapt_tuned, tune
+from tascade.enrich.train.checkpoint import load_state, save_state
+from tascade.index.corpus import CorpusIndex
+from tascade.index.learned import LearnedCorpus
+from tascade.index.similar import SimilarIndex
+from tascade.index.store import LOCK
 from tascade.model import TaskModel
 from tascade.pack import Pack
 from tascade.pipeline import adapt
-from tascade.tailoring import tailor
+from tascade.tailor.stage import tailor
 from tascade.testing import byte_tokenizer, tiny_model, toy_examples
-from tascade.train.state import load_state, save_state
-from tascade.tuning import adapt_tuned, tune
 
 ROWS = [{"prompt": e.prompt, "completion": e.completion} for e in toy_examples(48)]
 FEW = ROWS[:4]

@@ -22,13 +22,13 @@ from tascade import SpecConfig, TaskModel, bundled
 from tascade.bench.pack import BenchOptions, bench_pack
 from tascade.config import GateConfig, Recipe, TuneConfig, VocabConfig
 from tascade.data.load import load_examples
+from tascade.enrich.stage import tune
+from tascade.enrich.train.embeddings import make_room
+from tascade.enrich.train.lora import wrap
 from tascade.integrations.transformers import speculative_generate
 from tascade.load import load_model
-from tascade.tailoring import tailor
+from tascade.tailor.stage import tailor
 from tascade.testing import byte_tokenizer, tiny_model, toy_examples
-from tascade.train.adapter import wrap
-from tascade.train.rows import make_room
-from tascade.tuning import tune
 
 ROWS = [{"prompt": e.prompt, "completion": e.completion} for e in toy_examples(48)]
 RECIPE = Recipe(max_new_tokens=8, spec=SpecConfig(calibration_rows=2))

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from tascade import Recipe
 from tascade.errors import FingerprintError, PackError
-from tascade.files import write_atomic
 from tascade.pack import Pack, PackInfo
+from tascade.util.files import write_atomic
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from tascade.config import SpecConfig
 from tascade.core import Source
 from tascade.data.load import load_examples
 from tascade.errors import ConfigError, DataError, FingerprintError, PackError
-from tascade.inspection import inspect
+from tascade.forecast.inspection import inspect
 from tascade.model import TaskModel
 from tascade.testing import byte_tokenizer, tiny_model, toy_examples
 

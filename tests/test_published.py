@@ -16,15 +16,15 @@ from tascade import bundled
 from tascade.bench.pack import BenchOptions, bench_pack
 from tascade.bench.page import report_pack
 from tascade.config import DataConfig, SpecConfig, VocabConfig
-from tascade.draft.corpus import CorpusIndex
-from tascade.draft.corpus_store import parse_manifest, write_manifest
-from tascade.enrichment import enrich
+from tascade.enrich.choose import enrich
+from tascade.enrich.tokens.stored import TOKENS_FILE
 from tascade.errors import ConfigError, PackError
+from tascade.index.corpus import CorpusIndex
+from tascade.index.store import parse_manifest, write_manifest
 from tascade.model import TaskModel
 from tascade.pack import Pack
-from tascade.tailoring import tailor
+from tascade.tailor.stage import tailor
 from tascade.testing import byte_tokenizer, tiny_model, toy_examples
-from tascade.tokens.stored import TOKENS_FILE
 
 USER = "ada-of-these-tests"
 ARGUMENT = "--an-argument-of-these-tests"

@@ -339,7 +339,7 @@ def test_the_owners_own_calls_see_the_full_head_meanwhile(house: House) -> None:
         seen.append(torch.equal(elsewhere(lambda: wanted(input_ids=ids).logits), before))
         return torch.zeros(1, 1, 4)
 
-    from tascade.decode.heads import install_slot
+    from tascade.decode.lm_head import install_slot
 
     slot = install_slot(made.model)
     with exclusive(made.model), slot.using(looks):
@@ -377,7 +377,7 @@ def test_a_models_lock_goes_with_it(tmp_path: Path) -> None:
 
 def test_an_assistant_may_be_the_model_of_another(house: House) -> None:
     """Each is the other's assistant, in two threads: neither waits for ever."""
-    from tascade.assistant.open import open_assistant
+    from tascade.draft.neural.load import open_assistant
 
     model, tokenizer = house.models["full"].model, house.models["full"].tokenizer
     second = copy.deepcopy(model)

@@ -12,16 +12,16 @@ __version__ = "0.1.0"
 
 _NAMES = {
     "adapt": "tascade.pipeline",
-    "inspect": "tascade.inspection",
+    "inspect": "tascade.forecast.inspection",
     "TaskModel": "tascade.model",
     "Recipe": "tascade.config",
     "DataConfig": "tascade.config",
     "SpecConfig": "tascade.config",
-    "SamplingParams": "tascade.decode.sample",
+    "SamplingParams": "tascade.decode.sampling",
     "Drafter": "tascade.core",
     "DraftTree": "tascade.core",
     "Generation": "tascade.core",
-    "CorpusIndex": "tascade.draft.corpus",
+    "CorpusIndex": "tascade.index.corpus",
     "TascadeError": "tascade.errors",
 }
 
@@ -44,10 +44,10 @@ __all__ = [
 if TYPE_CHECKING:
     from tascade.config import DataConfig, Recipe, SpecConfig
     from tascade.core import Drafter, DraftTree, Generation
-    from tascade.decode.sample import SamplingParams
-    from tascade.draft.corpus import CorpusIndex
+    from tascade.decode.sampling import SamplingParams
     from tascade.errors import TascadeError
-    from tascade.inspection import inspect
+    from tascade.forecast.inspection import inspect
+    from tascade.index.corpus import CorpusIndex
     from tascade.model import TaskModel
     from tascade.pipeline import adapt
 

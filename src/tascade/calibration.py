@@ -17,7 +17,7 @@ from tascade.decode.equality import NearTies
 from tascade.decode.loop import AllNodes
 from tascade.errors import TascadeError
 from tascade.model import TaskModel
-from tascade.tailored import GUARANTEES
+from tascade.tailor.tailored import GUARANTEES
 
 _CHECKED_ROWS, _CHECKED_TOKENS, _CHECKED_NODES = 4, 64, 16
 _REPLAYED = 4

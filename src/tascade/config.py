@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tascade.chat import ChatConfig
+from tascade.data.chat import ChatConfig
 from tascade.errors import ConfigError
-from tascade.fields import build, check_types
-from tascade.files import write_atomic
+from tascade.util.fields import build, check_types
+from tascade.util.files import write_atomic
 
 SCRIPTS = (
     "english",
@@ -33,7 +33,7 @@ SCRIPTS = (
     "hebrew",
     "emoji",
 )
-"""What a task may write. Which characters these are: :data:`tascade.vocab.letters.SCRIPTS`."""
+"""What a task may write. Which characters these are: :data:`tascade.tailor.scripts.SCRIPTS`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,10 +165,10 @@ class TuneConfig:
     ``prompts``: how many prompts the model writes itself, for each training prompt, to answer and
     learn from as well. ``replay``: how many texts of its own making are said again, for each of all
     these prompts, so that what is not of the task stays. ``start``: how new rows begin (see
-    :data:`tascade.train.rows.STARTS`), or ``probe`` to try each for ``probe_steps``. ``row_steps``
-    steps with the rows alone at ``row_rate``; then ``epochs`` rounds with LoRA (``rank``,
-    ``alpha``, ``dropout``) at ``rate``, 0 for 0.4 over the model's width, and the rows at
-    ``row_factor`` times that. ``batch``: samples a step; ``longest``: tokens of a sample, longer
+    :data:`tascade.enrich.train.embeddings.STARTS`), or ``probe`` to try each for ``probe_steps``.
+    ``row_steps`` steps with the rows alone at ``row_rate``; then ``epochs`` rounds with LoRA
+    (``rank``, ``alpha``, ``dropout``) at ``rate``, 0 for 0.4 over the model's width, and the rows
+    at ``row_factor`` times that. ``batch``: samples a step; ``longest``: tokens of a sample, longer
     ones are left out. ``precision``: of training, float32, bfloat16, or auto for what the machine
     is fast at. ``load``: ``4bit`` or ``8bit`` to train over a quantised base (bitsandbytes).
     ``length_power``: a token of n base tokens weighs n to this power. ``kl``: weight of the

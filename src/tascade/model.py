@@ -10,30 +10,30 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, cast
 
-from tascade.assistant.beside import assisted
-from tascade.assistant.drafter import AssistantDrafter
-from tascade.assistant.open import open_assistant
 from tascade.core import Drafter, Generation, IntArray
+from tascade.data.encode import Prompt, encode_prompt, end_tokens, fingerprint
 from tascade.decode.batch import BatchDecoder
 from tascade.decode.batch_target import BatchTarget
 from tascade.decode.loop import Decoder, NodeBudget
-from tascade.decode.sample import Processor, SamplingParams, argmax_of
+from tascade.decode.sampling import Processor, SamplingParams, argmax_of
 from tascade.decode.target import Target
 from tascade.decode.text import TextStream
 from tascade.draft.budget import Budget
-from tascade.draft.calibrate import Calibration
 from tascade.draft.costs import CostTable
-from tascade.draft.mix import MixDrafter
+from tascade.draft.neural.combined import assisted
+from tascade.draft.neural.draft_model import AssistantDrafter
+from tascade.draft.neural.load import open_assistant
+from tascade.draft.ngram.drafter import MixDrafter
+from tascade.draft.ngram.mixer_calibration import Calibration
+from tascade.draft.ngram.sources import open_task
 from tascade.draft.none import NoDrafter
-from tascade.draft.shards import CorpusView
-from tascade.draft.task import open_task
-from tascade.encode import Prompt, encode_prompt, end_tokens, fingerprint
 from tascade.errors import ConfigError
+from tascade.index.view import CorpusView
 from tascade.load import ModelRef, load_model, machine_key
 from tascade.pack import Pack
-from tascade.places import link_or_copy, publish
-from tascade.tailored import check_assistant, tailor_pack, vocab_config
-from tascade.vocab.slim import SlimModel, load_slim
+from tascade.tailor.offload.load import SlimModel, load_slim
+from tascade.tailor.tailored import check_assistant, tailor_pack, vocab_config
+from tascade.util.places import link_or_copy, publish
 
 Prompts = Prompt | Sequence[str]
 
@@ -224,7 +224,7 @@ class TaskModel:
             chat_template_kwargs: variables of the template, each instead of the pack's.
 
         Raises:
-            ConfigError: see :func:`tascade.encode.encode_prompt`.
+            ConfigError: see :func:`tascade.data.encode.encode_prompt`.
         """
         chat = self.chat.over(chat_template_kwargs) if chat_template_kwargs else self.chat
         return encode_prompt(self.tokenizer, prompt, chat)
@@ -250,7 +250,7 @@ class TaskModel:
             processors: extra Transformers logits processors.
             batch_size: how many of a list's prompts to decode together, without drafts then; each
                 answer is what it is alone.
-            options: fields of :class:`tascade.decode.sample.SamplingParams`, such as
+            options: fields of :class:`tascade.decode.sampling.SamplingParams`, such as
                 ``max_new_tokens``, ``temperature``, ``seed``, ``stop``.
 
         Returns:
@@ -290,9 +290,9 @@ class TaskModel:
     def save_pretrained(self, path: str | Path) -> None:
         """Save the pack to a new folder; weights are in it only if it holds a tuned model.
 
-        Nothing in the copy tells of this machine (see :func:`tascade.places.publish`). A model in a
-        folder is known by the folder's name there: have it beside the pack or in the working
-        directory to open the copy, or pass it as ``model``.
+        Nothing in the copy tells of this machine (see :func:`tascade.util.places.publish`).
+        A model in a folder is known by the folder's name there: have it beside the pack or in the
+        working directory to open the copy, or pass it as ``model``.
 
         Raises:
             PackError: the folder exists.

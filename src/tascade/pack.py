@@ -12,12 +12,19 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from tascade.chat import ChatConfig
 from tascade.config import Recipe
+from tascade.data.chat import ChatConfig
 from tascade.errors import ConfigError, FingerprintError, PackError
-from tascade.fields import shown, typed
-from tascade.files import folder_beside, install_folder, read_json, write_atomic
-from tascade.places import COMES_WITH_US, FORMAT, MADE_ELSEWHERE, VOCABULARIES, place_for, publish
+from tascade.util.fields import shown, typed
+from tascade.util.files import folder_beside, install_folder, read_json, write_atomic
+from tascade.util.places import (
+    COMES_WITH_US,
+    FORMAT,
+    MADE_ELSEWHERE,
+    VOCABULARIES,
+    place_for,
+    publish,
+)
 
 VERSION = 1
 _HERE = Path(__file__).parent
@@ -30,7 +37,7 @@ class PackInfo:
     """What ``pack.json`` says: which model and tokenizer, which data, made how.
 
     ``model`` is a hub id or a folder, ``./NAME`` in a pack that was published: one of this name;
-    ``fingerprint`` identifies the tokenizer (see :func:`tascade.encode.fingerprint`); ``data``
+    ``fingerprint`` identifies the tokenizer (see :func:`tascade.data.encode.fingerprint`); ``data``
     lists each source's name, sha256 and bytes; ``costs`` maps a machine to the measured seconds of
     a step by its number of tokens; ``own_answers`` counts the outputs that are the model's own;
     ``rows`` says how many were held out, calibrated on and compared with plain decoding, and how
@@ -204,7 +211,7 @@ class Pack:
             )
 
     def copy_to(self, path: Path) -> Pack:
-        """Publish to a new folder, complete or not at all: :func:`tascade.places.publish`."""
+        """Publish to a new folder, complete or not at all: :func:`tascade.util.places.publish`."""
         place_for(path, wanted=PackError)
         with folder_beside(path) as part:
             publish(self.path, part)
@@ -318,7 +325,7 @@ def provenance() -> dict[str, Any]:
 
     name = Path(sys.argv[0]).name
     return {
-        "command": " ".join(["tascade" if name == "cli.py" else name, *sys.argv[1:]]),
+        "command": " ".join(["tascade" if name == "__main__.py" else name, *sys.argv[1:]]),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "tascade": tascade.__version__,
     }

@@ -23,26 +23,26 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from tascade.answers import count_prompts, enough_own, own_answers
 from tascade.calibration import calibrate, check
 from tascade.config import DataConfig, Recipe
 from tascade.core import Example, Progress, Row
 from tascade.data.choose import spread, thin
+from tascade.data.encode import encode_example, end_tokens, fingerprint
 from tascade.data.load import LoadReport, load_examples, source_hash
-from tascade.draft.corpus import CorpusIndex
-from tascade.draft.similar import SimilarIndex
-from tascade.encode import encode_example, end_tokens, fingerprint
+from tascade.enrich.tokens.merger import Merger
+from tascade.enrich.tokens.stored import read_tokens
 from tascade.errors import DataError
-from tascade.files import folder_beside, install_folder, remove_folder
+from tascade.index.corpus import CorpusIndex
+from tascade.index.similar import SimilarIndex
 from tascade.load import ModelRef, load_model
 from tascade.model import TaskModel
-from tascade.own import count_prompts, enough_own, own_answers
 from tascade.pack import Pack, PackInfo, provenance
-from tascade.places import place_for
-from tascade.tailored import keep_vocabulary
-from tascade.tokens.segment import Merger
-from tascade.tokens.stored import read_tokens
-from tascade.vocab.counts import count_documents
-from tascade.vocab.profile import build_profile
+from tascade.tailor.counts import count_documents
+from tascade.tailor.profile import build_profile
+from tascade.tailor.tailored import keep_vocabulary
+from tascade.util.files import folder_beside, install_folder, remove_folder
+from tascade.util.places import place_for
 
 MAX_PROMPTS = 500_000
 MOST_HELD_OUT = 2000

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from tascade.core import EMPTY_TREE, ROOT, DraftTree, Example, IntArray, Source
-from tascade.encode import BYTE_LETTERS
+from tascade.data.encode import BYTE_LETTERS
 from tascade.errors import ConfigError
 
 WINDOW = 24

@@ -19,14 +19,14 @@ from tascade.bench.memory import MemoryJob, can_measure, measure_here, measure_m
 from tascade.bench.pack import BenchOptions
 from tascade.bench.tailored import HEADS
 from tascade.config import VocabConfig
-from tascade.encode import fingerprint
+from tascade.data.encode import fingerprint
 from tascade.load import load_model
 from tascade.pack import Pack, PackInfo
-from tascade.tailored import keep_vocabulary
-from tascade.tailoring import tailor
+from tascade.tailor.counts import count_documents
+from tascade.tailor.profile import build_profile
+from tascade.tailor.stage import tailor
+from tascade.tailor.tailored import keep_vocabulary
 from tascade.testing import byte_tokenizer, tiny_model
-from tascade.vocab.counts import count_documents
-from tascade.vocab.profile import build_profile
 
 VOCAB, WIDTH = 60_000, 256
 TABLE = VOCAB * WIDTH * 4  # in float32, which it is loaded in

@@ -16,7 +16,7 @@ from tascade.bench.peers import (
     hf_prompt_lookup,
 )
 from tascade.decode.loop import Decoder
-from tascade.decode.sample import SamplingParams
+from tascade.decode.sampling import SamplingParams
 from tascade.decode.target import Target
 from tascade.draft.none import NoDrafter
 from tascade.testing import tiny_model

@@ -14,9 +14,9 @@ import tascade
 from tascade.bench.pack import BenchOptions, bench_pack
 from tascade.config import DataConfig, GateConfig, SpecConfig, TuneConfig
 from tascade.data.load import LoadReport, load_examples, reread, source_hash
+from tascade.enrich.stage import adapt_tuned
 from tascade.pipeline import adapt
 from tascade.testing import byte_tokenizer, tiny_model, toy_examples
-from tascade.tuning import adapt_tuned
 
 ROWS = [{"prompt": e.prompt, "completion": e.completion} for e in toy_examples(60)]
 RECIPE = tascade.Recipe(max_new_tokens=4, spec=SpecConfig(calibration_rows=1))

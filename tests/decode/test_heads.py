@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tascade.decode.heads import HeadSlot
+from tascade.decode.lm_head import HeadSlot
 
 
 @pytest.mark.parametrize("requests", [1, 3])

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tascade.decode.loop import Decoder
-from tascade.decode.sample import SamplingParams, log_probability
+from tascade.decode.sampling import SamplingParams, log_probability
 from tascade.decode.target import Target
 from tascade.draft.none import NoDrafter
 from tascade.errors import ConfigError

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from tascade.assistant.drafter import AssistantDrafter
 from tascade.decode.batch import BatchDecoder
 from tascade.decode.batch_target import BatchTarget
 from tascade.decode.cache import RewindableCache
 from tascade.decode.loop import AllNodes, Decoder
-from tascade.decode.sample import SamplingParams
+from tascade.decode.sampling import SamplingParams
 from tascade.decode.target import Target
+from tascade.draft.neural.draft_model import AssistantDrafter
 from tascade.draft.none import NoDrafter
 from tascade.testing import OracleDrafter, tiny_model
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from tascade.decode.sample import Chooser, SamplingParams, gumbel
+from tascade.decode.sampling import Chooser, SamplingParams, gumbel
 from tascade.errors import ConfigError
 
 IDS = torch.arange(4000)

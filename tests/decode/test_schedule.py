@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tascade.decode.schedule import CheckSchedule, MissPredictor, logsumexp_rows
+from tascade.tailor.schedule import CheckSchedule, MissPredictor, logsumexp_rows
 
 PLAIN = 5.0
 Seconds = Callable[[int], float]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tascade.decode.sample import SamplingParams
+from tascade.decode.sampling import SamplingParams
 from tascade.decode.stop import StopRule
 from tascade.errors import ConfigError
 from tascade.testing import byte_tokenizer

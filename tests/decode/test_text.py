@@ -11,9 +11,10 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from tascade import bundled, console
+from tascade import bundled
+from tascade.cli import console
 from tascade.core import Generation
-from tascade.decode.sample import SamplingParams
+from tascade.decode.sampling import SamplingParams
 from tascade.decode.stop import StopRule
 from tascade.decode.text import TextStream
 from tascade.testing import byte_tokenizer

@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from tascade.core import EMPTY_TREE, DraftTree
-from tascade.decode import sample
+from tascade.decode import sampling as sample
 from tascade.decode.loop import Decoder, best_chain
-from tascade.decode.sample import Chooser, SamplingParams
+from tascade.decode.sampling import Chooser, SamplingParams
 from tascade.decode.target import Target
 from tascade.decode.verify import walk
-from tascade.draft.mix import MixDrafter
+from tascade.draft.ngram.drafter import MixDrafter
 from tascade.draft.none import NoDrafter
 from tascade.errors import ConfigError, TascadeError
 from tascade.testing import OracleDrafter, tiny_model

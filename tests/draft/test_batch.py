@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tascade.draft import batch as batch_module
-from tascade.draft.appended import AppendedWatch
-from tascade.draft.batch import BatchDrafter
-from tascade.draft.batch_budget import BatchBudget
-from tascade.draft.batch_kernels import SURVIVAL_BINS
-from tascade.draft.corpus import CorpusIndex
 from tascade.draft.costs import CostTable
-from tascade.draft.task import Task
+from tascade.draft.ngram import batch as batch_module
+from tascade.draft.ngram.batch import BatchDrafter
+from tascade.draft.ngram.batch_budget import BatchBudget
+from tascade.draft.ngram.batch_kernels import SURVIVAL_BINS
+from tascade.draft.ngram.sources import Task
 from tascade.errors import ConfigError
+from tascade.index.appended import AppendedWatch
+from tascade.index.corpus import CorpusIndex
 
 END = 1
 ROWS, LENGTH, MOST = 6, 200, 8

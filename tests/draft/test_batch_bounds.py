@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tascade.draft.batch import BatchDrafter
-from tascade.draft.corpus import CorpusIndex
-from tascade.draft.similar import SimilarIndex
-from tascade.draft.task import Task
+from tascade.draft.ngram.batch import BatchDrafter
+from tascade.draft.ngram.sources import Task
 from tascade.errors import ConfigError
+from tascade.index.corpus import CorpusIndex
+from tascade.index.similar import SimilarIndex
 
 END, ROWS, LENGTH, VOCABULARY = 1, 4, 40, 64
 DOCUMENTS = [[5, 6, 7, 8, END]] * 9
@@ -115,10 +115,10 @@ def test_rows_left_alone_may_hold_anything(drafting: BatchDrafter) -> None:
 FUZZ = f"""
 import sys
 import numpy as np
-from tascade.draft.batch import BatchDrafter
-from tascade.draft.corpus import CorpusIndex
-from tascade.draft.similar import SimilarIndex
-from tascade.draft.task import Task
+from tascade.draft.ngram.batch import BatchDrafter
+from tascade.index.corpus import CorpusIndex
+from tascade.index.similar import SimilarIndex
+from tascade.draft.ngram.sources import Task
 from tascade.errors import ConfigError
 
 folder = sys.argv[1]

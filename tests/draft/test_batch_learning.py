@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tascade.draft.batch import BatchDrafter
-from tascade.draft.corpus import CorpusIndex
-from tascade.draft.task import Task
+from tascade.draft.ngram.batch import BatchDrafter
+from tascade.draft.ngram.sources import Task
+from tascade.index.corpus import CorpusIndex
 
 END = 1
 ROWS, LENGTH, MOST = 4, 96, 4

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from tascade.core import SEPARATOR
-from tascade.draft.calibrate import Calibration
-from tascade.draft.corpus import CorpusIndex
-from tascade.draft.mix import MixDrafter
+from tascade.draft.ngram.drafter import MixDrafter
+from tascade.draft.ngram.mixer_calibration import Calibration
 from tascade.errors import PackError
+from tascade.index.corpus import CorpusIndex
 
 VOCAB, END = 100, 99
 DOCUMENT = [5, 6, 7, 8, 9, 10, END]

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tascade.core import Drafter, Source
-from tascade.draft.calibrate import Calibration
-from tascade.draft.corpus import CorpusIndex
-from tascade.draft.mix import MixDrafter
+from tascade.draft.ngram.drafter import MixDrafter
+from tascade.draft.ngram.mixer_calibration import Calibration
 from tascade.errors import PackError
+from tascade.index.corpus import CorpusIndex
 
 END = 1
 

@@ -5,12 +5,12 @@ import time
 import numpy as np
 import pytest
 
+from tascade.bench.paper_drafter import PaperDrafter
 from tascade.core import Drafter, Source
 from tascade.decode.loop import AllNodes, Decoder
-from tascade.decode.sample import SamplingParams
+from tascade.decode.sampling import SamplingParams
 from tascade.decode.target import Target
 from tascade.draft.none import NoDrafter
-from tascade.draft.paper import PaperDrafter
 from tascade.errors import ConfigError
 from tascade.testing import tiny_model
 

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from tascade import testing
-from tascade.decode.heads import install_slot
-from tascade.decode.schedule import CheckSchedule
-from tascade.vocab.table import RowTable
+from tascade.decode.lm_head import install_slot
+from tascade.tailor.offload.table import RowTable
+from tascade.tailor.schedule import CheckSchedule
 
 VOCAB = 96
 # Tied random Gemmas, whose embeddings are scaled up, say the same token for ever.

@@ -14,23 +14,25 @@ from tailored_parts import every
 from typer.testing import CliRunner
 
 import tascade
-from tascade import cli
-from tascade.assistant.beside import CorpusFirst, assisted
-from tascade.assistant.drafter import AssistantDrafter
+from tascade.cli import verbs as cli
 from tascade.config import VocabConfig
 from tascade.core import DraftTree, Source
-from tascade.decode.heads import install_slot
+from tascade.decode.lm_head import install_slot
 from tascade.decode.loop import AllNodes, Decoder
-from tascade.decode.sample import SamplingParams
+from tascade.decode.sampling import SamplingParams
 from tascade.decode.target import Target
 from tascade.draft.budget import Budget
-from tascade.draft.corpus import CorpusIndex
 from tascade.draft.costs import CostTable
-from tascade.draft.mix import MixDrafter
+from tascade.draft.neural.combined import CorpusFirst, assisted
+from tascade.draft.neural.draft_model import AssistantDrafter
+from tascade.draft.ngram.drafter import MixDrafter
 from tascade.draft.none import NoDrafter
 from tascade.errors import ConfigError
+from tascade.index.corpus import CorpusIndex
 from tascade.model import TaskModel
-from tascade.tailored import GUARANTEES
+from tascade.tailor.offload.table import RowTable
+from tascade.tailor.single_head import RequestHead
+from tascade.tailor.tailored import GUARANTEES
 from tascade.testing import (
     FAMILIES,
     ScriptedDrafter,
@@ -38,8 +40,6 @@ from tascade.testing import (
     tiny_model,
     toy_examples,
 )
-from tascade.vocab.head import RequestHead
-from tascade.vocab.table import RowTable
 
 VOCAB = 96
 NODES = 4
@@ -347,7 +347,7 @@ def test_nothing_is_drafted_behind_an_end_token():
 
 
 def test_a_guessing_head_may_have_an_assistant_too():
-    from tascade.decode.deferred import DeferredDecoder
+    from tascade.tailor.exact import DeferredDecoder
 
     llama = model("llama")
     full = install_slot(llama).full

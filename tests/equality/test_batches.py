@@ -10,15 +10,15 @@ from tailored_parts import MODELS, VOCAB, Mask, every, model, small_head, static
 
 from tascade.decode.batch import BatchDecoder
 from tascade.decode.batch_target import BatchTarget
-from tascade.decode.exact_batch import ExactBatchDecoder
-from tascade.decode.heads import finisher, install_slot
+from tascade.decode.lm_head import finisher, install_slot
 from tascade.decode.loop import Decoder
-from tascade.decode.sample import SamplingParams
+from tascade.decode.sampling import SamplingParams
 from tascade.decode.target import Target
 from tascade.draft.none import NoDrafter
 from tascade.errors import ConfigError, TascadeError, UnsupportedModelError
+from tascade.tailor.exact_batch import ExactBatchDecoder
+from tascade.tailor.head import UnionHead
 from tascade.testing import byte_tokenizer, tiny_model
-from tascade.vocab.union import UnionHead
 
 prompts = partial(tailored_parts.prompts, most=40)
 GREEDY = SamplingParams(max_new_tokens=20)

@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from tascade.core import DraftTree
 from tascade.decode.loop import Decoder
-from tascade.decode.sample import SamplingParams
+from tascade.decode.sampling import SamplingParams
 from tascade.decode.target import Target
 from tascade.draft.none import NoDrafter
 from tascade.errors import UnsupportedModelError

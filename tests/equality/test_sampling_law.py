@@ -12,11 +12,11 @@ import pytest
 import torch
 from scipy import stats
 
-import tascade.decode.sample as sample_module
+import tascade.decode.sampling as sample_module
 from tascade.core import DraftTree
 from tascade.decode import loop as loop_module
 from tascade.decode.loop import Decoder
-from tascade.decode.sample import Chooser, SamplingParams
+from tascade.decode.sampling import Chooser, SamplingParams
 from tascade.draft.none import NoDrafter
 from tascade.testing import ScriptedDrafter
 

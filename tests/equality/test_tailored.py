@@ -8,18 +8,18 @@ import torch
 from tailored_parts import MODELS, VOCAB, Mask, every, model, prompts, small_head, static
 
 from tascade.config import VocabConfig
-from tascade.decode.check import take_unchecked
-from tascade.decode.deferred import DeferredDecoder
-from tascade.decode.heads import finisher, install_slot
+from tascade.decode.lm_head import finisher, install_slot
 from tascade.decode.loop import Decoder
-from tascade.decode.sample import SamplingParams
+from tascade.decode.sampling import SamplingParams
 from tascade.decode.target import Target
-from tascade.draft.mix import MixDrafter
+from tascade.draft.ngram.drafter import MixDrafter
 from tascade.draft.none import NoDrafter
-from tascade.tailored import tailor_model
+from tascade.tailor.exact import DeferredDecoder
+from tascade.tailor.head_check import take_unchecked
+from tascade.tailor.offload.load import load_slim
+from tascade.tailor.single_head import RequestHead
+from tascade.tailor.tailored import tailor_model
 from tascade.testing import FAMILIES, OracleDrafter, RandomTreeDrafter, byte_tokenizer, tiny_model
-from tascade.vocab.head import RequestHead
-from tascade.vocab.slim import load_slim
 
 GREEDY = SamplingParams(max_new_tokens=28)
 SAMPLED = SamplingParams(max_new_tokens=28, temperature=1.2, seed=3)

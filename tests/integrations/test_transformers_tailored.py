@@ -14,14 +14,14 @@ from transformers import LogitsProcessorList
 
 from tascade.config import VocabConfig
 from tascade.core import Drafter, IntArray
-from tascade.decode.deferred import DeferredDecoder
 from tascade.decode.loop import Decoder
-from tascade.decode.schedule import CheckSchedule
 from tascade.decode.target import Target
 from tascade.draft.none import NoDrafter
 from tascade.errors import ConfigError
 from tascade.integrations.transformers import speculative_generate
-from tascade.tailored import Tailored, tailor_model
+from tascade.tailor.exact import DeferredDecoder
+from tascade.tailor.schedule import CheckSchedule
+from tascade.tailor.tailored import Tailored, tailor_model
 from tascade.testing import OracleDrafter, byte_tokenizer, tiny_model
 
 MODELS = ("llama", "phi", "gemma2")

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from tascade.draft.appended import AppendedWatch
-from tascade.draft.batch import BatchDrafter
-from tascade.draft.corpus import CorpusIndex
-from tascade.draft.task import Task
+from tascade.draft.ngram.batch import BatchDrafter
+from tascade.draft.ngram.sources import Task
 from tascade.errors import ConfigError
+from tascade.index.appended import AppendedWatch
+from tascade.index.corpus import CorpusIndex
 from tascade.integrations import vllm
 from tascade.integrations.vllm import (
     Options,

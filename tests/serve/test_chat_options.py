@@ -12,9 +12,9 @@ import pytest
 
 from chat_templates import TOOLS, WEATHER, text_of, tokenizer_with
 from conftest import Running
-from tascade.chat import ChatConfig
 from tascade.config import Recipe, SpecConfig
-from tascade.encode import encode_prompt
+from tascade.data.chat import ChatConfig
+from tascade.data.encode import encode_prompt
 from tascade.model import TaskModel
 from tascade.pipeline import adapt
 from tascade.testing import tiny_model

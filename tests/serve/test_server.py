@@ -16,7 +16,7 @@ import pytest
 from openai import OpenAI
 
 from conftest import Running
-from tascade.learning import TrafficLearner
+from tascade.index.traffic import TrafficLearner
 from tascade.model import TaskModel
 
 

@@ -24,8 +24,8 @@ def prompts() -> list[dict[str, list[int]]]:
     from transformers import AutoTokenizer
 
     from tascade import bundled
+    from tascade.data.encode import encode_prompt
     from tascade.data.load import load_examples
-    from tascade.encode import encode_prompt
 
     tokenizer = AutoTokenizer.from_pretrained(bundled.model_path())
     found = []

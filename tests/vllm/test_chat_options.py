@@ -12,8 +12,8 @@ from vllm.renderers.chat_utils import load_chat_template, validate_chat_template
 from vllm.renderers.params import ChatParams
 
 from chat_templates import FORGETFUL, THINKING, TOOLS, WEATHER, text_of, tokenizer_with
-from tascade.chat import ChatConfig
-from tascade.encode import encode_prompt, system_template
+from tascade.data.chat import ChatConfig
+from tascade.data.encode import encode_prompt, system_template
 
 SYSTEM = 'Say "it\'s" {% raw %} é 😀\n%} \\n {{x}}'
 MINE = [{"role": "system", "content": "mine"}, {"role": "user", "content": "hi"}]

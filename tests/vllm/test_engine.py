@@ -19,8 +19,8 @@ from watch import spoken
 import tascade
 from tascade import bundled
 from tascade.data.load import load_examples
-from tascade.draft.corpus import CorpusIndex
 from tascade.errors import ConfigError
+from tascade.index.corpus import CorpusIndex
 from tascade.integrations import vllm as vllm_integration
 from tascade.integrations.vllm import TascadeProposer
 from tascade.pack import Pack

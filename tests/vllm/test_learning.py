@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from vllm_engine import engine, watched
 
-from tascade.draft.corpus import CorpusIndex
-from tascade.draft.learned import COPIES
+from tascade.index.corpus import CorpusIndex
+from tascade.index.learned import COPIES
 from vllm import SamplingParams
 
 WHOLE = SamplingParams(temperature=0.0, max_tokens=96)

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.error import URLError
 from urllib.request import Request, urlopen
 
-from tascade.draft.corpus import CorpusIndex
+from tascade.index.corpus import CorpusIndex
 
 
 def ask(url: str, body: dict[str, Any] | None = None) -> Any:

@@ -18,10 +18,10 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     """The bundled model with rows for new tokens, exported; and what they stand for."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from tascade.tokens.family import TokenizerFamily
-    from tascade.tokens.segment import Merger
-    from tascade.train.export import reopen, write_model
-    from tascade.train.rows import make_room, start_rows
+    from tascade.enrich.tokens.family import TokenizerFamily
+    from tascade.enrich.tokens.merger import Merger
+    from tascade.enrich.train.embeddings import make_room, start_rows
+    from tascade.enrich.train.export import reopen, write_model
 
     model = AutoModelForCausalLM.from_pretrained(bundled.model_path(), dtype="float32").eval()
     tokenizer = AutoTokenizer.from_pretrained(bundled.model_path())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tascade.draft.corpus import CorpusIndex
+from tascade.index.corpus import CorpusIndex
 from tascade.integrations.vllm import TascadeProposer, WorkerExtension
 
 

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tascade.encode import Prompt, encode_prompt, end_tokens
+from tascade.data.encode import Prompt, encode_prompt, end_tokens
 from tascade.errors import TascadeError
 
 _STATUS = Path("/proc/self/status")
@@ -107,7 +107,7 @@ def measure_here(job: MemoryJob, prompts: Sequence[Prompt]) -> Memory:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401  # takes memory too
 
-    from tascade.decode.sample import SamplingParams
+    from tascade.decode.sampling import SamplingParams
     from tascade.model import TaskModel  # noqa: F401
     from tascade.pack import Pack
 
@@ -141,8 +141,8 @@ def _load(job: MemoryJob) -> tuple[Any, Any, Any]:
     from tascade.load import load_model
     from tascade.model import TaskModel
     from tascade.pack import Pack
-    from tascade.tailored import tailor_pack, vocab_config
-    from tascade.vocab.slim import load_slim
+    from tascade.tailor.offload.load import load_slim
+    from tascade.tailor.tailored import tailor_pack, vocab_config
 
     how = {"dtype": job.dtype, "device": job.device}
     if job.drafts:

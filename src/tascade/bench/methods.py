@@ -10,9 +10,9 @@ from typing import Any, Protocol
 from tascade.bench.trace import Recorder, VerifiedNodes
 from tascade.core import Generation, IntArray
 from tascade.decode.loop import Decoder
-from tascade.decode.sample import SamplingParams
-from tascade.draft.calibrate import Calibration
-from tascade.tokens.segment import Merger
+from tascade.decode.sampling import SamplingParams
+from tascade.draft.ngram.mixer_calibration import Calibration
+from tascade.enrich.tokens.merger import Merger
 
 
 @dataclass(frozen=True, slots=True)

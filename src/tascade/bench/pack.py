@@ -11,6 +11,7 @@ from typing import Any
 
 from tascade.bench.memory import MemoryJob, can_measure, measure_memory
 from tascade.bench.methods import DecoderMethod, InBaseTokens, Method, Request, Skipped, restorer
+from tascade.bench.paper_drafter import PaperDrafter
 from tascade.bench.peers import arctic_methods, hf_generate, hf_prompt_lookup
 from tascade.bench.run import About, BenchSettings, run_bench
 from tascade.bench.tailored import HEADS, tailored_methods
@@ -19,17 +20,16 @@ from tascade.data.choose import spread
 from tascade.data.load import LoadReport, load_examples, source_hash
 from tascade.decode.equality import NearTies
 from tascade.decode.loop import AllNodes, Decoder
-from tascade.decode.sample import SamplingParams
+from tascade.decode.sampling import SamplingParams
 from tascade.decode.target import Target
 from tascade.draft.none import NoDrafter
-from tascade.draft.paper import PaperDrafter
+from tascade.enrich.tokens.stored import read_tokens
 from tascade.errors import ConfigError, DataError, PackError
-from tascade.files import write_atomic
 from tascade.load import ModelRef, load_model
 from tascade.model import TaskModel
 from tascade.pack import Pack
 from tascade.pipeline import silent
-from tascade.tokens.stored import read_tokens
+from tascade.util.files import write_atomic
 
 TUNED = ("plain", "tasc-ft", "tasc-ft+spec")
 """What is measured of a pack that holds a tuned model; ``plain`` is the model before tuning."""

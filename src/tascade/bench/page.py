@@ -9,8 +9,8 @@ from pathlib import Path
 from tascade.bench.report import write_report
 from tascade.bench.tuned import TunedView, tuned_view
 from tascade.errors import ConfigError, PackError
-from tascade.files import without_folders
 from tascade.pack import Pack
+from tascade.util.files import without_folders
 
 
 def report_pack(pack: str | Path, results: Sequence[Path] = (), out: Path | None = None) -> Path:
@@ -55,7 +55,7 @@ def report_pack(pack: str | Path, results: Sequence[Path] = (), out: Path | None
 def _tuned_view(pack: Pack) -> TunedView | None:
     if not pack.tuned.is_dir():
         return None
-    from tascade.tokens.stored import TOKENS_FILE, TUNING_FILE
+    from tascade.enrich.tokens.stored import TOKENS_FILE, TUNING_FILE
 
     files = [pack.tuned / name for name in (TUNING_FILE, TOKENS_FILE)]
     try:

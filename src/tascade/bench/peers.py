@@ -17,7 +17,7 @@ from tascade.bench.trace import VerifiedNodes
 from tascade.core import EMPTY_TREE, DraftTree, Generation, IntArray, Source
 from tascade.decode.exclusive import exclusive
 from tascade.decode.loop import AllNodes, Decoder
-from tascade.decode.sample import SamplingParams
+from tascade.decode.sampling import SamplingParams
 from tascade.decode.stop import StopRule
 from tascade.decode.target import Target
 

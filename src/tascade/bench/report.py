@@ -29,7 +29,7 @@ from tascade.bench.charts import (
 from tascade.bench.metrics import QUARTILES_FROM, spread
 from tascade.bench.schema import validate
 from tascade.bench.tuned import TunedView
-from tascade.files import write_atomic
+from tascade.util.files import write_atomic
 
 Json = Mapping[str, Any]
 

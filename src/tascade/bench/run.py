@@ -17,7 +17,7 @@ from tascade.bench.schema import SCHEMA_VERSION, validate
 from tascade.bench.trace import VerifiedNodes
 from tascade.core import Generation, Source
 from tascade.decode.equality import NearTies
-from tascade.decode.sample import SamplingParams
+from tascade.decode.sampling import SamplingParams
 from tascade.errors import ConfigError
 
 BASELINE = "plain"

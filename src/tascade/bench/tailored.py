@@ -9,13 +9,13 @@ from typing import Any
 from tascade.bench.methods import DecoderMethod, Request, restorer
 from tascade.bench.trace import VerifiedNodes
 from tascade.core import Generation
-from tascade.decode.deferred import DeferredDecoder
 from tascade.decode.loop import Decoder
-from tascade.decode.sample import SamplingParams
-from tascade.draft.calibrate import Calibration
+from tascade.decode.sampling import SamplingParams
+from tascade.draft.ngram.mixer_calibration import Calibration
 from tascade.draft.none import NoDrafter
 from tascade.model import TaskModel, measure_cost
-from tascade.tailored import GUARANTEES, Tailored, tailor_pack
+from tascade.tailor.exact import DeferredDecoder
+from tascade.tailor.tailored import GUARANTEES, Tailored, tailor_pack
 
 HEADS = {
     "tailored-masked": "masked",

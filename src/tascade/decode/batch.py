@@ -14,9 +14,9 @@ import torch
 
 from tascade.core import Generation, IntArray, Source, StepStats
 from tascade.decode.batch_target import BatchTarget
-from tascade.decode.heads import SharedHead
+from tascade.decode.lm_head import SharedHead
 from tascade.decode.loop import Request
-from tascade.decode.sample import Chooser, Processor, SamplingParams, argmax_rows, log_probability
+from tascade.decode.sampling import Chooser, Processor, SamplingParams, argmax_rows, log_probability
 from tascade.decode.stop import StopRule
 from tascade.errors import ConfigError, TascadeError
 

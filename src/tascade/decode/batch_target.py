@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from tascade.decode.batch_cache import RaggedCache
 from tascade.decode.exclusive import exclusive
-from tascade.decode.heads import HeadLike, HeadSlot, ids_device, install_slot
-from tascade.decode.ragged import RaggedCache
+from tascade.decode.lm_head import HeadLike, HeadSlot, ids_device, install_slot
 from tascade.decode.target import PREFILL_DRAFT_LIMIT, check_rewindable
 from tascade.errors import UnsupportedModelError
 

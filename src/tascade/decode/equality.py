@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from tascade.core import IntArray
-from tascade.decode.sample import Chooser, SamplingParams, gumbel
+from tascade.decode.sampling import Chooser, SamplingParams, gumbel
 from tascade.decode.target import Target
 
 _TOLERANCE = {torch.float32: (1e-3, 0.0), torch.bfloat16: (0.0, 2**-6), torch.float16: (0.0, 2**-9)}

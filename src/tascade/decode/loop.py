@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from tascade.core import EMPTY_TREE, Drafter, DraftTree, FloatArray, Generation, IntArray, StepStats
-from tascade.decode.sample import Chooser, Processor, SamplingParams
+from tascade.decode.sampling import Chooser, Processor, SamplingParams
 from tascade.decode.stop import ExtraStop, StopRule
 from tascade.decode.target import PREFILL_DRAFT_LIMIT as PREFILL_DRAFT_LIMIT
 from tascade.decode.target import Hold, Target

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tascade.decode.sample import SamplingParams
+from tascade.decode.sampling import SamplingParams
 from tascade.errors import ConfigError
 
 ExtraStop = Callable[[Sequence[int]], bool]

@@ -15,7 +15,7 @@ import torch
 from tascade.core import ROOT, DraftTree, IntArray
 from tascade.decode.cache import RewindableCache
 from tascade.decode.exclusive import exclusive
-from tascade.decode.heads import HeadLike, SmallHead, SmallLogits, ids_device, install_slot
+from tascade.decode.lm_head import HeadLike, SmallHead, SmallLogits, ids_device, install_slot
 from tascade.decode.mask import MaskBuilder, ancestors, depths
 from tascade.errors import TascadeError, UnsupportedModelError
 

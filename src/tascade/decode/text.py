@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tascade.core import Generation
 
 if TYPE_CHECKING:  # it brings torch, which whoever shows text need not wait for
-    from tascade.decode.sample import SamplingParams
+    from tascade.decode.sampling import SamplingParams
 
 _CONTEXT = range(4, 9)
 """How many tokens of what has been said are decoded again with new ones. A character cut short has

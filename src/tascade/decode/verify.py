@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import torch
 
 from tascade.core import DraftTree, Source, TokenLogprob
-from tascade.decode.heads import SmallLogits
-from tascade.decode.sample import Chooser, argmax_of, log_probability
+from tascade.decode.lm_head import SmallLogits
+from tascade.decode.sampling import Chooser, argmax_of, log_probability
 
 
 @dataclass(slots=True)

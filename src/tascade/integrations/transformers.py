@@ -25,11 +25,11 @@ from transformers.generation import logits_process, stopping_criteria
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from tascade.core import Generation
-from tascade.decode.deferred import DeferredDecoder
 from tascade.decode.loop import Decoder
-from tascade.decode.sample import Processor, SamplingParams
+from tascade.decode.sampling import Processor, SamplingParams
 from tascade.decode.stop import ExtraStop
 from tascade.errors import ConfigError
+from tascade.tailor.exact import DeferredDecoder
 
 _NEUTRAL: dict[str, tuple[object, ...]] = {
     "num_beams": (None, 1),

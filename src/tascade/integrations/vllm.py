@@ -24,19 +24,19 @@ from types import SimpleNamespace
 from typing import Any
 
 from tascade.core import IntArray
-from tascade.draft.appended import AppendedWatch
-from tascade.draft.batch import BatchDrafter
-from tascade.draft.batch_budget import BatchBudget
-from tascade.draft.task import Task, open_task
-from tascade.encode import end_tokens, fingerprint
+from tascade.data.encode import end_tokens, fingerprint
+from tascade.draft.ngram.batch import BatchDrafter
+from tascade.draft.ngram.batch_budget import BatchBudget
+from tascade.draft.ngram.sources import Task, open_task
 from tascade.errors import ConfigError
+from tascade.index.appended import AppendedWatch
+from tascade.index.traffic import TrafficLearner
 from tascade.integrations.vllm_options import (
     Options,
     check_parallel,
     check_version,
     read_options,
 )
-from tascade.learning import TrafficLearner
 from tascade.pack import Pack
 
 _log = logging.getLogger(__name__)
@@ -231,7 +231,7 @@ class TascadeProposer:
         token_ids_cpu: IntArray,
         slot_mappings: Any = None,
     ) -> list[list[int]]:
-        """Drafts for the batch (see :meth:`tascade.draft.batch.BatchDrafter.propose`).
+        """Drafts for the batch (see :meth:`tascade.draft.ngram.batch.BatchDrafter.propose`).
 
         Nothing that is raised here reaches the engine, which would die of it with all its requests.
         """

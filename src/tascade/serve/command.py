@@ -14,11 +14,11 @@ from pathlib import Path
 from types import FrameType
 
 from tascade.errors import ConfigError
-from tascade.files import without_folders
-from tascade.learning import TrafficLearner
+from tascade.index.traffic import TrafficLearner
 from tascade.model import TaskModel
 from tascade.pack import Pack
 from tascade.serve.settings import Settings
+from tascade.util.files import without_folders
 
 ENGINES = ("auto", "vllm", "builtin")
 

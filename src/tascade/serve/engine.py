@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tascade.core import Generation, IntArray, TokenLogprob
-from tascade.decode.sample import SamplingParams
+from tascade.decode.sampling import SamplingParams
 from tascade.decode.text import TextStream
-from tascade.learning import TrafficLearner
+from tascade.index.traffic import TrafficLearner
 from tascade.model import TaskModel
 from tascade.serve.failures import Refusal
 from tascade.serve.metrics import Metrics

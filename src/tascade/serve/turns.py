@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from tascade.core import Generation, IntArray
-from tascade.decode.sample import SamplingParams
+from tascade.decode.sampling import SamplingParams
 from tascade.errors import TascadeError
 from tascade.serve.engine import Engine, Job, Piece
 from tascade.serve.failures import Refusal

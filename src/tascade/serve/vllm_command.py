@@ -6,8 +6,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from tascade.chat import ChatConfig
-from tascade.encode import system_template
+from tascade.data.chat import ChatConfig
+from tascade.data.encode import system_template
 from tascade.errors import ConfigError
 from tascade.load import load_tokenizer, loading
 from tascade.pack import Pack

@@ -1,0 +1,5 @@
+"""The command line: one thin function a verb."""
+
+from tascade.cli.verbs import app, main
+
+__all__ = ["app", "main"]

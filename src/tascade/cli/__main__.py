@@ -1,0 +1,5 @@
+"""``python -m tascade.cli``."""
+
+from tascade.cli.verbs import main
+
+main()

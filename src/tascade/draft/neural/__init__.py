@@ -1,0 +1,1 @@
+"""Drafts from a network: today a smaller model of the same tokenizer."""

@@ -1,0 +1,299 @@
+"""`tascade enrich`: which n-grams of a task's outputs become tokens, and what that would save."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from tascade.config import DataConfig, Recipe
+from tascade.core import IntArray, Progress, Row
+from tascade.data.chat import ChatConfig
+from tascade.data.choose import spread
+from tascade.data.encode import end_tokens, fingerprint
+from tascade.enrich.distill_data import own_lessons
+from tascade.enrich.tokens.boundaries import firm_shares
+from tascade.enrich.tokens.counts import BARRIER
+from tascade.enrich.tokens.curve import (
+    Choice,
+    StepCurve,
+    best_at,
+    choose_among,
+    envelope,
+    step_curve,
+    stop_at,
+)
+from tascade.enrich.tokens.extend import save_extended
+from tascade.enrich.tokens.family import TokenizerFamily
+from tascade.enrich.tokens.merger import Merger, pieces
+from tascade.enrich.tokens.mine import MiningRules, OutputCounts
+from tascade.enrich.tokens.stored import FORMAT, TOKENS_FILE, VERSION
+from tascade.errors import DataError
+from tascade.load import ModelRef, load_model
+from tascade.pipeline import prepare, silent
+from tascade.util.files import folder_beside, install_folder, without_folders, write_atomic
+from tascade.util.places import place_for
+
+_HELD_OUT_ROWS = 500
+_FIRM_ROUNDS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """Where decisions fall in the answers to choose from, and in held-out ones.
+
+    ``cuts``: of each part, each answer's ascending places; ``firm``: a token may stand over one in
+    no more than ``1 - firm`` of its places.
+    """
+
+    cuts: tuple[Sequence[IntArray], Sequence[IntArray]]
+    firm: float
+
+
+@dataclass(frozen=True, slots=True)
+class Enrichment:
+    """New tokens for a task.
+
+    ``expansions``: base ids of each, the most useful first; ``first``: the id of the first one;
+    ``chosen``: how many were chosen from; ``curve``: predicted steps on ``held_out`` outputs;
+    ``left_out``: of the model's own answers, how many prompts of each part time did not reach.
+    """
+
+    model: str
+    fingerprint: str
+    first: int
+    expansions: tuple[tuple[int, ...], ...]
+    chosen: int
+    curve: StepCurve
+    stopped: str
+    rules: MiningRules
+    own_answers: bool
+    held_out: int = 0
+    left_out: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def fewer_steps(self) -> float:
+        """Predicted: steps of the base model over steps with the new tokens."""
+        return self.curve.fewer(len(self.expansions))
+
+    def to_json(self) -> dict[str, Any]:
+        """One JSON-ready object."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "model": without_folders(self.model),
+            "fingerprint": self.fingerprint,
+            "first": self.first,
+            "tokens": len(self.expansions),
+            "fewer_steps": self.fewer_steps,
+            "stopped": self.stopped,
+            "own_answers": self.own_answers,
+            "held_out_rows": self.held_out,
+            "left_out": self.left_out,
+            "rules": asdict(self.rules),
+            "curve": self.curve.to_json(),
+            "expansions": self.expansions,
+        }
+
+    def describe(self) -> str:
+        """A few lines for a person: the curve, and where it stops."""
+        judged = f"judged on {self.held_out} held-out answers"
+        lines = [f"{self.model}: {len(self.expansions)} new tokens, {self.stopped}; {judged}"]
+        shown = self.curve.sizes[:: max(1, len(self.curve.sizes) // 8)]
+        for size in sorted({*shown, len(self.expansions), self.curve.sizes[-1]}):
+            mark = "  <- chosen" if size == len(self.expansions) else ""
+            lines.append(f"  {size:5d} tokens: {self.curve.fewer(size):.2f}x fewer steps{mark}")
+        return "\n".join(lines)
+
+
+def enrich(
+    data: Any,
+    model: ModelRef,
+    *,
+    held_out: Any = None,
+    tokens: int = 0,
+    rules: MiningRules | None = None,
+    own_answers: bool = False,
+    out: str | Path | None = None,
+    on_error: str = "raise",
+    chat: ChatConfig | None = None,
+    progress: Progress | None = None,
+) -> Enrichment:
+    """Choose new tokens from a task's training outputs; predict the steps on held-out ones.
+
+    Nothing is trained: with the tokens alone a model says what it said before.
+
+    Args:
+        data: training examples (see :func:`tascade.adapt`).
+        model: a hub id, a folder, or a loaded ``(model, tokenizer)``.
+        held_out: held-out examples; a share of ``data`` when absent.
+        tokens: how many tokens; 0 for as many as are worth it, at most ``rules.tokens``.
+        rules: how to choose.
+        own_answers: choose from the model's own answers, which it takes time to make.
+        out: a new folder for ``tokens.json`` and the extended tokenizer.
+        on_error: ``raise``, or ``skip`` bad rows.
+        chat: what prompts take along into the chat template; nothing by default.
+        progress: called with (stage, done, total).
+
+    Raises:
+        DataError: a row cannot be used, or there are too few.
+        ConfigError: a tokenizer that cannot be given tokens, or ``out`` exists.
+    """
+    rules, tell = rules or MiningRules(), progress or silent
+    if tokens:
+        rules = MiningRules(**{**asdict(rules), "tokens": tokens})
+    if out is not None:
+        place_for(out)
+    loaded, tokenizer, name = load_model(model)
+    TokenizerFamily(tokenizer)  # a tokenizer that cannot be given tokens is refused at once
+    ends, recipe = (
+        end_tokens(loaded, tokenizer),
+        Recipe(data=DataConfig(on_error=on_error), chat=chat or ChatConfig()),
+    )
+    prepared = prepare(tokenizer, ends, data, held_out, recipe, tell)
+    if len(prepared.validation) < 2:
+        raise DataError(
+            "too few examples to hold any out",
+            got=f"{len(prepared.train)} examples",
+            wanted="at least 40, or held-out examples of their own",
+            where=str(data),
+            fix="pass held-out examples with --held-out",
+        )
+    rows, left_out = (prepared.train, spread(prepared.validation, _HELD_OUT_ROWS)), {}
+    if own_answers:
+        lessons = own_lessons(
+            (loaded, tokenizer, name), prepared, recipe, tell, held_out=_HELD_OUT_ROWS
+        )
+        rows, left_out = (lessons.train, lessons.held_out), lessons.left_out
+    tell("choosing tokens", 0, None)
+    made = choose_tokens(rows, (loaded, tokenizer, name), rules, wanted=tokens, own=own_answers)
+    made = replace(made, left_out=left_out)
+    if out is not None:
+        save_enrichment(made, tokenizer, Path(out))
+    return made
+
+
+def choose_tokens(
+    rows: tuple[Sequence[Row], Sequence[Row]],
+    loaded: tuple[Any, Any, str],
+    rules: MiningRules,
+    *,
+    wanted: int = 0,
+    own: bool = False,
+    decided: Decided | None = None,
+) -> Enrichment:
+    """Choose new tokens from answers, and predict the steps on others.
+
+    Args:
+        rows: (prompt, answer) pairs to choose from, and held-out ones.
+        loaded: model, tokenizer and name.
+        rules: how to choose, and how many at most.
+        wanted: how many; 0 for as many as are worth it.
+        own: whether the answers are the model's own.
+        decided: where decisions fall in these answers, which no new token is to reach over.
+
+    Raises:
+        ConfigError: a tokenizer that cannot be given tokens.
+    """
+    model, tokenizer, name = loaded
+    family, ends = TokenizerFamily(tokenizer), end_tokens(model, tokenizer)
+    if decided is None:
+        train, kept = (OutputCounts(_without_ends((a for _, a in part), ends)) for part in rows)
+        choices = choose_among(train, kept, family.size, rules, family.spell)
+    else:
+        choices = [_choose_firm(rows, decided, family, ends, rules)]
+    curve = envelope(choices)
+    size, why = curve.sizes[-1], "as many as asked for"
+    if not wanted:
+        size, why = stop_at(curve, _row_share(model))
+    choice = best_at(choices, size)
+    size = min(size, len(choice.tokens))
+    if size < wanted:
+        why = "no other n-gram is frequent enough, or would help"
+    return Enrichment(
+        model=name,
+        fingerprint=fingerprint(tokenizer),
+        first=family.size,
+        expansions=tuple(choice.tokens[:size]),
+        chosen=len(choice.tokens),
+        curve=choice.curve,
+        stopped=why,
+        rules=choice.rules,
+        own_answers=own,
+        held_out=len(rows[1]),
+    )
+
+
+def _choose_firm(
+    rows: tuple[Sequence[Row], Sequence[Row]],
+    decided: Decided,
+    family: TokenizerFamily,
+    ends: Sequence[int],
+    rules: MiningRules,
+) -> Choice:
+    """Tokens from the pieces between decisions, without those that often reach over one.
+
+    What is certain in one answer may be a decision in another, where the token would stand as well.
+    Such are refused, and others chosen in their place, a few times over.
+    """
+    answers = [answer for _, answer in rows[0]]
+    cut = [
+        [piece for row, at in zip(part, places, strict=True) for piece in pieces(row[1], at)]
+        for part, places in zip(rows, decided.cuts, strict=True)
+    ]
+    train, kept = (
+        OutputCounts(_without_ends(parts, ends), len(part))
+        for parts, part in zip(cut, rows, strict=True)
+    )
+    refused: set[tuple[int, ...]] = set()
+    settled = rules
+    for _ in range(_FIRM_ROUNDS):
+        more = replace(settled, tokens=rules.tokens + len(refused))
+        choice = best_at(choose_among(train, kept, family.size, more, family.spell), more.tokens)
+        settled = choice.rules  # what generalises best is found out once
+        tokens = [token for token in choice.tokens if token not in refused][: rules.tokens]
+        shares = firm_shares(Merger(tokens, family.size), answers, decided.cuts[0])
+        infirm = {t for t, share in zip(tokens, shares, strict=True) if share < decided.firm}
+        refused |= infirm
+        if not infirm:
+            break
+    tokens = [token for token in tokens if token not in refused]
+    return Choice(
+        replace(settled, tokens=rules.tokens), tokens, step_curve(tokens, family.size, kept)
+    )
+
+
+def _row_share(model: Any) -> float:
+    """A row of the LM head, as a share of the parameters that a step reads."""
+    head = model.get_output_embeddings().weight
+    read = sum(part.numel() for part in model.parameters())
+    if model.get_input_embeddings().weight is not head:  # of those a step reads one row
+        read -= model.get_input_embeddings().weight.numel()
+    return float(head.shape[1] / max(read, 1))
+
+
+def _without_ends(answers: Iterable[IntArray], ends: Sequence[int]) -> list[IntArray]:
+    """Answers without the end token, which no new token may hold: others become barriers."""
+    found = []
+    for answer in answers:
+        ids = answer[:-1] if len(answer) and int(answer[-1]) in ends else answer.copy()
+        ids = ids.copy()
+        ids[[int(token) in ends for token in ids]] = BARRIER
+        found.append(ids)
+    return found
+
+
+def write_tokens(made: Enrichment, folder: Path) -> None:
+    """Write ``tokens.json``."""
+    write_atomic(folder / TOKENS_FILE, (json.dumps(made.to_json(), indent=1) + "\n").encode())
+
+
+def save_enrichment(made: Enrichment, tokenizer: Any, folder: Path) -> None:
+    """Write ``tokens.json`` and the extended tokenizer to a new folder, all of it or nothing."""
+    with folder_beside(folder) as part:
+        save_extended(tokenizer, made.expansions, made.first, part)
+        write_tokens(made, part)
+        place_for(folder)
+        install_folder(part, folder)

@@ -1,0 +1,186 @@
+"""What a model is taught: its own answers, to the task's prompts and to some it wrote itself."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from tascade.answers import count_prompts, enough_own, own_answers
+from tascade.calibration import check
+from tascade.config import Recipe
+from tascade.core import IntArray, Progress, Row
+from tascade.data.choose import spread
+from tascade.enrich.kl import free_text
+from tascade.enrich.prompts import own_prompts, spliced_prompts
+from tascade.enrich.tokens.family import TokenizerFamily
+from tascade.enrich.tokens.ngram_model import Foretelling
+from tascade.enrich.uncertain import decisions
+from tascade.errors import ConfigError
+from tascade.model import TaskModel
+from tascade.pipeline import Prepared, build
+from tascade.util.files import write_atomic
+
+_NOTHING = np.empty(0, np.int32)
+_PARTS = ("train", "written", "free", "held_out")
+_ASKED = ("train", "written", "held_out")
+
+
+@dataclass(slots=True)
+class Lessons:
+    """Rows (prompt, answer) in base token ids, the answers the model's own (but for ``gold``
+    targets, where ``train`` has the data's).
+
+    ``train``: the training prompts; ``written``: prompts the model wrote; ``free``: text it wrote
+    from a single token on, to remember by; ``held_out``: prompts to judge by, which nothing is
+    learned from. ``cuts``: of each part, where decisions fall in each answer (:meth:`decide`,
+    :meth:`leave_to_prompts`). ``places``: which of the held-out rows given each of ``held_out`` is.
+    ``left_out``: of each part, how many prompts there was no time to answer.
+    """
+
+    train: list[Row] = field(default_factory=list)
+    written: list[Row] = field(default_factory=list)
+    free: list[Row] = field(default_factory=list)
+    held_out: list[Row] = field(default_factory=list)
+    cuts: dict[str, list[IntArray]] = field(default_factory=dict)
+    places: list[int] = field(default_factory=list)
+    left_out: dict[str, int] = field(default_factory=dict)
+
+    def decide(self, model: Any, least: float, longest: int) -> None:
+        """Find where the model decides (see :func:`tascade.enrich.uncertain.decisions`)."""
+        for part in _PARTS:
+            self.cuts[part] = decisions(model, getattr(self, part), least, longest)
+
+    def leave_to_prompts(self, least: float) -> None:
+        """Add the places that the task's other answers do not foretell.
+
+        (See :class:`tascade.enrich.tokens.ngram_model.Foretelling`; ``least``: probability.)
+        """
+        known = Foretelling([answer for _, answer in (*self.train, *self.written)])
+        for part in ("train", "written", "held_out"):
+            rows: list[Row] = getattr(self, part)
+            cuts = self.cuts.get(part, [_NOTHING] * len(rows))
+            self.cuts[part] = [
+                np.union1d(found, known.unforeseen(answer, least, counted=part != "held_out"))
+                for found, (_, answer) in zip(cuts, rows, strict=True)
+            ]
+
+    def save(self, file: Path) -> None:
+        """Write to a safetensors file, atomically."""
+        tensors = {}
+        for part in _PARTS:
+            rows = getattr(self, part)
+            cuts = self.cuts.get(part, [_NOTHING] * len(rows))
+            sides = {
+                "prompts": [_NOTHING if row[0] is None else row[0] for row in rows],
+                "answers": [row[1] for row in rows],
+                "cuts": cuts,
+            }
+            for side, ids in sides.items():
+                tensors[f"{part}.{side}"] = np.concatenate([_NOTHING, *ids])
+                tensors[f"{part}.{side}.ends"] = np.cumsum([0, *map(len, ids)])
+        tensors["held_out.places"] = np.asarray(self.places, np.int64)
+        tensors["left_out"] = np.asarray([self.left_out.get(part, 0) for part in _ASKED], np.int64)
+        write_atomic(file, save(tensors))
+
+    @classmethod
+    def load(cls, file: Path) -> Lessons:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            ConfigError: no such file, or a damaged one.
+        """
+        try:
+            tensors = load_file(file)
+            made = cls()
+            for part in _PARTS:
+                sides = [
+                    np.split(tensors[f"{part}.{side}"], tensors[f"{part}.{side}.ends"][1:-1])
+                    for side in ("prompts", "answers", "cuts")
+                ]
+                count = len(tensors[f"{part}.answers.ends"]) - 1
+                setattr(made, part, list(zip(*sides[:2], strict=True))[:count])
+                made.cuts[part] = sides[2][:count]
+            made.places = tensors["held_out.places"].tolist()
+            made.left_out = dict(zip(_ASKED, tensors["left_out"].tolist(), strict=True))
+        except (OSError, KeyError, ValueError, SafetensorError) as error:
+            raise ConfigError("cannot read the lessons", got=error, where=str(file)) from error
+        return made
+
+
+def own_lessons(
+    loaded: tuple[Any, Any, str],
+    prepared: Prepared,
+    recipe: Recipe,
+    tell: Progress,
+    *,
+    held_out: int = 500,
+    prompts: float = 0.0,
+    replay: float = 0.0,
+) -> Lessons:
+    """Let the model answer the task's prompts, and others that it writes itself.
+
+    The references' index drafts meanwhile, so that it runs at the task's speed already. A prompt
+    that time does not reach is left out; its reference never stands for an answer.
+
+    Args:
+        loaded: model, tokenizer and name.
+        prepared: the examples.
+        recipe: ``max_new_tokens``, ``spec.own_seconds`` (for each part), ``tune.seed``; and
+            ``tune.targets``: with ``gold`` held-out prompts alone are answered.
+        tell: called with (stage, done, total).
+        held_out: at most so many held-out prompts, spread over the file.
+        prompts: how many prompts the model writes for each training prompt.
+        replay: how many texts of its own it writes, for each of all these prompts.
+
+    Raises:
+        ConfigError: too few answers in the time allowed.
+        TascadeError: drafts change words (see :func:`tascade.calibration.check`).
+    """
+    lessons = Lessons(left_out=dict.fromkeys(_ASKED, 0))
+    with tempfile.TemporaryDirectory(prefix="tascade-lessons-") as folder:
+        pack = build(Path(folder) / "pack", loaded, prepared, recipe, tell)
+        task_model = TaskModel(loaded[0], loaded[1], pack, loaded[2], head="full")
+        check(task_model, prepared.asked, recipe)
+
+        def answer(part: str, rows: Sequence[Row]) -> None:
+            params, limit = task_model.params(), recipe.spec.own_seconds
+            own, places = own_answers(task_model.decoder, rows, params, seconds=limit, tell=tell)
+            if part != "written":  # which are a help and no need
+                enough_own(len(own), rows, part.replace("_", "-") + " prompts", limit)
+            lessons.left_out[part] = count_prompts(rows) - len(own)
+            said = [n for n, (_, ids) in enumerate(own) if len(ids)]
+            setattr(lessons, part, [own[n] for n in said])
+            if part == "held_out":
+                lessons.places = [places[n] for n in said]
+
+        known = [prompt for prompt, _ in prepared.train if prompt is not None]
+        answer("held_out", spread(prepared.validation, held_out))
+        if recipe.tune.targets == "gold":
+            lessons.train = prepared.train
+        else:
+            answer("train", prepared.train)
+            wanted, seed = round(prompts * len(known)), recipe.tune.seed
+            if wanted:
+                written = own_prompts(loaded[0], known, wanted, seed=seed, tell=tell)
+                written += spliced_prompts(known, wanted - len(written), seed=seed)
+                answer("written", [(prompt, _NOTHING) for prompt in written])
+        lessons.free = _free_rows(
+            loaded, round(replay * (len(known) + len(lessons.written))), recipe.tune.seed
+        )
+        task_model.corpus.close()
+    return lessons
+
+
+def _free_rows(loaded: tuple[Any, Any, str], count: int, seed: int) -> list[Row]:
+    """Texts of the model's own: the first token as the prompt, the rest as the answer."""
+    if not count:
+        return []
+    text = free_text(loaded[0], TokenizerFamily(loaded[1]).size, rows=count, seed=seed + 1)
+    return [(ids[:1], ids[1:]) for ids in text.cpu().numpy().astype(np.int32)]

@@ -1,0 +1,1 @@
+"""Choosing new tokens, and adding them to a tokenizer."""

@@ -1,0 +1,1 @@
+"""Training: LoRA and the new tokens' rows."""

@@ -1,0 +1,1 @@
+"""What would help, and how much, before anything is built."""

@@ -1,0 +1,179 @@
+"""`tascade inspect`: what a task would gain, before anything is built."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tascade.config import DataConfig, Recipe, VocabConfig
+from tascade.core import IntArray, Progress
+from tascade.data.chat import ChatConfig
+from tascade.data.choose import spread
+from tascade.data.encode import end_tokens
+from tascade.decode.lm_head import finisher
+from tascade.decode.target import Target
+from tascade.draft.costs import CostTable
+from tascade.enrich.choose import Enrichment, choose_tokens
+from tascade.enrich.tokens.mine import MiningRules
+from tascade.enrich.tokens.stored import read_tokens
+from tascade.errors import ConfigError, DataError, UnsupportedModelError
+from tascade.forecast.replay import Forecast, forecast
+from tascade.load import ModelRef, load_model
+from tascade.model import measure_cost
+from tascade.pipeline import Prepared, prepare, silent
+from tascade.tailor.counts import count_documents
+from tascade.tailor.profile import build_profile
+from tascade.tailor.savings import VocabularyGain, vocabulary_gain
+
+_ROWS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """A forecast, and what it was made from.
+
+    ``enrichment``: what new tokens would save once a model has learned them (``tascade tune``);
+    ``None`` for a tokenizer that cannot be given any.
+    ``vocabulary``: what an LM head of the task's tokens would save, and lack (``tascade tailor``);
+    ``None`` for a model whose head cannot be replaced. ``held_out``: how many held-out rows there
+    were, and how many each part of this was measured on.
+    """
+
+    model: str
+    data: str
+    skipped: int
+    forecast: Forecast
+    cost: CostTable
+    enrichment: Enrichment | None
+    vocabulary: VocabularyGain | None
+    held_out: dict[str, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """One JSON-ready object."""
+        new, vocabulary = self.enrichment, self.vocabulary
+        return {
+            "model": self.model,
+            "data": self.data,
+            "skipped_rows": self.skipped,
+            "held_out": self.held_out,
+            "step_cost": self.cost.to_json(),
+            "new_tokens": None
+            if new is None
+            else {"tokens": len(new.expansions), "fewer_steps": new.fewer_steps},
+            "tailored_vocabulary": None if vocabulary is None else vocabulary.to_json(),
+            **self.forecast.to_dict(),
+        }
+
+    def describe(self) -> str:
+        """A few lines for a person."""
+        text = f"{self.model} on {self.data}\n{self.forecast.describe()}"
+        if self.enrichment is not None:
+            count, fewer = len(self.enrichment.expansions), self.enrichment.fewer_steps
+            text += f"\n{count} new tokens would take {fewer:.2f}x fewer steps (`tascade tune`)"
+            text += f" on {self.enrichment.held_out} held-out outputs"
+        if self.vocabulary is not None:
+            lines = self.vocabulary.describe().splitlines()
+            text += "\nan LM head of the task's tokens (`tascade tailor`)"
+            text += "".join(f"\n  {line}" for line in lines)
+        return text
+
+
+def inspect(
+    data: Any,
+    model: ModelRef,
+    *,
+    held_out: Any = None,
+    on_error: str = "raise",
+    chat: ChatConfig | None = None,
+    progress: Progress | None = None,
+) -> Inspection:
+    """Predict tokens per step and speed-up on held-out rows by replaying reference outputs.
+
+    The model is loaded only to measure what its steps cost on this machine; nothing is trained,
+    and no answer is generated. What the model really says may differ from the references.
+
+    Args:
+        data: training examples (see :func:`tascade.adapt`).
+        model: a hub id, a folder, or a loaded ``(model, tokenizer)``.
+        held_out: held-out examples; a share of ``data`` when absent.
+        on_error: ``raise``, or ``skip`` bad rows.
+        chat: what prompts take along into the chat template; nothing by default.
+        progress: called with (stage, done, total).
+
+    Raises:
+        DataError: a row cannot be used, or there are too few to hold any out.
+    """
+    tell = progress or silent
+    loaded, tokenizer, name = load_model(model)
+    ends = end_tokens(loaded, tokenizer)
+    recipe = Recipe(data=DataConfig(on_error=on_error), chat=chat or ChatConfig())
+    prepared = prepare(tokenizer, ends, data, held_out, recipe, tell, read_tokens(name))
+    chosen = spread(prepared.validation, _ROWS)
+    rows = [_with_prompt(row) for row in chosen]
+    if len(rows) < 2:
+        raise DataError(
+            "too few examples to hold any out",
+            got=f"{len(prepared.train)} examples",
+            wanted="at least 40, or held-out examples of their own",
+            where=str(data),
+            fix="pass held-out examples with --held-out",
+        )
+    tell("measuring the model's steps", 0, None)
+    cost = measure_cost(Target(loaded))
+    tell("replaying held-out outputs", 0, len(rows))
+    found = forecast(
+        [answer for _, answer in prepared.train],
+        rows,
+        cost=cost,
+        vocab_size=int(loaded.config.get_text_config().vocab_size),
+        end_tokens=ends,
+        max_nodes=recipe.spec.max_nodes,
+        train_prompts=[prompt for prompt, _ in prepared.train],
+    )
+    tell("choosing tokens", 0, None)
+    try:
+        new = choose_tokens((prepared.train, chosen), (loaded, tokenizer, name), MiningRules())
+    except ConfigError:  # a tokenizer of a kind that cannot be extended
+        new = None
+    tell("counting tokens", 0, None)
+    vocabulary = _vocabulary(loaded, tokenizer, ends, prepared)
+    skipped = sum(report.skipped for report in prepared.reports)
+    counts = {
+        "rows": prepared.held_out_of,
+        "forecast": len(rows),
+        "new_tokens": 0 if new is None else new.held_out,
+        "coverage": 0 if vocabulary is None else len(prepared.validation),
+    }
+    return Inspection(name, str(data), skipped, found, cost, new, vocabulary, counts)
+
+
+def _vocabulary(
+    model: Any, tokenizer: Any, ends: Sequence[int], prepared: Prepared
+) -> VocabularyGain | None:
+    """What `tascade tailor` would list with its defaults; ``None`` if it would be of no use."""
+    if not _replaceable(model):
+        return None
+    profile = build_profile(
+        count_documents(prepared.train),
+        tokenizer,
+        ends,
+        vocab_size=int(model.config.get_text_config().vocab_size),
+        tolerance=VocabConfig().tolerance,
+        held_out=prepared.validation,
+    )
+    return vocabulary_gain(model, profile, prepared.validation)
+
+
+def _replaceable(model: Any) -> bool:
+    """Whether the model's LM head can give way to a small one."""
+    try:
+        finisher(model)
+    except UnsupportedModelError:
+        return False
+    return True
+
+
+def _with_prompt(row: tuple[IntArray | None, IntArray]) -> tuple[IntArray, IntArray]:
+    prompt, answer = row
+    return (answer[:0] if prompt is None else prompt), answer

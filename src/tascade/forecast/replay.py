@@ -1,0 +1,370 @@
+"""What a task would gain, predicted by replaying reference outputs: nothing is generated.
+
+The decoding loop itself runs, with drafter and budget as in use, over a target that says the
+references instead of a model's words. It is as right as the references are what the model will say.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tascade.core import DraftTree, FloatArray, Generation, IntArray, Source
+from tascade.decode.loop import Decoder
+from tascade.decode.sampling import SamplingParams
+from tascade.decode.target import Hold
+from tascade.draft.budget import Budget
+from tascade.draft.costs import CostTable
+from tascade.draft.ngram.drafter import MixDrafter
+from tascade.errors import ConfigError
+from tascade.index.corpus import CorpusIndex
+from tascade.index.similar import SimilarIndex
+
+PROFITS, PROFITS_LITTLE = 1.5, 1.1
+"""Predicted speed-ups from which a task profits, and from which it profits at least a little."""
+
+DRAFT_SECONDS = 150e-6
+"""Assumed time of one draft where the cost table holds seconds."""
+
+_ASSUMED_SLOPE = 0.01
+_GRAM = 4
+_MARK = "forecast"
+
+Pair = tuple[IntArray, IntArray]
+"""(prompt, output) token ids, the output's end token included."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutputStatistics:
+    """How much the outputs repeat themselves.
+
+    ``whole_in_train`` and ``grams_in_train`` are shares of the held-out outputs, and of their
+    sequences of four tokens, that occur in the training outputs. ``entropy_bits`` is of single
+    tokens, ``type_token_ratio`` distinct tokens over all tokens, both of the training outputs.
+    """
+
+    examples: int
+    tokens: int
+    length_mean: float
+    length_median: float
+    length_p95: float
+    distinct_tokens: int
+    type_token_ratio: float
+    entropy_bits: float
+    whole_in_train: float
+    grams_in_train: float
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What TASC-spec would gain on held-out rows.
+
+    tokens_per_step: committed tokens a target forward, as the decoder counts them
+    drafted_per_step: nodes verified a forward
+    speedup: against plain decoding, reading the prompt counted as one step of each: a long prompt
+        makes it less. A plain step is taken to cost what the cheapest step in the table does.
+    cost: the step cost it rests on, ``measured`` or the curve that was assumed
+    sources: share of output tokens by who drafted them; ``target`` is the model itself
+    calibrated_on, replayed: held-out rows that taught the drafter, and the others, replayed after
+        them, that gave every number here
+    """
+
+    verdict: str
+    reason: str
+    tokens_per_step: float
+    drafted_per_step: float
+    speedup: float
+    cost: str
+    sources: dict[str, float]
+    calibrated_on: int
+    replayed: int
+    output_tokens: int
+    forwards: int
+    statistics: OutputStatistics
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain dictionaries, JSON-ready."""
+        return dataclasses.asdict(self)
+
+    def describe(self) -> str:
+        """A few lines for a person."""
+        s = self.statistics
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in self.sources.items() if share)
+        return "\n".join(
+            (
+                f"{self.verdict}: {self.reason}",
+                f"  predicted    {self.tokens_per_step:.2f} tokens per step, {self.speedup:.2f}x "
+                f"decoding speed ({self.drafted_per_step:.1f} drafted tokens a step)",
+                f"  step cost    {self.cost}",
+                f"  drafted by   {shares}",
+                f"  replayed     {self.replayed} held-out outputs, {self.output_tokens} tokens; "
+                f"calibrated on {self.calibrated_on} others, never on these",
+                f"  outputs      {s.examples} examples, {s.length_mean:.0f} tokens on average "
+                f"(median {s.length_median:.0f}, 95% up to {s.length_p95:.0f})",
+                f"  variety      {s.distinct_tokens} distinct tokens, {s.entropy_bits:.1f} bits "
+                "a token",
+                f"  repetition   {s.whole_in_train:.0%} of held-out outputs and "
+                f"{s.grams_in_train:.0%} of their 4-grams occur in the training outputs",
+            )
+        )
+
+
+def forecast(
+    train_outputs: Sequence[IntArray],
+    held_out: Sequence[Pair],
+    *,
+    cost: CostTable | None = None,
+    vocab_size: int,
+    end_tokens: Sequence[int] = (),
+    max_nodes: int = 63,
+    train_prompts: Sequence[IntArray | None] = (),
+) -> Forecast:
+    """Predict tokens per step and speed-up from reference outputs alone.
+
+    The training examples are indexed in a temporary folder. The first half of the held-out rows
+    calibrates the drafter; every number comes from the second half, which the drafter meets as it
+    would in use: unseen, learning on the way.
+
+    Args:
+        train_outputs: token ids of the training outputs, each with its end token.
+        held_out: prompts and outputs of other examples.
+        cost: seconds of a step by its tokens, as measured; left as it is. ``None`` assumes a
+            curve, which the result names.
+        vocab_size: V; every token id is below.
+        end_tokens: ids that end an output.
+        max_nodes: most nodes in a draft.
+        train_prompts: what the training outputs answered, in the same order, where that is known:
+            outputs of similar examples are then a source too.
+
+    Raises:
+        ConfigError: no training outputs, or fewer than two held-out rows.
+        DataError: an output is empty or has an id outside the vocabulary.
+    """
+    _check(train_outputs, held_out)
+    table, basis, draft_cost = _cost(cost, max_nodes)
+    budget = _TableBudget(table, max_nodes=max_nodes)
+    budget.draft_cost = draft_cost
+    half = len(held_out) // 2
+    with tempfile.TemporaryDirectory(prefix="tascade-") as folder:
+        corpus = CorpusIndex.build(
+            Path(folder) / "corpus", train_outputs, vocab_size=vocab_size, fingerprint=_MARK
+        )
+        similar = _similar(Path(folder), train_outputs, train_prompts)
+        drafter = MixDrafter(corpus, similar=similar, end_tokens=end_tokens)
+        _replay(drafter, budget, held_out[:half], end_tokens)
+        budget.drafts = 0
+        said = _replay(drafter, budget, held_out[half:], end_tokens)
+        corpus.close()
+    statistics = _statistics(train_outputs, held_out)
+    tally = _Tally(said, budget.cost, budget.drafts * draft_cost)
+    speedup = tally.speedup if tally.tokens else 1.0
+    verdict, reason = _verdict(speedup, tally, statistics)
+    return Forecast(
+        verdict=verdict,
+        reason=reason,
+        tokens_per_step=tally.tokens_per_step,
+        drafted_per_step=tally.drafted / max(1, tally.forwards),
+        speedup=speedup,
+        cost=basis,
+        sources=tally.shares,
+        calibrated_on=half,
+        replayed=len(held_out) - half,
+        output_tokens=tally.tokens,
+        forwards=tally.forwards,
+        statistics=statistics,
+    )
+
+
+def _check(train_outputs: Sequence[IntArray], held_out: Sequence[Pair]) -> None:
+    if not len(train_outputs):
+        raise ConfigError("no training outputs", got=0, wanted="at least 1", where="train_outputs")
+    if len(held_out) < 2:
+        raise ConfigError(
+            "too few held-out rows to predict from",
+            got=len(held_out),
+            wanted="at least 2, one to calibrate on and one to measure",
+            where="held_out",
+        )
+
+
+def _similar(
+    folder: Path, outputs: Sequence[IntArray], prompts: Sequence[IntArray | None]
+) -> SimilarIndex | None:
+    known = [(i, prompt) for i, prompt in enumerate(prompts) if prompt is not None and len(prompt)]
+    if not known:
+        return None
+    return SimilarIndex.build(
+        folder / "similar",
+        known,
+        fingerprint=_MARK,
+        fetch=lambda i: np.asarray(outputs[i], np.int32),
+    )
+
+
+def _cost(cost: CostTable | None, max_nodes: int) -> tuple[CostTable, str, float]:
+    """The table to use (the budget changes it), what it rests on, the cost of one draft."""
+    if cost is not None:
+        return cost.copy(), "measured", DRAFT_SECONDS
+    sizes = (1, max(2, 1 + max_nodes))
+    seconds = [1.0 + _ASSUMED_SLOPE * (n - 1) for n in sizes]
+    basis = f"assumed: each drafted token makes a step {_ASSUMED_SLOPE:.0%} dearer"
+    return CostTable(sizes, seconds), basis, 0.0
+
+
+class _ScriptedTarget:
+    """What the decoding loop needs of a :class:`Target`: it says ``output``, whatever it reads.
+
+    A forward returns the target itself in place of logits [1 + N, V]: a walk asks it for a row's
+    largest, and for nothing else.
+    """
+
+    supports_trees = True
+    device = torch.device("cpu")
+    lock = nullcontext()
+    step = nullcontext
+
+    def __init__(self) -> None:
+        self.output: IntArray = np.empty(0, np.int32)
+
+    def begin(self, prompt: IntArray, hold: Hold) -> None:
+        self.length, self._prompt, self.hold = 0, len(prompt), hold
+
+    def end(self, hold: Hold) -> None:
+        """Nothing to give back."""
+
+    def room(self, base: int) -> int | None:
+        return None
+
+    def forward(self, tokens: Sequence[int], tree: DraftTree) -> _ScriptedTarget:
+        self._said = self.length + len(tokens) - self._prompt
+        self._parents = tree.parents.tolist()
+        return self
+
+    def argmax_rows(self, rows: slice) -> list[int]:
+        node, at = rows.start - 1, self._said
+        while node >= 0:
+            node, at = self._parents[node], at + 1
+        return [int(self.output[min(at, len(self.output) - 1)])]
+
+    def keep(self, base: int, slots: Sequence[int]) -> None:
+        self.length = base + len(slots)
+
+
+class _TableBudget(Budget):
+    """A budget whose steps take what its table says, and each draft ``draft_cost`` seconds."""
+
+    draft_cost, drafts, _drafted = 0.0, 0, False
+
+    def plan(self) -> tuple[int, float]:
+        self._drafted = False
+        return super().plan()
+
+    def choose(self, survival: FloatArray) -> int:
+        self._drafted, self.drafts = True, self.drafts + 1
+        return super().choose(survival)
+
+    def observe(self, nodes: int, seconds: float, draft_seconds: float) -> None:
+        seconds = float(self.cost.upto(nodes + 1)[-1])
+        super().observe(nodes, seconds, self.draft_cost if self._drafted else 0.0)
+
+
+def _replay(
+    drafter: MixDrafter, budget: Budget, rows: Sequence[Pair], ends: Sequence[int]
+) -> list[Generation]:
+    """What the decoding loop makes of a target that says these outputs."""
+    target: Any = _ScriptedTarget()
+    decoder, said = Decoder(target, drafter, budget), []
+    for prompt, output in rows:
+        if not len(output):
+            continue
+        target.output = output
+        # An output that ends by itself leaves room for drafts behind its end.
+        room = len(output) + (int(output[-1]) in ends)
+        params = SamplingParams(max_new_tokens=room, ignore_end=True)
+        given = prompt if len(prompt) else output[:1]  # a model has to read something
+
+        def over(tokens: Sequence[int], most: int = len(output)) -> bool:
+            return len(tokens) >= most
+
+        said.append(decoder.generate(given, params, extra_stop=over))
+    return said
+
+
+class _Tally:
+    """Counts over replayed outputs. A prefill costs what a step does: its prompt is left out."""
+
+    def __init__(self, said: Sequence[Generation], cost: CostTable, drafts: float) -> None:
+        curve, steps = cost.upto(cost.limit), [step for made in said for step in made.steps]
+        self.tokens = sum(len(made.tokens) for made in said)
+        self.forwards = sum(made.forwards for made in said)
+        self.drafted = sum(step.drafted for step in steps)
+        stepped = sum(made.stepped_tokens for made in said)
+        self.tokens_per_step = stepped / self.forwards if self.forwards else 1.0
+        prefills = self.tokens - stepped  # those that carried no draft: they say one token each
+        spent = float(curve[[step.drafted for step in steps]].sum()) + prefills * float(curve[0])
+        # Plain is never put dearer than a draft.
+        self.speedup = float(curve.min()) * self.tokens / max(spent + drafts, 1e-12)
+        counts = Counter(source for made in said for source in made.sources)
+        self.shares = {s.name.lower(): counts[s] / max(1, self.tokens) for s in Source}
+
+
+def _verdict(speedup: float, tally: _Tally, s: OutputStatistics) -> tuple[str, str]:
+    seen = f"{s.grams_in_train:.0%} of held-out 4-grams occur in the training outputs"
+    gain = f"{tally.tokens_per_step:.1f} tokens per step, {speedup:.1f}x"
+    if speedup >= PROFITS:
+        return "profits", f"{gain}; {seen}"
+    if speedup >= PROFITS_LITTLE:
+        return "profits little", f"{gain}; only {seen}"
+    return (
+        "will not profit",
+        f"{gain}: the outputs are too varied to draft; only {seen}. "
+        "The budget will mostly decode plainly",
+    )
+
+
+def _statistics(train: Sequence[IntArray], held_out: Sequence[Pair]) -> OutputStatistics:
+    fresh = [output for _, output in held_out]
+    lengths = np.asarray([len(output) for output in train])
+    ids = np.concatenate([np.asarray(output, np.int64) for output in train])
+    counts = np.unique(ids, return_counts=True)[1]
+    p = counts / len(ids)
+    known = {np.asarray(output, np.int32).tobytes() for output in train}
+    whole = [np.asarray(output, np.int32).tobytes() in known for output in fresh]
+    grams = np.isin(_grams(fresh), np.unique(_grams(train)))
+    return OutputStatistics(
+        examples=len(train),
+        tokens=len(ids),
+        length_mean=float(lengths.mean()),
+        length_median=float(np.median(lengths)),
+        length_p95=float(np.percentile(lengths, 95)),
+        distinct_tokens=len(counts),
+        type_token_ratio=len(counts) / len(ids),
+        entropy_bits=float(-(p * np.log2(p)).sum()),
+        whole_in_train=float(np.mean(whole)),
+        grams_in_train=float(grams.mean()) if len(grams) else 0.0,
+    )
+
+
+def _grams(outputs: Sequence[IntArray]) -> npt.NDArray[np.uint64]:
+    """A 64-bit hash of every run of four tokens inside an output."""
+    hashes = []
+    for output in outputs:
+        if len(output) < _GRAM:
+            continue
+        ids = np.asarray(output).astype(np.uint64)
+        code = np.zeros(len(ids) - _GRAM + 1, np.uint64)
+        for i in range(_GRAM):
+            code = (code + ids[i : i + len(code)] + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+            code ^= code >> np.uint64(29)
+        hashes.append(code)
+    return np.concatenate(hashes) if hashes else np.empty(0, np.uint64)

@@ -1,0 +1,1 @@
+"""What outputs contain: suffix arrays on disk, similar examples, look-ups."""

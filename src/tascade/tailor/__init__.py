@@ -1,0 +1,1 @@
+"""VocabTailor: the task's tokens as a list, and an LM head of those."""

@@ -1,0 +1,1 @@
+"""The vocabulary's two tables kept off the device."""

@@ -1,1 +1,0 @@
-"""New tokens for a task: frequent output n-grams, chosen, merged exactly, and checked."""

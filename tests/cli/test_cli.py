@@ -1,0 +1,87 @@
+"""The command line, run as a user runs it, on the bundled model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from tascade import bundled
+from tascade.bench.schema import validate
+from tascade.cli import verbs as cli
+
+run = CliRunner()
+TEST = str(bundled.data_path("tickets", "test"))
+
+
+def ok(*words: object) -> str:
+    result = run.invoke(cli.app, [str(word) for word in words], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def first_prompt() -> str:
+    return str(json.loads(Path(TEST).read_text().splitlines()[0])["prompt"])
+
+
+def test_generate_prints_text_json_or_colours(ticket_pack: Path) -> None:
+    prompt = first_prompt()
+    plain = ok("generate", ticket_pack, prompt)
+    result = json.loads(ok("generate", ticket_pack, prompt, "--json"))
+    assert plain.strip() == result["text"].strip()
+    assert result["tokens_per_step"] > 1
+    assert result["text"] in ok("generate", ticket_pack, prompt, "--explain").replace("\n", "")
+
+
+def test_chat_answers_until_an_empty_line(ticket_pack: Path) -> None:
+    prompt = first_prompt().replace("\n", " ")
+    answer = ok("generate", ticket_pack, prompt).strip()
+    result = run.invoke(cli.app, ["chat", str(ticket_pack)], input=prompt + "\n\n")
+    assert result.exit_code == 0
+    assert answer in result.stdout
+
+
+def test_bench_then_report(ticket_pack: Path, tmp_path: Path) -> None:
+    out = tmp_path / "bench.json"
+    methods = "plain,tasc-spec,tasc-paper,hf-generate,hf-prompt-lookup"
+    words = ["--rows", 3, "--repeats", 2, "--max-new-tokens", 40, "--methods", methods]
+    printed = json.loads(ok("bench", ticket_pack, "-d", TEST, *words, "-o", out, "--json"))
+    assert printed == json.loads(out.read_text())
+    validate(printed)
+    for name in methods.split(",")[1:]:
+        assert printed["methods"][name]["identical"] == 3
+        assert printed["methods"][name]["differing"] == 0
+    assert printed["methods"]["tasc-spec"]["tokens_per_step"] > 2
+    page = tmp_path / "page.html"
+    ok("report", ticket_pack, "--out", page)
+    assert "tasc-spec" in page.read_text()
+
+
+def test_adapt_from_a_recipe_with_flags_over_it(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"model: {bundled.model_path()}\nmax_new_tokens: 40\ndata:\n"
+        f"  train: {bundled.data_path('notes', 'train')}\n  max_examples: 80\n"
+        "spec:\n  calibration_rows: 2\n"
+    )
+    facts = json.loads(ok("adapt", "--recipe", recipe, "-o", tmp_path / "pack", "--json"))
+    assert facts["documents"] < 80
+    assert json.loads((tmp_path / "pack" / "pack.json").read_text())["max_new_tokens"] == 40
+
+
+def test_inspect_prints_one_object() -> None:
+    data, held_out = bundled.data_path("sql", "train"), bundled.data_path("sql", "validation")
+    words = ["inspect", data, "-m", bundled.model_path(), "--held-out", held_out, "--json"]
+    assert json.loads(ok(*words))["tokens_per_step"] > 2
+
+
+def test_errors_are_told_without_a_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("sys.argv", ["tascade", "generate", str(tmp_path), "x"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    assert "no pack in this folder" in capsys.readouterr().err

@@ -1,0 +1,69 @@
+"""The demo with a tuned model, on a few of its rows: here it learns next to nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tascade import bundled
+from tascade.bench.schema import validate
+from tascade.cli import demo
+from tascade.config import GateConfig, TuneConfig
+
+LITTLE = TuneConfig(
+    tokens=5,
+    epochs=1,
+    prompts=0.0,
+    replay=0.0,
+    row_steps=2,
+    start="first",
+    foretold=0.7,
+    gate=GateConfig(refuse=False),
+)
+
+
+@pytest.fixture
+def few_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One bundled task, and sixty rows of each of its files."""
+    whole = bundled.data_path
+
+    def cut(task: str, split: str) -> Path:
+        path = tmp_path / f"{task}-{split}.jsonl"
+        lines = whole(task, split).read_text().splitlines(keepends=True)
+        path.write_text("".join(lines[:60]))
+        return path
+
+    monkeypatch.setattr(bundled, "data_path", cut)
+    monkeypatch.setattr(bundled, "tasks", lambda: (demo.TUNED_TASK,))
+
+
+@pytest.mark.timeout(900)
+def test_a_tuned_model_is_shown_beside_the_others(
+    few_rows: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(demo, "LESSONS", LITTLE)
+    results = demo.run(tmp_path / "out", rows=1, repeats=1, tune=True)
+    assert len(results) == 2
+    for result in results:
+        validate(result)
+    assert set(results[1]["methods"]) == {"plain", "tasc-ft", "tasc-ft+spec"}
+    assert (tmp_path / "out" / "tickets-tuned" / "model" / "tuning.json").is_file()
+    assert "tasc-ft" in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.timeout(900)
+def test_a_model_that_the_gate_refuses_is_not_shown(
+    few_rows: None,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import dataclasses
+
+    strict = dataclasses.replace(LITTLE, gate=GateConfig(least_agreement=1.0))
+    monkeypatch.setattr(demo, "LESSONS", strict)
+    results = demo.run(tmp_path / "out", rows=1, repeats=1, tune=True)
+    assert len(results) == 1
+    assert not (tmp_path / "out" / "tickets-tuned").exists()
+    assert "the gate refused" in capsys.readouterr().out
