@@ -44,7 +44,7 @@ NEVER = "never said by this model"
 @pytest.fixture(autouse=True)
 def known_costs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measuring the costs of steps takes seconds, and no test here is about them."""
-    for module in ("model", "inspection"):
+    for module in ("model", "forecast.inspection"):
         monkeypatch.setattr(
             f"tascade.{module}.measure_cost", lambda target: CostTable((1, 64), (1e-3, 2e-3))
         )

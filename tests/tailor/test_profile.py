@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from list_oracle import lint
-from tests.tokens.families import FAMILIES, SENTENCES, make
+from tests.enrich.families import FAMILIES, SENTENCES, make
 from transformers import PreTrainedTokenizerFast
 
 from tascade.data.encode import fingerprint

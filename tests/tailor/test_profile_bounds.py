@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from list_oracle import lint
-from tests.tokens.families import FAMILIES, SENTENCES
-from tests.vocab.test_profile import (
+from tests.enrich.families import FAMILIES, SENTENCES
+from tests.tailor.test_profile import (
     PINS,
     SPELLERS,
     fields_of,
