@@ -353,6 +353,17 @@ def demo(
     run(out, rows=rows, repeats=repeats, tune=tune)
 
 
+@app.command()
+def warm_up() -> None:
+    """Compile the kernels, so that no first use waits for it: for container images.
+
+    They are kept in NUMBA_CACHE_DIR, or beside tascade's own files.
+    """
+    from tascade.draft.ngram.warm_up import warm_up as compile_kernels
+
+    compile_kernels()
+
+
 app.command()(cli_train.enrich)
 app.command()(cli_train.tune)
 app.command()(cli_train.tailor)

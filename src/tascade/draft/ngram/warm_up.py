@@ -1,0 +1,48 @@
+"""Compiling every kernel beforehand, for container images: no first request waits for it."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from tascade.draft.ngram.batch import BatchDrafter
+from tascade.draft.ngram.batch_budget import BatchBudget
+from tascade.draft.ngram.drafter import MixDrafter
+from tascade.draft.ngram.sources import Task
+from tascade.index.corpus import CorpusIndex
+from tascade.index.similar import SimilarIndex
+
+_MOST = 12
+
+
+def warm_up() -> None:
+    """Compile what indexing, drafting and batches need, and keep it in numba's cache.
+
+    That is ``NUMBA_CACHE_DIR``, or beside the sources where they can be written to. The indexes
+    are made and opened as a pack's are, since a kernel is compiled for the arrays it is given.
+    """
+    rng = np.random.default_rng(0)
+    outputs = [rng.integers(0, 50, 40).astype(np.int32) for _ in range(8)]
+    with tempfile.TemporaryDirectory(prefix="tascade-warm-up-") as folder:
+        corpus = CorpusIndex.build(
+            Path(folder) / "corpus", outputs, vocab_size=64, fingerprint="warm-up"
+        )
+        prompts = list(enumerate(outputs))
+        SimilarIndex.build(Path(folder) / "similar", prompts, fingerprint="warm-up")
+        similar = SimilarIndex.open(
+            Path(folder) / "similar", fetch=corpus.document, fingerprint="warm-up"
+        )
+        drafter = MixDrafter(corpus, similar=similar, end_tokens=(63,))
+        drafter.start(outputs[0])
+        drafter.commit(outputs[1][:8], 0, ())
+        drafter.propose(_MOST)
+        BatchDrafter(
+            [Task(corpus, similar)],
+            end_tokens=(63,),
+            requests=2,
+            length=64,
+            most=_MOST,
+            budget=BatchBudget(_MOST),
+        )
