@@ -33,6 +33,7 @@ for length in range(8, 12):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_nothing_is_compiled_after_a_warm_up(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     env = os.environ | {"NUMBA_CACHE_DIR": str(cache)}
