@@ -20,10 +20,10 @@ _MARK = b"from tascade.util.jit import"
 
 @cache
 def _stamp(folder: Path) -> str:
-    """Digest of all the files that hold kernels: the library's, or all of a folder elsewhere."""
-    inside = folder.is_relative_to(_PACKAGE)
+    """Digest of the files in a folder that hold kernels; outside the library, of all its files."""
+    inside = folder == _PACKAGE
     digest = hashlib.sha256()
-    for path in sorted(_PACKAGE.rglob("*.py") if inside else folder.glob("*.py")):
+    for path in sorted(folder.rglob("*.py") if inside else folder.glob("*.py")):
         source = path.read_bytes()
         if not inside or _MARK in source or path.name == "core.py":
             digest.update(source)
@@ -41,7 +41,9 @@ class _StampedFiles(caching.CompileResultCacheImpl):  # type: ignore[misc]
     """
 
     def __init__(self, function: Any) -> None:
-        self._kernel_stamp = _stamp(Path(function.__code__.co_filename).resolve().parent)[:16]
+        folder = Path(function.__code__.co_filename).resolve().parent
+        # The library's folders share one stamp, so that its files are read once.
+        self._kernel_stamp = _stamp(_PACKAGE if folder.is_relative_to(_PACKAGE) else folder)[:16]
         super().__init__(function)
 
     def get_filename_base(self, fullname: str, abiflags: str) -> str:
