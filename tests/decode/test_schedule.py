@@ -57,7 +57,7 @@ def play(
         passed = made[-1] if wrong is None else wrong + 1
         sums = [value for value, _ in outcome[:passed]]
         seconds = slower * schedule.full(made[-1])
-        schedule.checked([(sums, wrong is not None)], made[-1], seconds)
+        schedule.checked([(sums, wrong is not None)], made[-1], seconds, seconds)
         at, behind = at + passed, behind + made[-1] - passed
     return made, behind
 
@@ -110,7 +110,7 @@ def test_one_slow_step_or_check_is_not_what_they_cost():
     schedule.small_step(100.0)
     assert usual(play(schedule, guesses(400, False, 0.01))[0]) > 4
     schedule.small_step(1.0)
-    schedule.checked([([PLAIN], False)], 1, 100.0)
+    schedule.checked([([PLAIN], False)], 1, 100.0, 100.0)
     assert usual(play(schedule, guesses(400, False, 0.01))[0]) > 4
 
 
@@ -125,11 +125,30 @@ def test_going_back_is_a_cost_as_well():
             for _ in range(8):
                 schedule.small_step(1.0)
             missed = i % 4 == 0
-            schedule.checked([([PLAIN] * 8, missed)], 8, flat(8), rewinding * missed)
+            schedule.checked([([PLAIN] * 8, missed)], 8, flat(8) + rewinding * missed, flat(8))
         return full_steps
 
     assert left(0.0) == 0
     assert left(200.0) > 200
+
+
+def test_keeping_guesses_is_a_cost_as_well():
+    """A small model saves little by a small head, and keeping guesses takes time."""
+
+    def left(beside: float) -> int:
+        schedule, full_steps = CheckSchedule(flat, nothing), 0
+        for _ in range(400):
+            if not schedule.plan():
+                schedule.full_step()
+                full_steps += 1
+                continue
+            for _ in range(8):
+                schedule.small_step(10.0, 1, beside)
+            schedule.checked([([PLAIN] * 8, False)], 8, flat(8), flat(8))
+        return full_steps
+
+    assert left(0.0) == 0
+    assert left(2.6) > 200
 
 
 @pytest.mark.parametrize(("missing", "pays"), [(0.05, False), (0.001, True)])
@@ -151,7 +170,9 @@ def test_drafts_give_a_step_as_many_tokens_with_either_head(missing: float, pays
             made += step
         right_ones = int(min(rng.geometric(missing) - 1, made))
         sums = [PLAIN] * min(right_ones + 1, made)
-        schedule.checked([(sums, right_ones < made)], made, schedule.full(made))
+        schedule.checked(
+            [(sums, right_ones < made)], made, schedule.full(made), schedule.full(made)
+        )
     assert (np.mean(np.asarray(plans[200:]) > 0) > 0.7) == pays
     assert (np.mean(np.asarray(plans[200:]) == 0) > 0.7) == (not pays)
 

@@ -197,8 +197,9 @@ class BatchDecoder:
             logits, states = logits[at], states[at]
             for i in set(range(len(rows))) - set(at):
                 self.target.cache.lengths[first + i] -= 1  # so that no place passes the last one
+        chosen = self._choose(live, logits, head)
         self._keep(live, logits, states, head)
-        for row, token in zip(live, self._choose(live, logits, head), strict=True):
+        for row, token in zip(live, chosen, strict=True):
             made = row.running.result
             made.tokens.append(token)
             made.sources.append(int(Source.TARGET))
@@ -211,7 +212,7 @@ class BatchDecoder:
         states: torch.Tensor,
         head: SharedHead | None,
     ) -> None:
-        """What rows' tokens are about to be chosen from: [N, n] and [N, d]. For subclasses."""
+        """What rows' tokens were just chosen from: [N, n] and [N, d]. For subclasses."""
 
     def _choose(
         self, rows: Sequence[Row], logits: torch.Tensor, head: SharedHead | None

@@ -15,6 +15,7 @@ import torch
 
 from tascade.core import Drafter, DraftTree
 from tascade.decode.loop import Decoder, NodeBudget, Request
+from tascade.decode.sampling import argmax_rows
 from tascade.decode.target import Target
 from tascade.decode.verify import Walk
 from tascade.errors import ConfigError
@@ -24,7 +25,6 @@ from tascade.tailor.head_check import (
     may_repeat,
     rewind,
     take_checked,
-    take_unchecked,
 )
 from tascade.tailor.schedule import CheckSchedule, logsumexp_rows
 
@@ -62,55 +62,73 @@ class DeferredDecoder(Decoder):
         self.head, self.full, self.schedule = target.head, full, schedule
         self._states: list[torch.Tensor] = []
         self._logsumexps: list[float] = []
-        self._right = 1.0
+        self._right, self._ready, self._kept = 1.0, False, 0.0
 
     def begin(self, request: Request) -> None:
-        """Forget the request before."""
-        super().begin(request)
-        self.head.extend(self.schedule.recent_misses)
-        request.guess = guesses_for(request, self.tokenizer)
-        self._forget_guesses()
+        """Forget the request before. Its small head is made ready when guessing begins."""
+        self._without_head(super().begin, request)
+        self._behind(request)
         request.result.extra |= {"misses": 0, "checks": 0, "full_steps": 0}
 
     def go_on(self, request: Request) -> None:
         """Take up a request that others have come between: nothing is guessed between rounds."""
-        super().go_on(request)
-        self.head.extend([*self.schedule.recent_misses, *request.result.tokens])
-        self._forget_guesses()
+        self._without_head(super().go_on, request)
+        self._behind(request)
 
     def _advance(self, request: Request) -> list[int]:
-        """One round: guesses up to a check, and the check. Returns the tokens that passed."""
-        guess = request.guess
-        assert guess is not None
-        wanted = self.schedule.plan() if may_repeat(request.chooser) else 0
-        first = len(request.result.tokens)
-        self.target.head = self.head if wanted else None
-        try:
-            while not guess.done and len(guess.result.tokens) - first < max(wanted, 1):
-                self._guess_once(guess, wanted > 0)
-                if wanted and self.schedule.should_check([self._right]):
-                    break
-        finally:
-            self.target.head = self.head  # others may decode with this target
-        if wanted:
-            self._check(request, guess)
-        else:
-            take_unchecked(request, guess)
+        """One round: guesses up to a check, and the check. Returns the tokens that passed.
+
+        Or, where guessing does not pay, one step with the full head.
+        """
+        if not may_repeat(request.chooser) or not (wanted := self.schedule.plan()):
+            return self._step_full(request)
+        start, first = time.perf_counter(), len(request.result.tokens)
+        guess = request.guess or self._catch_up(request)
+        self._kept += time.perf_counter() - start
+        while not guess.done and len(guess.result.tokens) - first < wanted:
+            self._guess_once(guess)
+            if self.schedule.should_check([self._right]):
+                break
+        self._check(request, guess)
         account(request, guess)
         return request.result.tokens[first:]
 
-    def _guess_once(self, guess: Request, small: bool) -> None:
-        start, before = time.perf_counter(), len(guess.result.tokens)
+    def _step_full(self, request: Request) -> list[int]:
+        """Plain decoding's step."""
+        tokens: list[int] = self._without_head(super()._advance, request)
+        request.result.extra["full_steps"] += 1
+        request.guess = None
+        self.schedule.full_step()
+        return tokens
+
+    def _without_head(self, call: Callable[[Request], Any], request: Request) -> Any:
+        self.target.head = None
+        try:
+            return call(request)
+        finally:
+            self.target.head = self.head  # others may decode with this target
+
+    def _behind(self, request: Request) -> None:
+        request.guess, self._ready = None, False
+        self._forget_guesses()
+
+    def _catch_up(self, request: Request) -> Request:
+        """Have the small head know the request as far as it has come, and a twin for guesses."""
+        if not self._ready:
+            self.head.begin(request.prompt)
+            self.head.extend(self.schedule.recent_misses)
+            self._ready = True
+        self._take_in(request.result.tokens)
+        request.guess = guesses_for(request, self.tokenizer)
+        return request.guess
+
+    def _guess_once(self, guess: Request) -> None:
+        start, first = time.perf_counter(), not guess.result.tokens
         super()._advance(guess)
-        new = guess.result.tokens[before:]
-        if not before:
-            return  # a prefill is not what a step costs
-        seconds = time.perf_counter() - start
-        if small:
-            self.schedule.small_step(seconds, 1 + guess.result.steps[-1].drafted)
-        else:
-            self.schedule.full_step()
-            self._take_in(new)
+        kept, self._kept = self._kept, 0.0
+        if not first:  # a prefill is not what a step costs
+            seconds = time.perf_counter() - start
+            self.schedule.small_step(seconds, 1 + guess.result.steps[-1].drafted, kept)
 
     def _take_in(self, tokens: Sequence[int]) -> None:
         """Give the head those of these tokens that it lacks, and remember them."""
@@ -121,12 +139,14 @@ class DeferredDecoder(Decoder):
     def commit(self, request: Request, base: int, tree: DraftTree, outcome: Walk) -> None:
         """Keep what was accepted, and the states that its tokens were chosen from."""
         if self.target.head is not None:  # what the full head has chosen needs no check
+            start = time.perf_counter()
             rows: Any = [0, *(node + 1 for node in outcome.path)][: len(outcome.tokens)]
             rows = rows if len(rows) > 1 else slice(0, 1)  # which is much quicker
             self._states.append(self.target.states[rows])
             for logsumexp in logsumexp_rows(self.target.scores[rows]):
                 self._logsumexps.append(logsumexp)
                 self._right *= 1 - self.schedule.predictor.chance(logsumexp)
+            self._kept += time.perf_counter() - start
         super().commit(request, base, tree, outcome)
 
     @torch.inference_mode()
@@ -135,13 +155,15 @@ class DeferredDecoder(Decoder):
         start, first = time.perf_counter(), len(request.result.tokens)
         states, logsumexps = torch.cat(self._states), self._logsumexps
         self._forget_guesses()
-        missed = take_checked(request, guess, self.full(states))
-        passed = time.perf_counter()
+        logits = self.full(states)
+        best = argmax_rows(logits) if request.chooser.is_argmax else None
+        made = time.perf_counter() - start
+        missed = take_checked(request, guess, logits, best)
         if missed:
             self._rewind(request, guess)
         outcome = logsumexps[: len(request.result.tokens) - first], missed
-        rewinding = time.perf_counter() - passed
-        self.schedule.checked([outcome], len(states), passed - start, rewinding)
+        seconds = time.perf_counter() - start
+        self.schedule.checked([outcome], len(states), seconds, made if best else 0.0)
 
     def _forget_guesses(self) -> None:
         self._states, self._logsumexps, self._right = [], [], 1.0

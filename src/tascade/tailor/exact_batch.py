@@ -15,6 +15,7 @@ from tascade.decode.batch import BatchDecoder, Row
 from tascade.decode.batch_target import BatchTarget
 from tascade.decode.lm_head import SharedHead
 from tascade.decode.loop import Request
+from tascade.decode.sampling import argmax_rows
 from tascade.tailor.exact import Full
 from tascade.tailor.head_check import (
     account,
@@ -75,7 +76,7 @@ class ExactBatchDecoder(BatchDecoder):
         size: int = 8,
     ) -> None:
         super().__init__(target, head, tokenizer=tokenizer, size=size)
-        self.full, self.schedule = full, schedule
+        self.full, self.schedule, self._beside = full, schedule, 0.0
 
     @torch.inference_mode()
     def _round(
@@ -94,7 +95,9 @@ class ExactBatchDecoder(BatchDecoder):
             live = [row.right for row in rows if not row.running.done]
             if not live or self.schedule.should_check(live):
                 break
-            self.schedule.small_step(self._step(rows, head), len(rows))
+            self._beside = 0.0
+            seconds = self._step(rows, head)
+            self.schedule.small_step(seconds, len(rows), self._beside)
         self._settle(rows, checking=wanted > 0)
         return [told for row in rows if (told := self._told(row))]
 
@@ -127,27 +130,34 @@ class ExactBatchDecoder(BatchDecoder):
     ) -> None:
         if head is None:
             return
+        start = time.perf_counter()
         for i, (row, logsumexp) in enumerate(zip(rows, logsumexp_rows(logits), strict=True)):
             row.states.append(states[i : i + 1])
             row.logsumexps.append(logsumexp)
             row.right *= 1 - self.schedule.predictor.chance(logsumexp)
+        self._beside += time.perf_counter() - start
 
     def _check(self, rows: Sequence[_Row]) -> None:
         """Give out what was guessed up to a miss, and what is right there."""
         start = time.perf_counter()
         states = torch.cat([state for row in rows for state in row.states])
-        parts: Any = torch.split(self.full(states), [len(row.states) for row in rows])
+        logits = self.full(states)
+        best = argmax_rows(logits)
+        made = time.perf_counter() - start
+        parts: Any = torch.split(logits, [len(row.states) for row in rows])
         outcomes = []
         for row, part in zip(rows, parts, strict=True):
             before = len(row.request.result.tokens)
-            missed = take_checked(row.request, row.running, part)
+            right, best = best[: len(part)], best[len(part) :]
+            chosen = right if row.request.chooser.is_argmax else None
+            missed = take_checked(row.request, row.running, part, chosen)
             passed = row.request.result.tokens[before:]
             outcomes.append((row.logsumexps[: len(passed)], missed))
             row.forget_guesses()
             if missed:
                 rewind(row.request, row.running)
                 self._take_in(row, passed[-1:])
-        self.schedule.checked(outcomes, len(states), time.perf_counter() - start)
+        self.schedule.checked(outcomes, len(states), time.perf_counter() - start, made)
 
     def _take(self, row: Row) -> None:
         before = len(row.request.result.tokens)

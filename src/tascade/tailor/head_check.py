@@ -7,13 +7,14 @@ guesses behind it, which are a request of their own with the same prompt and opt
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from tascade.core import Generation, Source
+from tascade.core import Source
 from tascade.decode.loop import Request
-from tascade.decode.sampling import Chooser, argmax_rows, log_probability
+from tascade.decode.sampling import Chooser, log_probability
 from tascade.decode.stop import StopRule
 
 _KEEPING = {
@@ -25,11 +26,13 @@ _KEEPING = {
 
 
 def guesses_for(request: Request, tokenizer: Any) -> Request:
-    """A request for guesses: it ends as ``request`` will, but asks no caller's rule, which may
-    count what it is asked.
+    """A request for guesses behind what ``request`` has: it ends as that will, but asks no
+    caller's rule, which may count what it is asked.
     """
-    quiet = StopRule(request.stop.params, tokenizer)
-    return Request(request.prompt, request.chooser, quiet, Generation([]), request.device)
+    quiet, done = StopRule(request.stop.params, tokenizer), request.result
+    made = replace(done, tokens=[*done.tokens], sources=[*done.sources], extra={})
+    made.logprobs = [*done.logprobs]
+    return Request(request.prompt, request.chooser, quiet, made, request.device)
 
 
 def may_repeat(chooser: Chooser) -> bool:
@@ -47,7 +50,9 @@ def _bears_repeats(given: Any) -> bool:
 
 
 @torch.inference_mode()
-def take_checked(request: Request, guess: Request, logits: torch.Tensor) -> bool:
+def take_checked(
+    request: Request, guess: Request, logits: torch.Tensor, best: Sequence[int] | None
+) -> bool:
     """Take the guesses up to the first one that the full head would not have made, and there its
     own token. Returns whether there was one; ``Generation.extra`` counts.
 
@@ -55,10 +60,10 @@ def take_checked(request: Request, guess: Request, logits: torch.Tensor) -> bool
         request: what has passed so far.
         guess: the same tokens, and the guesses behind them.
         logits: [K, V] the full head's at the places of the guesses.
+        best: [K] the token of the largest of each, where that is what is taken.
     """
     result, chooser = request.result, request.chooser
     first = len(result.tokens)
-    best = argmax_rows(logits) if chooser.is_argmax else None
     passed: list[int] = []
     missed = False
     for i, token in enumerate(guess.result.tokens[first:]):

@@ -22,6 +22,9 @@ _REST = (12, 384)
 """Steps with the full head before the next look, at first and at most: each is twice the last."""
 _FADED = 0.25
 """What is left of old rounds' weight in the next look."""
+_WORTH = 0.01
+"""Of the steps' time, what rounds must save to pay: what cannot be measured costs about as much
+(the loop's own part; benchmarks/tailored_now)."""
 _RECENT = 256
 
 
@@ -83,10 +86,11 @@ class CheckSchedule:
     ends when the chance that all its guesses are right falls below 0.85, or at ``max_unchecked``.
     Of the guesses, the share ``kept`` passes. Rounds pay while
 
-        kept * (what the small head saves in their steps) > (1 - kept) * (their steps) + (checks)
+        kept * (what the small head saves in their steps)
+            > (1 - kept) * (their steps) + (checks) + 0.01 * (their steps)
 
-    in seconds. Where they do not, steps use the full head, and guessing is looked at again, ever
-    more rarely.
+    in seconds. What guesses cost beside the head's products is taken from what it saves. Where
+    rounds do not pay, steps use the full head, and guessing is looked at again, ever more rarely.
 
     Attributes:
         full: seconds of the full head for so many states, measured beforehand.
@@ -126,10 +130,16 @@ class CheckSchedule:
         """
         return bool(right) and sum(right) / len(right) < _SURE
 
-    def small_step(self, seconds: float, states: int = 1) -> None:
-        """A step with the small head took so long and had logits for so many states."""
+    def small_step(self, seconds: float, states: int = 1, beside: float = 0.0) -> None:
+        """A step with the small head took so long and had logits for so many states.
+
+        Args:
+            seconds: of the whole step.
+            states: how many there were.
+            beside: seconds of keeping guesses, which plain decoding has not.
+        """
         self._rounds.steps += seconds
-        self._rounds.saved += self.full(states) - self.small(states)
+        self._rounds.saved += self.full(states) - self.small(states) - beside
 
     def full_step(self) -> None:
         """A step with the full head."""
@@ -140,7 +150,7 @@ class CheckSchedule:
         outcomes: Iterable[tuple[Sequence[float], bool]],
         guesses: int,
         seconds: float,
-        rewinding: float = 0.0,
+        product: float = 0.0,
     ) -> None:
         """A pass of the full head over the guesses of one request or more.
 
@@ -148,8 +158,8 @@ class CheckSchedule:
             outcomes: of each request, the logsumexp of its guesses up to the first miss, that one
                 included, and whether there was one.
             guesses: how many were checked.
-            seconds: what the pass took.
-            rewinding: seconds that it took to go back to the misses.
+            seconds: what the pass took, going back to the misses included.
+            product: seconds of the logits and their argmax alone; 0 if they were not measured.
         """
         rounds = self._rounds
         for logsumexps, missed in outcomes:
@@ -157,8 +167,9 @@ class CheckSchedule:
             self.predictor.learn(logsumexps, missed)
         rounds.guesses += guesses
         rounds.checks += seconds
-        rounds.rewinding += rewinding
-        rounds.foreseen += self.full(guesses)
+        if product:
+            rounds.products += product
+            rounds.foreseen += self.full(guesses)
         self._looked += guesses
         if self._looked < _LOOK:
             return
@@ -189,8 +200,8 @@ class CheckSchedule:
 @dataclass(slots=True)
 class _Rounds:
     """What the latest rounds came to: guesses, those that passed with what was put right, and
-    seconds: of all steps, saved in them by the small head, of checks, of these as foreseen, and of
-    rewinding.
+    seconds: of all steps, saved in them by the small head, of checks, and of the full head's
+    products in these, measured and as foreseen.
     """
 
     guesses: float = 0.0
@@ -198,16 +209,17 @@ class _Rounds:
     steps: float = 0.0
     saved: float = 0.0
     checks: float = 0.0
+    products: float = 0.0
     foreseen: float = 0.0
-    rewinding: float = 0.0
 
     @property
     def pay(self) -> bool:
         kept = self.passed / self.guesses
-        # The machine may be slower now than when the heads were measured, and checks tell by how
-        # much: else a slow hour would speak against guessing.
-        saved = self.saved * self.checks / max(self.foreseen, 1e-12)
-        return kept * saved > (1 - kept) * self.steps + self.checks + self.rewinding
+        # The machine may be slower now than when the heads were measured, and the full head's
+        # products tell by how much: else a slow hour would speak against guessing.
+        slower = self.products / self.foreseen if self.foreseen else 1.0
+        saved = kept * self.saved * (slower if self.saved > 0 else 1.0)
+        return saved > (1 - kept + _WORTH) * self.steps + self.checks
 
     def fade(self, share: float) -> None:
         """Have the next rounds count for more than these."""

@@ -29,7 +29,7 @@ from tascade.tailor.offload.full_head import FullHead
 from tascade.tailor.offload.load import SlimModel
 from tascade.tailor.offload.table import RowTable
 from tascade.tailor.profile import Profile
-from tascade.tailor.schedule import CheckSchedule, logsumexp_rows
+from tascade.tailor.schedule import CheckSchedule
 from tascade.tailor.single_head import RequestHead
 from tascade.util.places import VOCABULARIES
 
@@ -72,7 +72,7 @@ class Tailored:
             dtype = self.target.model.dtype
             self._costs = (
                 measure_head(self.full, self.head, dtype),
-                measure_head(self.head, self.head, dtype, guessing=True),
+                measure_head(self.head, self.head, dtype),
             )
         full, small = (partial(_seconds, table) for table in self._costs)
         return CheckSchedule(full, small, self.config.deferred, self.rate)
@@ -226,16 +226,13 @@ def _seconds(table: CostTable, states: int) -> float:
 
 
 @torch.inference_mode()
-def measure_head(
-    logits: HeadLike, head: RequestHead, dtype: torch.dtype, guessing: bool = False
-) -> CostTable:
+def measure_head(logits: HeadLike, head: RequestHead, dtype: torch.dtype) -> CostTable:
     """Measure what a head costs by its number of states, the choice of tokens included.
 
     Args:
         logits: the full head, or ``head`` itself.
         head: the small one.
         dtype: of the model's states; its tables may be stored in another.
-        guessing: whether it is the small one, whose logits tell misses as well.
     """
     # Not random ones: the draws are the user's. Not zeros either, which some CPUs add up faster.
     own = head.union
@@ -245,11 +242,7 @@ def measure_head(
     def once(rows: int) -> float:
         start = time.perf_counter()
         found = logits(states[:rows])
-        if guessing:
-            head.argmax(found)
-            logsumexp_rows(found)
-        else:
-            argmax_rows(found)
+        head.argmax(found) if logits is head else argmax_rows(found)
         return time.perf_counter() - start
 
     # Thrice, since the first may have to make a kernel for its shape or to read the file.
