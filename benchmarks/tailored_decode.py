@@ -58,9 +58,8 @@ from tascade.data.load import load_examples
 from tascade.decode.loop import Decoder
 from tascade.decode.sampling import SamplingParams
 from tascade.decode.target import Target
-from tascade.draft.budget import Budget
+from tascade.draft.budget import Budget, NoDrafter
 from tascade.draft.ngram.drafter import MixDrafter
-from tascade.draft.none import NoDrafter
 from tascade.index.corpus import CorpusIndex
 from tascade.load import load_model
 from tascade.model import measure_cost

@@ -33,6 +33,7 @@ import torch
 
 from tascade.bench.machine import machine_info
 from tascade.bench.metrics import quality
+from tascade.bench.tailored import MissCounter
 from tascade.config import VocabConfig
 from tascade.core import Generation, IntArray
 from tascade.data.choose import spread
@@ -41,13 +42,13 @@ from tascade.data.load import load_examples
 from tascade.decode.batch import BatchDecoder
 from tascade.decode.batch_target import BatchTarget
 from tascade.decode.sampling import SamplingParams
-from tascade.draft.none import NoDrafter
+from tascade.draft.budget import NoDrafter
 from tascade.load import load_model
 from tascade.tailor.counts import count_documents
+from tascade.tailor.head import RequestHead
 from tascade.tailor.offload.table import RowTable
 from tascade.tailor.profile import build_profile
 from tascade.tailor.required import pinned_tokens
-from tascade.tailor.single_head import RequestHead
 from tascade.tailor.tailored import Tailored, tailor_model
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -144,7 +145,8 @@ def masked(
 ) -> dict[str, Any]:
     """Quality of the masked head, and its misses, on at most ``most`` rows, one at a time."""
     at = spread(range(len(plain)), most)
-    counter = task.head(ids, "masked").counter(NoDrafter(), task.tokenizer)
+    head = task.head(ids, "masked")
+    counter = MissCounter(head.target, NoDrafter(), head.full, None, task.tokenizer)
     made = [counter.generate(task.prompts[i], task.params) for i in at]
     references = [task.references[i] for i in at]
     right = [float(m.text.split() == r.split()) for m, r in zip(made, references, strict=True)]

@@ -32,7 +32,7 @@ from tascade.data.choose import spread
 from tascade.data.load import load_examples
 from tascade.decode.loop import Decoder
 from tascade.decode.target import Target
-from tascade.draft.none import NoDrafter
+from tascade.draft.budget import NoDrafter
 from tascade.enrich.gate import Said, judge
 from tascade.enrich.stage import tune
 from tascade.enrich.tokens.merger import Merger

@@ -10,7 +10,7 @@ import pytest
 from tascade import Recipe
 from tascade.config import SCRIPTS, SpecConfig, TuneConfig, VocabConfig
 from tascade.errors import ConfigError
-from tascade.tailor import scripts as letters
+from tascade.tailor import required as letters
 
 
 def test_a_recipe_survives_yaml(tmp_path: Path) -> None:

@@ -24,8 +24,8 @@ from tascade.data.load import load_examples
 from tascade.decode.loop import Decoder
 from tascade.decode.sampling import SamplingParams
 from tascade.decode.target import Target
+from tascade.draft.budget import NoDrafter
 from tascade.draft.costs import CostTable
-from tascade.draft.none import NoDrafter
 from tascade.enrich.choose import enrich
 from tascade.enrich.distill_data import Lessons, own_lessons
 from tascade.enrich.stage import tune

@@ -24,7 +24,7 @@ from tascade.core import Generation
 from tascade.decode.exclusive import exclusive
 from tascade.decode.loop import Decoder
 from tascade.decode.target import Target
-from tascade.draft.none import NoDrafter
+from tascade.draft.budget import NoDrafter
 from tascade.errors import TascadeError
 from tascade.integrations.transformers import speculative_generate
 from tascade.testing import byte_tokenizer, tiny_model, toy_examples
@@ -377,7 +377,7 @@ def test_a_models_lock_goes_with_it(tmp_path: Path) -> None:
 
 def test_an_assistant_may_be_the_model_of_another(house: House) -> None:
     """Each is the other's assistant, in two threads: neither waits for ever."""
-    from tascade.draft.neural.load import open_assistant
+    from tascade.draft.neural.draft_model import open_assistant
 
     model, tokenizer = house.models["full"].model, house.models["full"].tokenizer
     second = copy.deepcopy(model)

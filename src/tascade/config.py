@@ -33,7 +33,7 @@ SCRIPTS = (
     "hebrew",
     "emoji",
 )
-"""What a task may write. Which characters these are: :data:`tascade.tailor.scripts.SCRIPTS`."""
+"""What a task may write. Which characters these are: :data:`tascade.tailor.required.SCRIPTS`."""
 
 
 @dataclass(frozen=True, slots=True)

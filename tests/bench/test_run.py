@@ -8,22 +8,20 @@ import pytest
 import torch
 
 from tascade.bench.machine import machine_info
-from tascade.bench.methods import DecoderMethod, Request, Skipped, restorer
+from tascade.bench.methods import DecoderMethod, Recorder, Request, Skipped, restorer
 from tascade.bench.paper_drafter import PaperDrafter
 from tascade.bench.peers import arctic_methods, hf_generate, hf_prompt_lookup
 from tascade.bench.run import About, BenchSettings, run_bench
 from tascade.bench.schema import validate
-from tascade.bench.trace import Recorder
 from tascade.core import DraftTree, Generation
 from tascade.decode.equality import NearTies, first_difference
 from tascade.decode.loop import AllNodes, Decoder
 from tascade.decode.sampling import SamplingParams
 from tascade.decode.target import Target
-from tascade.draft.budget import Budget
+from tascade.draft.budget import Budget, NoDrafter
 from tascade.draft.costs import CostTable
 from tascade.draft.ngram.drafter import MixDrafter
 from tascade.draft.ngram.mixer_calibration import Calibration
-from tascade.draft.none import NoDrafter
 from tascade.errors import ConfigError
 from tascade.testing import RandomTreeDrafter, byte_tokenizer, tiny_model
 

@@ -15,9 +15,7 @@ from openai import OpenAI
 
 from tascade.model import TaskModel
 from tascade.serve.app import create_app
-from tascade.serve.engine import Engine
-from tascade.serve.metrics import Metrics
-from tascade.serve.settings import Settings
+from tascade.serve.engine import Engine, Metrics, Settings
 
 
 class Running:

@@ -16,11 +16,9 @@ from transformers import PreTrainedTokenizerFast
 
 from tascade.data.encode import fingerprint
 from tascade.errors import ConfigError, FingerprintError, PackError, TascadeError
-from tascade.tailor.counts import DocumentCounts, count_documents
-from tascade.tailor.coverage import measure_coverage
+from tascade.tailor.counts import DocumentCounts, count_documents, measure_coverage
 from tascade.tailor.profile import Profile, build_profile, droppable
-from tascade.tailor.required import pinned_tokens
-from tascade.tailor.scripts import ALWAYS, SCRIPTS, Letters
+from tascade.tailor.required import ALWAYS, SCRIPTS, Letters, pinned_tokens
 from tascade.testing import byte_tokenizer
 
 LETTERS = {letter: byte for letter, byte in byte_tokenizer().get_vocab().items() if byte < 256}

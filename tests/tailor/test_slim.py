@@ -14,8 +14,7 @@ from transformers import GenerationConfig
 
 from tascade.errors import ConfigError, UnsupportedModelError
 from tascade.tailor.offload.checkpoint import INDEX, WEIGHTS
-from tascade.tailor.offload.embedding_store import EmbeddingStore
-from tascade.tailor.offload.embeddings import Ends
+from tascade.tailor.offload.embeddings import EmbeddingStore, Ends
 from tascade.tailor.offload.load import SlimModel, load_slim
 from tascade.testing import byte_tokenizer
 

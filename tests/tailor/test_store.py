@@ -12,7 +12,7 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbed
 
 from tascade.errors import ConfigError, UnsupportedModelError
 from tascade.tailor.offload import full_head as fullhead
-from tascade.tailor.offload.embedding_store import EmbeddingStore
+from tascade.tailor.offload.embeddings import EmbeddingStore
 from tascade.tailor.offload.full_head import FullHead
 from tascade.tailor.offload.table import RowTable
 

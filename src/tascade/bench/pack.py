@@ -22,7 +22,7 @@ from tascade.decode.equality import NearTies
 from tascade.decode.loop import AllNodes, Decoder
 from tascade.decode.sampling import SamplingParams
 from tascade.decode.target import Target
-from tascade.draft.none import NoDrafter
+from tascade.draft.budget import NoDrafter
 from tascade.enrich.tokens.stored import read_tokens
 from tascade.errors import ConfigError, DataError, PackError
 from tascade.load import ModelRef, load_model

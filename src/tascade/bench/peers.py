@@ -12,8 +12,7 @@ import numpy as np
 import torch
 
 from tascade.bench.machine import version
-from tascade.bench.methods import DecoderMethod, Request, Skipped
-from tascade.bench.trace import VerifiedNodes
+from tascade.bench.methods import DecoderMethod, Request, Skipped, VerifiedNodes
 from tascade.core import EMPTY_TREE, DraftTree, Generation, IntArray, Source
 from tascade.decode.exclusive import exclusive
 from tascade.decode.loop import AllNodes, Decoder

@@ -12,9 +12,8 @@ from typing import Any
 
 from tascade.bench import metrics
 from tascade.bench.machine import machine_info
-from tascade.bench.methods import Method, Request, Skipped
+from tascade.bench.methods import Method, Request, Skipped, VerifiedNodes
 from tascade.bench.schema import SCHEMA_VERSION, validate
-from tascade.bench.trace import VerifiedNodes
 from tascade.core import Generation, Source
 from tascade.decode.equality import NearTies
 from tascade.decode.sampling import SamplingParams

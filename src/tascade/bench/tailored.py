@@ -1,4 +1,4 @@
-"""A pack's tailored heads, as methods of the bench."""
+"""A pack's tailored heads, as methods of the bench, and counting what they lack."""
 
 from __future__ import annotations
 
@@ -6,16 +6,63 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tascade.bench.methods import DecoderMethod, Request, restorer
-from tascade.bench.trace import VerifiedNodes
-from tascade.core import Generation
-from tascade.decode.loop import Decoder
+import torch
+
+from tascade.bench.methods import DecoderMethod, Request, VerifiedNodes, restorer
+from tascade.core import Drafter, DraftTree, Generation
+from tascade.decode.loop import Decoder, NodeBudget
+from tascade.decode.loop import Request as Decoding
 from tascade.decode.sampling import SamplingParams
+from tascade.decode.target import Target
+from tascade.decode.verify import Walk
+from tascade.draft.budget import NoDrafter
 from tascade.draft.ngram.mixer_calibration import Calibration
-from tascade.draft.none import NoDrafter
+from tascade.errors import ConfigError
 from tascade.model import TaskModel, measure_cost
-from tascade.tailor.exact import DeferredDecoder
+from tascade.tailor.exact import DeferredDecoder, Full
 from tascade.tailor.tailored import GUARANTEES, Tailored, tailor_pack
+
+
+class MissCounter(Decoder):
+    """As :class:`Decoder`, and looks with the full head at each token's place.
+
+    ``Generation.extra["misses"]`` counts the tokens of an answer in whose place the full head would
+    have taken one that the small head has not: none, and the answer is plain decoding's.
+
+    Args:
+        target: with a small head.
+        full: the full head, with what the model does to its logits.
+        drafter, budget, tokenizer: as in :class:`Decoder`.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        drafter: Drafter,
+        full: Full,
+        budget: NodeBudget | None = None,
+        tokenizer: Any = None,
+    ) -> None:
+        super().__init__(target, drafter, budget, tokenizer)
+        if target.head is None:
+            raise ConfigError("there is nothing to miss", got="no head", wanted="a small head")
+        self.head, self.full = target.head, full
+
+    def commit(self, request: Decoding, base: int, tree: DraftTree, outcome: Walk) -> None:
+        """Keep what was accepted; count what the head could not say."""
+        rows = [0, *(node + 1 for node in outcome.path)][: len(outcome.tokens)]
+        extra, chooser = request.result.extra, request.chooser
+        extra.setdefault("misses", 0)
+        for i, logits in enumerate(self.full(self.target.states[rows])):
+            said = outcome.tokens[:i]
+            before = request.prefix(said) if chooser.needs_prefix else _NO_PREFIX
+            wanted = chooser.choose(logits, before, len(request.result.tokens) + i)
+            extra["misses"] += wanted not in self.head
+        super().commit(request, base, tree, outcome)
+
+
+_NO_PREFIX = torch.empty(1, 0, dtype=torch.long)
+
 
 HEADS = {
     "tailored-masked": "masked",
@@ -71,7 +118,9 @@ class TailoredMethod:
         """As the method within; counts on the way."""
         decoder = self.inner.decoder
         if self.tailored.config.head == "masked":
-            decoder = self.tailored.counter(decoder.drafter, decoder.tokenizer)
+            decoder = MissCounter(
+                self.tailored.target, decoder.drafter, self.tailored.full, None, decoder.tokenizer
+            )
         counting = _Counting(self.inner.name, decoder, self.inner.params)
         nodes = counting.trace(requests)
         self.counts = counting.counts

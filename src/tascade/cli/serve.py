@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tascade.cli.options import Dtype, Json, PackArg, Threads, use_threads
+from tascade.cli.console import Dtype, Json, PackArg, Threads, use_threads
 
 
 def serve(
@@ -45,7 +45,7 @@ def serve(
     """
     from tascade.pack import Pack
     from tascade.serve.command import choose_engine, named, run_builtin, run_vllm
-    from tascade.serve.settings import Settings
+    from tascade.serve.engine import Settings
     from tascade.serve.vllm_command import vllm_command
 
     chosen = "vllm" if only_print else choose_engine(engine, context.args)

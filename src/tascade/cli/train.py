@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tascade.cli.options import (
+from tascade.cli.console import (
     ChatKwargs,
     Json,
     ModelOpt,

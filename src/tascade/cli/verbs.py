@@ -10,7 +10,7 @@ import typer
 
 from tascade.cli import serve as cli_serve
 from tascade.cli import train as cli_train
-from tascade.cli.options import (
+from tascade.cli.console import (
     ChatKwargs,
     Dtype,
     Json,

@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from tascade.core import FloatArray
+from tascade.core import EMPTY_TREE, DraftTree, FloatArray, IntArray
 from tascade.draft.costs import Backoff, CostTable, Trust
+
+
+class NoDrafter:
+    """Never drafts."""
+
+    name = "plain"
+
+    def start(self, prompt: IntArray) -> None:
+        """Nothing to do."""
+
+    def propose(self, limit: int, floor: float = 0.0) -> DraftTree:
+        """An empty tree."""
+        return EMPTY_TREE
+
+    def commit(self, tokens: IntArray, verified: int, path: Sequence[int]) -> None:
+        """Nothing to learn."""
+
 
 # Set with benchmarks/never_slower.py; none was varied by itself.
 _PROBE_NODES = 8

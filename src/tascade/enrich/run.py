@@ -18,7 +18,7 @@ from tascade.decode.exclusive import exclusive
 from tascade.decode.loop import Decoder
 from tascade.decode.sampling import SamplingParams
 from tascade.decode.target import Target
-from tascade.draft.none import NoDrafter
+from tascade.draft.budget import NoDrafter
 from tascade.enrich.choose import Decided, Enrichment, choose_tokens, write_tokens
 from tascade.enrich.distill_data import Lessons
 from tascade.enrich.gate import Said, Verdict, judge

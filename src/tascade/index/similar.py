@@ -29,7 +29,6 @@ import numpy as np
 
 from tascade.core import FloatArray, IntArray, LongArray
 from tascade.errors import ConfigError, DataError, FingerprintError, PackError
-from tascade.index.array_files import IN_MEMORY_BYTES, read_array
 from tascade.index.similar_kernels import (
     MAX_VISITS,
     SimilarArrays,
@@ -37,7 +36,7 @@ from tascade.index.similar_kernels import (
     index_features,
     rank,
 )
-from tascade.index.store import sha256_of, sync_file
+from tascade.index.store import IN_MEMORY_BYTES, read_array, sha256_of, sync_file
 from tascade.util.files import checksum, folder_beside, install_folder, write_atomic
 
 FORMAT = "tascade-similar-index"

@@ -17,7 +17,7 @@ from tascade.errors import ConfigError
 from tascade.index.traffic import TrafficLearner
 from tascade.model import TaskModel
 from tascade.pack import Pack
-from tascade.serve.settings import Settings
+from tascade.serve.engine import Settings
 from tascade.util.files import without_folders
 
 ENGINES = ("auto", "vllm", "builtin")
@@ -82,8 +82,7 @@ def run_builtin(
         import uvicorn
 
         from tascade.serve.app import create_app
-        from tascade.serve.engine import Engine
-        from tascade.serve.metrics import Metrics
+        from tascade.serve.engine import Engine, Metrics
     except ImportError as error:
         raise ConfigError(
             "the built-in server's packages are not installed",

@@ -1,4 +1,4 @@
-"""One worker that answers requests in their order; the others wait in a bounded queue."""
+"""One worker that answers requests in their order, what it is told, and what it counts."""
 
 from __future__ import annotations
 
@@ -14,14 +14,93 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tascade.core import Generation, IntArray, TokenLogprob
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from tascade.core import Generation, IntArray, Source, TokenLogprob
 from tascade.decode.sampling import SamplingParams
 from tascade.decode.text import TextStream
+from tascade.errors import ConfigError
 from tascade.index.traffic import TrafficLearner
 from tascade.model import TaskModel
 from tascade.serve.failures import Refusal
-from tascade.serve.metrics import Metrics
-from tascade.serve.settings import Settings
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+_TOKENS = (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+
+
+class Metrics:
+    """What a server counts. Times in seconds."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self.requests = Counter(
+            "tascade_requests", "Requests answered.", ["endpoint", "status"], registry=registry
+        )
+        self.prompt_tokens = Counter("tascade_prompt_tokens", "Tokens read.", registry=registry)
+        self.tokens = Counter(
+            "tascade_completion_tokens", "Tokens said, by who drafted them.", ["source"],
+            registry=registry,
+        )  # fmt: skip
+        self.drafted = Counter("tascade_drafted_tokens", "Tokens drafted.", registry=registry)
+        self.accepted = Counter("tascade_accepted_tokens", "Drafts accepted.", registry=registry)
+        self.cancelled = Counter("tascade_cancelled", "Requests given up.", registry=registry)
+        self.waiting = Gauge("tascade_queue_depth", "Requests waiting.", registry=registry)
+        self.per_step = Histogram(
+            "tascade_tokens_per_step", "Tokens a step.", buckets=_TOKENS, registry=registry
+        )
+        self.queue_time = self._seconds("tascade_queue_seconds", "Waiting for its turn.")
+        self.first_token = self._seconds("tascade_first_token_seconds", "Until the first token.")
+        self.whole = self._seconds("tascade_request_seconds", "From arrival to the last token.")
+
+    def _seconds(self, name: str, text: str) -> Histogram:
+        return Histogram(name, text, buckets=_SECONDS, registry=self.registry)
+
+    def finished(self, result: Generation) -> None:
+        """Count a finished answer."""
+        self.prompt_tokens.inc(result.prompt_tokens)
+        for source in result.sources:
+            self.tokens.labels(Source(source).name.lower()).inc()
+        self.drafted.inc(sum(step.drafted for step in result.steps))
+        self.accepted.inc(sum(step.accepted for step in result.steps))
+        if result.forwards:
+            self.per_step.observe(result.tokens_per_step)
+
+    def text(self) -> bytes:
+        """The page that Prometheus reads."""
+        return generate_latest(self.registry)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Limits and addresses of the built-in server.
+
+    ``name``: what the API calls the model; ``api_key``: empty for none; ``max_queue``: requests
+    that may wait (one is always being answered); ``max_body``: bytes of a request's body;
+    ``max_prompt``: tokens of a prompt; ``timeout``: seconds a request may take, waiting included;
+    ``grace``: seconds to finish what was begun after a signal to stop.
+    """
+
+    name: str
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_key: str = ""
+    max_queue: int = 64
+    max_body: int = 4 * 1024 * 1024
+    max_prompt: int = 8192
+    max_tokens: int = 4096
+    max_n: int = 8
+    timeout: float = 120.0
+    grace: float = 20.0
+
+    def __post_init__(self) -> None:
+        for name in ("max_queue", "max_body", "max_prompt", "max_tokens", "max_n", "timeout"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(
+                    f"{name} is out of range", got=getattr(self, name), wanted="above 0"
+                )
+        if self.grace < 0:
+            raise ConfigError("grace is out of range", got=self.grace, wanted="0 or more seconds")
+
 
 _log = logging.getLogger("tascade.serve")
 

@@ -16,8 +16,8 @@ from tascade.decode.batch_target import BatchTarget
 from tascade.decode.lm_head import SharedHead
 from tascade.decode.loop import Request
 from tascade.decode.sampling import argmax_rows
-from tascade.tailor.exact import Full
-from tascade.tailor.head_check import (
+from tascade.tailor.exact import (
+    Full,
     account,
     guesses_for,
     may_repeat,

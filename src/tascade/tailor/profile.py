@@ -16,10 +16,8 @@ import numpy.typing as npt
 from tascade.core import IntArray, Row
 from tascade.data.encode import fingerprint as tokenizer_fingerprint
 from tascade.errors import ConfigError, FingerprintError, PackError
-from tascade.tailor.counts import MOST_TOKENS, DocumentCounts
-from tascade.tailor.coverage import Coverage, measure_coverage
-from tascade.tailor.required import pinned_tokens
-from tascade.tailor.scripts import Letters
+from tascade.tailor.counts import MOST_TOKENS, Coverage, DocumentCounts, measure_coverage
+from tascade.tailor.required import Letters, pinned_tokens
 from tascade.util.files import write_atomic
 
 FORMAT, VERSION = "tascade-vocabulary", 1
@@ -188,7 +186,7 @@ def build_profile(
         ends: the model's end tokens.
         vocab_size: rows of the model's LM head.
         tolerance: how many distinct tokens an answer may lack, on average, on what was counted.
-        scripts: names in :data:`tascade.tailor.scripts.SCRIPTS`; none leaves the second stage out.
+        scripts: names in :data:`tascade.tailor.required.SCRIPTS`; none leaves the second stage out.
         counted: ``own`` or ``gold``, whose answers were counted.
         held_out: rows that were not counted, to measure coverage on.
 

@@ -23,14 +23,12 @@ from tascade.errors import ConfigError, PackError
 from tascade.pack import Pack
 from tascade.tailor.exact import DeferredDecoder, Full
 from tascade.tailor.exact_batch import ExactBatchDecoder
-from tascade.tailor.head import UnionHead
-from tascade.tailor.miss_counter import MissCounter
+from tascade.tailor.head import RequestHead, UnionHead
 from tascade.tailor.offload.full_head import FullHead
 from tascade.tailor.offload.load import SlimModel
 from tascade.tailor.offload.table import RowTable
 from tascade.tailor.profile import Profile
 from tascade.tailor.schedule import CheckSchedule
-from tascade.tailor.single_head import RequestHead
 from tascade.util.places import VOCABULARIES
 
 STAGE = "vocab-tailor"
@@ -95,10 +93,6 @@ class Tailored:
         return ExactBatchDecoder(
             target, head, self.full, self.schedule(), tokenizer=tokenizer, size=size
         )
-
-    def counter(self, drafter: Drafter, tokenizer: Any = None) -> Decoder:
-        """The loop of the masked head that counts its misses, for measurements."""
-        return MissCounter(self.target, drafter, self.full, None, tokenizer)
 
 
 def vocab_config(pack: Pack, head: str = "") -> VocabConfig:

@@ -2,17 +2,60 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from itertools import takewhile
+from typing import Any
 
 import numpy as np
 import torch
 
 from tascade.core import DraftTree, FloatArray, IntArray
+from tascade.data.encode import end_tokens, fingerprint
+from tascade.decode.lm_head import install_slot
 from tascade.decode.target import Target
 from tascade.draft.costs import Trust
-from tascade.draft.neural.calibration import Confidence
+from tascade.errors import ConfigError
+from tascade.load import ModelRef, load_model
+from tascade.pack import Pack
+from tascade.tailor.head import RequestHead
+from tascade.tailor.offload.full_head import FullHead
+from tascade.tailor.offload.load import load_slim
+from tascade.tailor.offload.table import RowTable
+from tascade.tailor.profile import Profile
+
+_BINS, _MEMORY = 13, 256.0
+
+
+class Confidence:
+    """How often a drafted token is right, given the probability its model gave it.
+
+    Beta counts in bins of the probability's log-odds, from -6 to 6; each bin begins with what the
+    probability says, for four trials' worth, and forgets what is older than some 256 trials.
+    """
+
+    def __init__(self) -> None:
+        at = 1 / (1 + np.exp(-np.linspace(-6, 6, _BINS)))
+        self._hits, self._trials = 4 * at, np.full(_BINS, 4.0)
+
+    def of(self, probability: float) -> float:
+        """Chance that a token with this probability is right, if all before it are."""
+        at = self._bin(probability)
+        return float(self._hits[at] / self._trials[at])
+
+    def learn(self, probability: float, right: bool) -> None:
+        """Take the outcome of one drafted token."""
+        at = self._bin(probability)
+        keep = min(1.0, _MEMORY / (self._trials[at] + 1))
+        self._hits[at] = keep * (self._hits[at] + right)
+        self._trials[at] = keep * (self._trials[at] + 1)
+
+    @staticmethod
+    def _bin(probability: float) -> int:
+        p = min(max(probability, 0.0025), 0.9975)
+        return round(math.log(p / (1 - p))) + _BINS // 2
+
 
 _FEW = 8
 """Tokens that an assistant runs in about the time of one."""
@@ -159,3 +202,48 @@ def _likeliest(logits: torch.Tensor) -> tuple[int, float]:
     chance = (best - row.logsumexp(-1)).exp()
     found, share = torch.stack((token.double(), chance.double())).tolist()
     return int(found), share
+
+
+def open_assistant(
+    ref: ModelRef, pack: Pack, head: str = "full", *, dtype: str = "auto", device: str = "auto"
+) -> AssistantDrafter:
+    """Load an assistant for a pack's model.
+
+    Args:
+        ref: a causal model with the tokenizer that the pack was made for.
+        pack: its list of tokens makes the assistant's head, if ``head`` is ``draft-only``.
+        head: with any other, the assistant has its own.
+        dtype: of the assistant.
+        device: of the assistant; with a small head its tables stay in their file.
+
+    Raises:
+        ConfigError: nothing loadable, or a model of another tokenizer.
+        UnsupportedModelError: its state cannot be rewound, or it has no LM head to make smaller.
+        PackError: the pack's list is damaged.
+    """
+    if head == "draft-only" and not isinstance(ref, tuple):
+        slim = load_slim(ref, dtype=dtype, device=device)
+        model, tokenizer, name = slim.model, slim.tokenizer, slim.name
+    else:
+        model, tokenizer, name = load_model(ref, dtype=dtype, device=device)
+    if (mark := fingerprint(tokenizer)) != pack.info.fingerprint:
+        raise ConfigError(
+            "the assistant has another tokenizer than the pack's model",
+            got=f"{name}: tokenizer {mark}",
+            wanted=f"tokenizer {pack.info.fingerprint}",
+            where="assistant",
+            fix="choose a smaller model of the same family",
+        )
+    target = Target(model, _small_head(model, pack) if head == "draft-only" else None)
+    ends = end_tokens(model, tokenizer)
+    return AssistantDrafter(target, vocab_size=pack.info.vocab_size, end_tokens=ends)
+
+
+def _small_head(model: Any, pack: Pack) -> RequestHead:
+    size, mark = pack.info.vocab_size, pack.info.fingerprint
+    ids = Profile.load(pack.vocabulary, vocab_size=size, fingerprint=mark).ids
+    full: Any = install_slot(model).full
+    slim = isinstance(full, FullHead)
+    table = full.table if slim else RowTable.from_tensor(full.weight.detach().cpu())
+    ids, bias = ids[ids < table.shape[0]], getattr(full, "bias", None)
+    return RequestHead(table, ids, bias=bias, device=model.device, dtype=model.dtype)

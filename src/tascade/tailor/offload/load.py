@@ -12,8 +12,13 @@ import torch
 from tascade.errors import UnsupportedModelError
 from tascade.load import checkpoint_folder, load_tokenizer, loading, pick_device
 from tascade.tailor.offload.checkpoint import Checkpoint
-from tascade.tailor.offload.embedding_store import EmbeddingStore
-from tascade.tailor.offload.embeddings import Ends, Tables, find_tables, unexpected_patterns
+from tascade.tailor.offload.embeddings import (
+    EmbeddingStore,
+    Ends,
+    Tables,
+    find_tables,
+    unexpected_patterns,
+)
 from tascade.tailor.offload.full_head import FullHead
 from tascade.tailor.offload.table import RowTable
 
