@@ -52,14 +52,14 @@ def draft_latency(index: Any, held_out: list[list[int]]) -> dict[str, Any]:
 
     The contexts are prefixes of documents of the same task that the index does not hold.
     """
-    from tascade.draft.ngram.drafter import MixDrafter
+    from tascade.draft.ngram.drafter import NgramDrafter
 
     rng = np.random.default_rng(2)
     contexts = []
     for document in (held_out[i] for i in rng.integers(0, len(held_out), 3000)):
         cut = int(rng.integers(1, len(document)))
         contexts.append(np.asarray([*document[:cut][::-1], -1][:32], np.int32))
-    mixer = MixDrafter(index)
+    mixer = NgramDrafter(index)
     tree = []
     for context in contexts[:600]:
         mixer.start(np.empty(0, np.int32))

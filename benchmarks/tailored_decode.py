@@ -59,12 +59,12 @@ from tascade.decode.loop import Decoder
 from tascade.decode.sampling import SamplingParams
 from tascade.decode.target import Target
 from tascade.draft.budget import Budget, NoDrafter
-from tascade.draft.ngram.drafter import MixDrafter
+from tascade.draft.ngram.drafter import NgramDrafter
 from tascade.index.corpus import CorpusIndex
 from tascade.load import load_model
 from tascade.model import measure_cost
 from tascade.tailor.counts import count_documents
-from tascade.tailor.offload.load import load_slim
+from tascade.tailor.offload.load import load_offloaded
 from tascade.tailor.profile import Profile, build_profile
 from tascade.tailor.tailored import tailor_model
 
@@ -176,11 +176,11 @@ def profile_of(task: str, tokenizer: Any, ends: Sequence[int], size: int) -> tup
 
 def drafts(
     train: Sequence[Any], size: int, ends: Sequence[int], folder: Path, target: Target
-) -> tuple[MixDrafter, Budget]:
+) -> tuple[NgramDrafter, Budget]:
     """TASC-spec over the training rows' reference answers, without calibration."""
     answers = [answer for _, answer in train]
     corpus = CorpusIndex.build(folder, answers, vocab_size=size, fingerprint="bench")
-    return MixDrafter(corpus, end_tokens=ends), Budget(measure_cost(target))
+    return NgramDrafter(corpus, end_tokens=ends), Budget(measure_cost(target))
 
 
 def small_heads(drafts: bool, on_host: bool) -> list[str]:
@@ -206,7 +206,7 @@ def forgetting(decoder: Decoder) -> Callable[[], None]:
 
 @torch.inference_mode()
 def decode(folder: Path, task: str, options: argparse.Namespace) -> dict[str, Any]:
-    slim = load_slim(folder, device=options.device)
+    slim = load_offloaded(folder, device=options.device)
     model, tokenizer, on_host = slim.model, slim.tokenizer, options.device == "cpu"
     ends = (tokenizer.eos_token_id,)
     size = model.config.vocab_size
@@ -305,8 +305,8 @@ def load(folder):
         return model.to(device), None
     from tascade.config import VocabConfig
     from tascade.tailor.tailored import tailor_model
-    from tascade.tailor.offload.load import load_slim
-    slim = load_slim(folder, device=device)
+    from tascade.tailor.offload.load import load_offloaded
+    slim = load_offloaded(folder, device=device)
     made = tailor_model(slim.model, ids, VocabConfig(head="masked"), table=slim.head)
     return slim.model, made
 
@@ -346,7 +346,7 @@ def peaks(small: Path, large: Path, ids: IntArray, work: Path, device: str) -> d
         words = [sys.executable, "-c", PEAK, small, large, how, listed, device]
         done = subprocess.run(list(map(str, words)), capture_output=True, text=True, check=True)
         found[how] = json.loads(done.stdout.splitlines()[-1])
-    slim = load_slim(large, device="cpu")
+    slim = load_offloaded(large, device="cpu")
     body = sum(p.nbytes for p in slim.model.parameters())
     allowed = 1.05 * (body + found["tailored"]["head"])
     return {
@@ -392,7 +392,7 @@ def main() -> None:
             for folder, layers in ((small, 1), (large, options.layers)):
                 folder.mkdir()
                 write_model(shape, folder, getattr(torch, options.dtype), layers)
-            tokenizer = load_slim(small, device="cpu").tokenizer
+            tokenizer = load_offloaded(small, device="cpu").tokenizer
             size = SHAPES[shape]["vocab_size"]
             ids = profile_of(options.tasks[0], tokenizer, [tokenizer.eos_token_id], size)[0].ids
             found: dict[str, Any] = {"shape": shape, "load": {}}

@@ -112,7 +112,7 @@ def measure(table: RowTable, static: int, device: str) -> dict[str, Any]:
     graphs = {}
     if not on_host:
         graphs["full"] = replayed(lambda: whole(states[:1]).argmax(-1))
-        graphs["small"] = replayed(lambda: head.spread(head(states[:1])).argmax(-1))
+        graphs["small"] = replayed(lambda: head.scatter(head(states[:1])).argmax(-1))
         graphs["times_less"] = graphs["full"] / graphs["small"]
     return {
         "static_rows": static,

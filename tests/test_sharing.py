@@ -339,9 +339,9 @@ def test_the_owners_own_calls_see_the_full_head_meanwhile(house: House) -> None:
         seen.append(torch.equal(elsewhere(lambda: wanted(input_ids=ids).logits), before))
         return torch.zeros(1, 1, 4)
 
-    from tascade.decode.lm_head import install_slot
+    from tascade.decode.lm_head import head_override
 
-    slot = install_slot(made.model)
+    slot = head_override(made.model)
     with exclusive(made.model), slot.using(looks):
         assert made.model(input_ids=ids, logits_to_keep=1).logits.shape[-1] == 4
     assert seen == [True]

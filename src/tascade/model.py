@@ -22,14 +22,14 @@ from tascade.draft.budget import Budget, NoDrafter
 from tascade.draft.costs import CostTable
 from tascade.draft.neural.combined import assisted
 from tascade.draft.neural.draft_model import AssistantDrafter, open_assistant
-from tascade.draft.ngram.drafter import MixDrafter
+from tascade.draft.ngram.drafter import NgramDrafter
 from tascade.draft.ngram.mixer_calibration import Calibration
 from tascade.draft.ngram.sources import open_task
 from tascade.errors import ConfigError
 from tascade.index.view import CorpusView
 from tascade.load import ModelRef, load_model, machine_key
 from tascade.pack import Pack
-from tascade.tailor.offload.load import SlimModel, load_slim
+from tascade.tailor.offload.load import OffloadedModel, load_offloaded
 from tascade.tailor.tailored import check_assistant, tailor_pack, vocab_config
 from tascade.util.places import link_or_copy, publish
 
@@ -44,7 +44,7 @@ class TaskModel:
     read one, close it or drop it, and one that is left open stops nobody.
 
     Args:
-        model, tokenizer: loaded Transformers objects, or a :class:`SlimModel`'s.
+        model, tokenizer: loaded Transformers objects, or a :class:`OffloadedModel`'s.
         pack: what was learned about the task.
         name: of the model, for messages.
         head: ``full``, ``masked``, ``exact`` or ``draft-only`` (see :class:`VocabConfig`); the
@@ -69,7 +69,7 @@ class TaskModel:
         name: str = "",
         *,
         head: str = "",
-        tables: SlimModel | None = None,
+        tables: OffloadedModel | None = None,
         assistant: AssistantDrafter | None = None,
     ) -> None:
         check_assistant(head, assistant)
@@ -119,7 +119,7 @@ class TaskModel:
         if vocab.loads_whole or isinstance(ref, tuple):
             loaded, tokenizer, name = load_model(ref, dtype=dtype, device=device)
             return cls(loaded, tokenizer, opened, name, head=head, assistant=drafts)
-        slim = load_slim(ref, dtype=dtype, device=device)
+        slim = load_offloaded(ref, dtype=dtype, device=device)
         given: dict[str, Any] = {"head": head, "tables": slim, "assistant": drafts}
         return cls(slim.model, slim.tokenizer, opened, slim.name, **given)
 
@@ -163,10 +163,10 @@ class TaskModel:
             return self.tailored.batches(size, self.tokenizer)
         return BatchDecoder(BatchTarget(self.model), tokenizer=self.tokenizer, size=size)
 
-    def new_drafter(self, calibration: Calibration | None = None) -> MixDrafter:
+    def new_drafter(self, calibration: Calibration | None = None) -> NgramDrafter:
         """A drafter over this pack, with a calibration of its own unless one is given."""
         spec = self.pack.info.recipe.get("spec", {})
-        return MixDrafter(
+        return NgramDrafter(
             self.outputs,
             similar=self.similar,
             calibration=calibration or self.calibration.copy(),

@@ -20,7 +20,7 @@ from tascade.decode.sampling import SamplingParams
 from tascade.decode.target import Target
 from tascade.draft.budget import Budget, NoDrafter
 from tascade.draft.costs import CostTable
-from tascade.draft.ngram.drafter import MixDrafter
+from tascade.draft.ngram.drafter import NgramDrafter
 from tascade.draft.ngram.mixer_calibration import Calibration
 from tascade.errors import ConfigError
 from tascade.testing import RandomTreeDrafter, byte_tokenizer, tiny_model
@@ -71,7 +71,7 @@ def test_all_methods_together(target, tokenizer):
     calibration = Calibration()
     mix = Decoder(
         target,
-        MixDrafter(None, calibration=calibration, end_tokens=(256,)),
+        NgramDrafter(None, calibration=calibration, end_tokens=(256,)),
         Budget(CostTable.flat()),
         tokenizer,
     )

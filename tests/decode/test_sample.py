@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from tascade.decode.sampling import Chooser, SamplingParams, gumbel
+from tascade.decode.sampling import Sampler, SamplingParams, gumbel
 from tascade.errors import ConfigError
 
 IDS = torch.arange(4000)
@@ -61,8 +61,8 @@ def test_neighbours_are_not_correlated(lag):
 def test_greedy_is_argmax_and_sampling_at_almost_zero_is_too():
     logits = torch.randn(50, generator=torch.Generator().manual_seed(0))
     empty = torch.empty(1, 0, dtype=torch.long)
-    greedy = Chooser(SamplingParams())
-    cold = Chooser(SamplingParams(temperature=1e-4))
+    greedy = Sampler(SamplingParams())
+    cold = Sampler(SamplingParams(temperature=1e-4))
     assert greedy.is_argmax
     assert not cold.is_argmax
     assert greedy.choose(logits, empty, 0) == cold.choose(logits, empty, 0) == int(logits.argmax())
@@ -81,7 +81,7 @@ def test_nothing_is_drawn_outside_the_warpers_choice(fields, kept):
     logits = torch.tensor([0.4, 0.3, 0.15, 0.1, 0.05]).log()
     empty = torch.empty(1, 0, dtype=torch.long)
     drawn = {
-        Chooser(SamplingParams(temperature=1.0, seed=s, **fields)).choose(logits, empty, 0)
+        Sampler(SamplingParams(temperature=1.0, seed=s, **fields)).choose(logits, empty, 0)
         for s in range(200)
     }
     assert drawn == kept

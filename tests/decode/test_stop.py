@@ -26,7 +26,7 @@ def run(rule, ids):
 def test_the_limit():
     rule = StopRule(SamplingParams(max_new_tokens=3))
     assert run(rule, [1, 2, 3, 4]) == 3
-    assert (rule.reason, rule.left([1]), rule.text([1, 2])) == ("length", 2, "")
+    assert (rule.reason, rule.remaining([1]), rule.text([1, 2])) == ("length", 2, "")
 
 
 def test_end_tokens_and_ignoring_them(tokenizer):

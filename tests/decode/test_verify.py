@@ -7,11 +7,11 @@ import torch
 from tascade.core import EMPTY_TREE, DraftTree
 from tascade.decode import sampling as sample
 from tascade.decode.loop import Decoder, best_chain
-from tascade.decode.sampling import Chooser, SamplingParams
+from tascade.decode.sampling import Sampler, SamplingParams
 from tascade.decode.target import Target
 from tascade.decode.verify import walk
 from tascade.draft.budget import NoDrafter
-from tascade.draft.ngram.drafter import MixDrafter
+from tascade.draft.ngram.drafter import NgramDrafter
 from tascade.errors import ConfigError, TascadeError
 from tascade.testing import OracleDrafter, tiny_model
 
@@ -35,7 +35,7 @@ def no_prefix(extra):
 
 
 def take(tree, logits, is_last=lambda new: False):
-    return walk(tree, logits, Chooser(SamplingParams()), 0, no_prefix, is_last)
+    return walk(tree, logits, Sampler(SamplingParams()), 0, no_prefix, is_last)
 
 
 def test_an_empty_tree_yields_the_targets_token():
@@ -70,7 +70,7 @@ def test_ties_go_to_the_lowest_id_with_and_without_scores():
     scored = walk(
         TREE,
         flat,
-        Chooser(SamplingParams(), [lambda ids, scores: scores]),
+        Sampler(SamplingParams(), [lambda ids, scores: scores]),
         0,
         lambda extra: torch.zeros(1, 1, dtype=torch.long),
         lambda new: False,
@@ -85,7 +85,7 @@ def test_processors_see_the_tokens_walked_over():
         seen.append(list(extra))
         return torch.tensor([[9, *extra]])
 
-    chooser = Chooser(SamplingParams(repetition_penalty=1.5))
+    chooser = Sampler(SamplingParams(repetition_penalty=1.5))
     logits = torch.cat([says(1, 2, 0, 3, 0, 5), torch.zeros(6, 4)], 1)
     walk(TREE, logits, chooser, 0, prefix, lambda new: False)
     assert seen == [[], [1], [1, 2], [1, 2, 3]]
@@ -104,7 +104,7 @@ def test_hosts_that_take_chains_alone():
     params = SamplingParams(max_new_tokens=40)
     plain = Decoder(target, NoDrafter()).generate([1, 2, 3], params).tokens
     target.supports_trees = False
-    drafters = [NoDrafter(), OracleDrafter(plain, 5, branching=0.0), MixDrafter(None)]
+    drafters = [NoDrafter(), OracleDrafter(plain, 5, branching=0.0), NgramDrafter(None)]
     for drafter in drafters:
         result = Decoder(target, drafter).generate([1, 2, 3], params)
         assert result.tokens == plain

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from tascade.core import SEPARATOR
-from tascade.draft.ngram.drafter import MixDrafter
+from tascade.draft.ngram.drafter import NgramDrafter
 from tascade.draft.ngram.mixer_calibration import Calibration
 from tascade.errors import PackError
 from tascade.index.corpus import CorpusIndex
@@ -45,7 +45,7 @@ def copy(sound: Path, tmp_path: Path) -> Path:
 
 
 def drafted(index: CorpusIndex, said: list[int]) -> list[int]:
-    drafter = MixDrafter(index, end_tokens=(END,))
+    drafter = NgramDrafter(index, end_tokens=(END,))
     drafter.start(np.array([1, 2], np.int32))
     drafter.commit(np.array(said, np.int32), 0, ())
     return [int(token) for token in drafter.propose(16, 0.0).tokens]
@@ -207,7 +207,7 @@ def test_a_calibration_that_no_drafter_learns_is_refused(
 def test_what_a_drafter_learns_is_kept(sound: Path, tmp_path: Path) -> None:
     """Counts fade and are rounded on disk: never so that there are more hits than trials."""
     calibration = Calibration()
-    drafter = MixDrafter(CorpusIndex.open(sound), calibration=calibration, end_tokens=(END,))
+    drafter = NgramDrafter(CorpusIndex.open(sound), calibration=calibration, end_tokens=(END,))
     rng = np.random.default_rng(0)
     for _ in range(400):
         drafter.start(np.array([1, 2], np.int32))

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tascade.core import Drafter, Source
-from tascade.draft.ngram.drafter import MixDrafter
+from tascade.draft.ngram.drafter import NgramDrafter
 from tascade.draft.ngram.mixer_calibration import Calibration
 from tascade.errors import PackError
 from tascade.index.corpus import CorpusIndex
@@ -41,7 +41,7 @@ def chain_of(drafter: Drafter, limit: int = 16) -> list[int]:
 
 @pytest.mark.parametrize("shards", [1, 3])
 def test_follows_the_corpus_from_the_start_of_an_output(tmp_path: Path, shards: int) -> None:
-    drafter = MixDrafter(index(tmp_path, [[5, 6, 7, 8, END]] * 9, shards), end_tokens=[END])
+    drafter = NgramDrafter(index(tmp_path, [[5, 6, 7, 8, END]] * 9, shards), end_tokens=[END])
     drafter.start(ids(40, 41))
     assert chain_of(drafter) == [5, 6, 7, 8, END]
     drafter.commit(ids(5, 6), 0, ())
@@ -64,7 +64,7 @@ def test_every_drafted_step_was_seen_in_the_corpus(
 ) -> None:
     # Votes are handed down from node to child: whoever votes must stand behind the same tokens.
     corpus = index(tmp_path_factory.mktemp("seen"), documents * 3, shards)
-    drafter = MixDrafter(corpus, end_tokens=[END], use_context=False)
+    drafter = NgramDrafter(corpus, end_tokens=[END], use_context=False)
     said = data.draw(st.sampled_from(documents))
     said = said[: data.draw(st.integers(0, len(said) - 1))]
     drafter.start(ids(40))
@@ -78,7 +78,7 @@ def test_every_drafted_step_was_seen_in_the_corpus(
 
 def test_branches_where_the_corpus_does(tmp_path: Path) -> None:
     documents = [[5, 6, 7, END]] * 6 + [[5, 9, 7, END]] * 4
-    drafter = MixDrafter(index(tmp_path, documents), end_tokens=[END])
+    drafter = NgramDrafter(index(tmp_path, documents), end_tokens=[END])
     drafter.start(ids(40))
     tree = drafter.propose(16)
     below = {int(t) for t, p in zip(tree.tokens, tree.parents, strict=True) if p == 0}
@@ -86,7 +86,7 @@ def test_branches_where_the_corpus_does(tmp_path: Path) -> None:
 
 
 def test_copies_from_the_request_without_a_corpus() -> None:
-    drafter = MixDrafter(None)
+    drafter = NgramDrafter(None)
     drafter.start(ids(10, 11, 12, 13, 14, 20))
     drafter.commit(ids(10, 11), 0, ())
     tree = drafter.propose(8)
@@ -102,7 +102,7 @@ def test_similar_examples_tip_the_balance(tmp_path: Path) -> None:
             return [ids(5, 9, 7, END)] * 2
 
     for similar, expected in ((None, {6, 9}), (Similar(), {9})):
-        drafter = MixDrafter(index(tmp_path / str(expected), documents), similar=similar)
+        drafter = NgramDrafter(index(tmp_path / str(expected), documents), similar=similar)
         drafter.start(ids(40))
         drafter.commit(ids(5), 0, ())
         assert chain_of(drafter, 1)[0] in expected
@@ -111,7 +111,7 @@ def test_similar_examples_tip_the_balance(tmp_path: Path) -> None:
 def test_new_documents_are_drafted_after_a_refresh(tmp_path: Path) -> None:
     index(tmp_path, [[5, 6, END]] * 3).close()
     with CorpusIndex.open(tmp_path / "index", writable=True) as corpus:
-        drafter = MixDrafter(corpus)
+        drafter = NgramDrafter(corpus)
         corpus.append([[30, 31, 32, END]] * 2)
         drafter.refresh()
         drafter.start(ids(40))
@@ -120,7 +120,7 @@ def test_new_documents_are_drafted_after_a_refresh(tmp_path: Path) -> None:
 
 
 def test_nothing_of_a_request_is_left_for_the_next() -> None:
-    drafter = MixDrafter(None)
+    drafter = NgramDrafter(None)
     drafter.start(ids(10, 11, 12, 13))
     drafter.propose(8)
     drafter.commit(ids(10, 11, 12), 0, ())
@@ -130,7 +130,7 @@ def test_nothing_of_a_request_is_left_for_the_next() -> None:
 
 
 def test_learns_that_a_source_is_wrong(tmp_path: Path) -> None:
-    drafter = MixDrafter(index(tmp_path, [[5, 6, END]] * 9))
+    drafter = NgramDrafter(index(tmp_path, [[5, 6, END]] * 9))
     drafter.start(ids(40))
     before = float(drafter.propose(4).survival[0])
     for _ in range(60):
@@ -144,7 +144,7 @@ def test_learns_that_a_source_is_wrong(tmp_path: Path) -> None:
 
 def test_without_adapting_nothing_is_learned(tmp_path: Path) -> None:
     calibration = Calibration()
-    drafter = MixDrafter(index(tmp_path, [[5, 6, END]] * 9), calibration=calibration, adapt=False)
+    drafter = NgramDrafter(index(tmp_path, [[5, 6, END]] * 9), calibration=calibration, adapt=False)
     drafter.start(ids(40))
     drafter.propose(4)
     drafter.commit(ids(33), 0, ())
@@ -169,7 +169,7 @@ def test_every_proposal_is_a_best_first_tree(
     output: list[list[int]],
 ) -> None:
     corpus = index(tmp_path_factory.mktemp("i"), documents) if documents else None
-    drafter = MixDrafter(corpus)
+    drafter = NgramDrafter(corpus)
     drafter.start(ids(*prompt))
     for tokens in output:
         tree = drafter.propose(limit, floor)

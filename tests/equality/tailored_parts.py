@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from tascade import testing
-from tascade.decode.lm_head import install_slot
+from tascade.decode.lm_head import head_override
 from tascade.tailor.offload.table import RowTable
 from tascade.tailor.schedule import CheckSchedule
 
@@ -36,7 +36,7 @@ def static(share: float) -> list[int]:
 
 def small_head(kind: Any, model: Any, share: float) -> Any:
     """A head of ``kind`` (tailored, or a batch's union) of a model's own rows."""
-    full = install_slot(model).full
+    full = head_override(model).full
     table = RowTable.from_tensor(full.weight.detach().cpu())
     return kind(table, static(share), bias=full.bias, device=model.device)
 

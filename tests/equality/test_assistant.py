@@ -17,7 +17,7 @@ import tascade
 from tascade.cli import verbs as cli
 from tascade.config import VocabConfig
 from tascade.core import DraftTree, Source
-from tascade.decode.lm_head import install_slot
+from tascade.decode.lm_head import head_override
 from tascade.decode.loop import AllNodes, Decoder
 from tascade.decode.sampling import SamplingParams
 from tascade.decode.target import Target
@@ -25,7 +25,7 @@ from tascade.draft.budget import Budget, NoDrafter
 from tascade.draft.costs import CostTable
 from tascade.draft.neural.combined import CorpusFirst, assisted
 from tascade.draft.neural.draft_model import AssistantDrafter
-from tascade.draft.ngram.drafter import MixDrafter
+from tascade.draft.ngram.drafter import NgramDrafter
 from tascade.errors import ConfigError
 from tascade.index.corpus import CorpusIndex
 from tascade.model import TaskModel
@@ -69,7 +69,7 @@ def static(share: float = 0.3) -> list[int]:
 
 
 def small(assistant) -> RequestHead:
-    full = install_slot(assistant).full
+    full = head_override(assistant).full
     table = RowTable.from_tensor(full.weight.detach().cpu())
     return RequestHead(table, static(), bias=full.bias, device=assistant.device)
 
@@ -145,7 +145,7 @@ def test_a_tree_of_the_corpus_and_a_chain_of_the_assistant_take_turns(tmp_path):
         tmp_path / "index", [wanted[p] for p in known], vocab_size=VOCAB, fingerprint="tiny"
     )
     clock = Clock()
-    drafter, budget = assisted(clock.drafter(model("llama"), 0.1), MixDrafter(index), steps())
+    drafter, budget = assisted(clock.drafter(model("llama"), 0.1), NgramDrafter(index), steps())
     decoder = Decoder(Target(model("llama")), drafter, budget)
     said = {p: decoder.generate(p, GREEDY) for p in [*wanted, *wanted]}
     assert {p: result.tokens for p, result in said.items()} == wanted
@@ -346,12 +346,12 @@ def test_nothing_is_drafted_behind_an_end_token():
 
 
 def test_a_guessing_head_may_have_an_assistant_too():
-    from tascade.tailor.exact import DeferredDecoder
+    from tascade.tailor.exact import ExactHeadDecoder
 
     llama = model("llama")
-    full = install_slot(llama).full
+    full = head_override(llama).full
     target, drafter = Target(llama, small(llama)), Watched(model("llama"))
-    decoder = DeferredDecoder(target, drafter, full, every(5), AllNodes(NODES))
+    decoder = ExactHeadDecoder(target, drafter, full, every(5), AllNodes(NODES))
     for prompt in prompts():
         got = decoder.generate(prompt, GREEDY)
         assert got.tokens == plain("llama", prompt, GREEDY).tokens
@@ -391,7 +391,7 @@ def serve(assistant, token: float, prompt: float = 0.0, rounds: int = 16):
     """(seconds of the assistant, seconds of the target, tokens) for each request."""
     clock = Clock()
     drafter = clock.drafter(assistant, token, prompt)
-    joined, budget = assisted(drafter, MixDrafter(None, use_context=False), steps())
+    joined, budget = assisted(drafter, NgramDrafter(None, use_context=False), steps())
     decoder = Decoder(Target(model("llama")), joined, budget)
     out = []
     for text in prompts(rounds):
@@ -429,7 +429,7 @@ def test_an_assistant_that_does_not_pay_is_left(seed, token, prompt):
 
 def test_drafted_nodes_of_a_useless_assistant_fall_to_nearly_none():
     drafter = Watched(model("llama", 1), clock=Clock())
-    joined, budget = assisted(drafter, MixDrafter(None, use_context=False), steps())
+    joined, budget = assisted(drafter, NgramDrafter(None, use_context=False), steps())
     assert isinstance(joined, CorpusFirst)
     decoder = Decoder(Target(model("llama")), joined, budget)
     verified = []
@@ -477,7 +477,7 @@ def test_of_a_tree_and_a_chain_what_promises_more_is_verified():
 def test_an_assistant_that_comes_to_pay_is_used_again():
     clock = Clock()
     useless, perfect = clock.drafter(model("llama", 1), 0.1), clock.drafter(model("llama"), 0.1)
-    joined, budget = assisted(useless, MixDrafter(None, use_context=False), steps())
+    joined, budget = assisted(useless, NgramDrafter(None, use_context=False), steps())
     decoder = Decoder(Target(model("llama")), joined, budget)
     for prompt in prompts(16):
         decoder.generate(prompt, GREEDY)

@@ -10,14 +10,14 @@ from tailored_parts import MODELS, VOCAB, Mask, every, model, small_head, static
 
 from tascade.decode.batch import BatchDecoder
 from tascade.decode.batch_target import BatchTarget
-from tascade.decode.lm_head import finisher, install_slot
+from tascade.decode.lm_head import finisher, head_override
 from tascade.decode.loop import Decoder
 from tascade.decode.sampling import SamplingParams
 from tascade.decode.target import Target
 from tascade.draft.budget import NoDrafter
 from tascade.errors import ConfigError, TascadeError, UnsupportedModelError
 from tascade.tailor.exact_batch import ExactBatchDecoder
-from tascade.tailor.head import UnionHead
+from tascade.tailor.head import BatchHead
 from tascade.testing import byte_tokenizer, tiny_model
 
 prompts = partial(tailored_parts.prompts, most=40)
@@ -30,7 +30,7 @@ def batch(model, kind="full", share=0.4, size=8, tokens=5, tokenizer=None) -> Ba
     target = BatchTarget(model)
     if kind == "full":
         return BatchDecoder(target, tokenizer=tokenizer, size=size)
-    full, head = install_slot(model).full, small_head(UnionHead, model, share)
+    full, head = head_override(model).full, small_head(BatchHead, model, share)
     if kind == "masked":
         return BatchDecoder(target, head, tokenizer=tokenizer, size=size)
     finish = finisher(model)
@@ -267,13 +267,13 @@ def test_a_model_that_turns_by_the_longest_is_decoded_one_by_one():
 
 
 def test_a_head_that_all_see_is_caught(monkeypatch):
-    join, seen = UnionHead.join, []
+    join, seen = BatchHead.join, []
 
     def shared(self, tokens):
         seen.extend(tokens)
         return join(self, seen)
 
-    monkeypatch.setattr(UnionHead, "join", shared)
+    monkeypatch.setattr(BatchHead, "join", shared)
     asked = prompts(12)
     made = batch(model("llama"), "masked", 0.2, size=12).generate(asked, GREEDY)
     wanted = [alone(model("llama"), "masked", prompt, GREEDY, 0.2).tokens for prompt in asked]

@@ -14,7 +14,7 @@ from tascade.decode.sampling import SamplingParams
 from tascade.decode.target import Target
 from tascade.draft.budget import Budget, NoDrafter
 from tascade.draft.costs import CostTable
-from tascade.draft.ngram.drafter import MixDrafter
+from tascade.draft.ngram.drafter import NgramDrafter
 from tascade.index.corpus import CorpusIndex
 from tascade.testing import (
     FAMILIES,
@@ -143,7 +143,7 @@ def test_random_trees_change_nothing(family, length):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_mixed_drafts_change_nothing(family, corpus):
     for index in (corpus, None):
-        drafter = MixDrafter(index)
+        drafter = NgramDrafter(index)
         for length in (7, 60, 7):
             result = decode(family, length, GREEDY, drafter)
             assert tuple(result.tokens) == plain(family, length, GREEDY)
@@ -153,7 +153,7 @@ def test_mixed_drafts_change_nothing(family, corpus):
 
 def test_a_budget_changes_nothing(corpus):
     for cost in (CostTable.flat(), CostTable((1, 64), (1.0, 8.0)), CostTable((1, 64), (1.0, 90.0))):
-        decoder = Decoder(target("llama"), MixDrafter(corpus), Budget(cost))
+        decoder = Decoder(target("llama"), NgramDrafter(corpus), Budget(cost))
         for length in LENGTHS:
             tokens = decoder.generate(prompt(length), GREEDY).tokens
             assert tuple(tokens) == plain("llama", length, GREEDY)
@@ -308,7 +308,7 @@ def test_a_stream_adds_up_to_the_result():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_one_decoder_serves_many_prompts(family, corpus):
-    shared_one = Decoder(target(family), MixDrafter(corpus))
+    shared_one = Decoder(target(family), NgramDrafter(corpus))
     for length in (60, 1, 7, 60, 7):
         stream = shared_one.stream(prompt(length), GREEDY)
         next(stream)  # a request left off half-way must leave no trace either

@@ -16,7 +16,7 @@ import tascade.decode.sampling as sample_module
 from tascade.core import DraftTree
 from tascade.decode import loop as loop_module
 from tascade.decode.loop import Decoder
-from tascade.decode.sampling import Chooser, SamplingParams
+from tascade.decode.sampling import Sampler, SamplingParams
 from tascade.draft.budget import NoDrafter
 from tascade.testing import ScriptedDrafter
 
@@ -170,7 +170,7 @@ def plant_shared_noise(patch):
 
 
 def plant_skipped_temperature(patch):
-    patch.setattr(Chooser, "scores", lambda self, logits, prefix: logits.float())
+    patch.setattr(Sampler, "scores", lambda self, logits, prefix: logits.float())
 
 
 def plant_second_choice(patch):
@@ -184,10 +184,10 @@ def plant_second_choice(patch):
             return SOUND_CHOOSE(again, logits, prefix, position + 1000)
         return token
 
-    patch.setattr(Chooser, "choose", choose)
+    patch.setattr(Sampler, "choose", choose)
 
 
-SOUND_CHOOSE = Chooser.choose
+SOUND_CHOOSE = Sampler.choose
 
 
 @pytest.mark.parametrize(

@@ -8,15 +8,15 @@ import torch
 from tailored_parts import MODELS, VOCAB, Mask, every, model, prompts, small_head, static
 
 from tascade.config import VocabConfig
-from tascade.decode.lm_head import finisher, install_slot
+from tascade.decode.lm_head import finisher, head_override
 from tascade.decode.loop import Decoder
 from tascade.decode.sampling import SamplingParams
 from tascade.decode.target import Target
 from tascade.draft.budget import NoDrafter
-from tascade.draft.ngram.drafter import MixDrafter
-from tascade.tailor.exact import DeferredDecoder, take_unchecked
+from tascade.draft.ngram.drafter import NgramDrafter
+from tascade.tailor.exact import ExactHeadDecoder, take_unchecked
 from tascade.tailor.head import RequestHead
-from tascade.tailor.offload.load import load_slim
+from tascade.tailor.offload.load import load_offloaded
 from tascade.tailor.tailored import tailor_model
 from tascade.testing import FAMILIES, OracleDrafter, RandomTreeDrafter, byte_tokenizer, tiny_model
 
@@ -28,9 +28,9 @@ def plain(model, prompt, params, processors=()):
     return Decoder(Target(model), NoDrafter()).generate(prompt, params, processors)
 
 
-def exact(model, share, drafter=None, schedule=None, tokenizer=None) -> DeferredDecoder:
-    full, finish = install_slot(model).full, finisher(model)
-    return DeferredDecoder(
+def exact(model, share, drafter=None, schedule=None, tokenizer=None) -> ExactHeadDecoder:
+    full, finish = head_override(model).full, finisher(model)
+    return ExactHeadDecoder(
         Target(model, small_head(RequestHead, model, share)),
         drafter or NoDrafter(),
         lambda states: finish(full(states)),
@@ -133,7 +133,7 @@ def test_exact_with_drafts_is_plain_decoding(family, params):
             OracleDrafter(wanted, 4, branching=1.0, seed=seed),
             OracleDrafter(wanted, 9, branching=0.0, seed=seed),
             RandomTreeDrafter(VOCAB, seed),
-            MixDrafter(None),
+            NgramDrafter(None),
         ):
             got = exact(model(family), 0.7, drafter).generate(prompt, params)
             assert got.tokens == wanted
@@ -288,7 +288,7 @@ def test_a_target_keeps_its_head_for_others():
 def test_exact_with_its_tables_off_a_gpu(tmp_path, family):
     tiny_model(family).cpu().save_pretrained(tmp_path)
     byte_tokenizer().save_pretrained(tmp_path)
-    stock, slim = tiny_model(family).cuda(), load_slim(tmp_path, device="cuda")
+    stock, slim = tiny_model(family).cuda(), load_offloaded(tmp_path, device="cuda")
     ids, config = np.asarray(static(0.6), np.int32), VocabConfig(head="exact", deferred=7)
     made = tailor_model(slim.model, ids, config, table=slim.head, bias=slim.head_bias)
     decoder, misses = made.decoder(NoDrafter()), 0
@@ -310,7 +310,7 @@ def test_a_skipped_check_is_caught(monkeypatch):
         self._states.clear()
         take_unchecked(request, guess)
 
-    monkeypatch.setattr(DeferredDecoder, "_check", unchecked)
+    monkeypatch.setattr(ExactHeadDecoder, "_check", unchecked)
     decoder = exact(model("llama"), 0.9)
     same = [
         decoder.generate(prompt, GREEDY).tokens == plain(model("llama"), prompt, GREEDY).tokens
@@ -320,14 +320,14 @@ def test_a_skipped_check_is_caught(monkeypatch):
 
 
 def test_a_cache_that_is_not_rewound_is_caught(monkeypatch):
-    keep = DeferredDecoder._rewind
+    keep = ExactHeadDecoder._rewind
 
     def stale(self, request, guess):
         length = self.target.length
         keep(self, request, guess)
         self.target.cache.truncate(length)
 
-    monkeypatch.setattr(DeferredDecoder, "_rewind", stale)
+    monkeypatch.setattr(ExactHeadDecoder, "_rewind", stale)
     decoder = exact(model("llama"), 0.5)
     same = []
     for prompt in prompts(10):

@@ -14,7 +14,7 @@ from tascade.decode.sampling import SamplingParams
 from tascade.decode.target import Target
 from tascade.draft.budget import Budget
 from tascade.draft.costs import CostTable
-from tascade.draft.ngram.drafter import MixDrafter
+from tascade.draft.ngram.drafter import NgramDrafter
 from tascade.draft.ngram.mixer_calibration import Calibration
 from tascade.errors import ConfigError
 from tascade.forecast.replay import Forecast, forecast
@@ -155,7 +155,7 @@ def test_agrees_with_what_the_decoder_measures(family: str, tmp_path: Any) -> No
         return [decoder.generate(prompt, params) for prompt in chosen]
 
     target = Target(model)
-    plain = Decoder(target, MixDrafter(None, use_context=False))
+    plain = Decoder(target, NgramDrafter(None, use_context=False))
     rows = [
         (prompt, np.asarray(result.tokens, np.int32))
         for prompt, result in zip(prompts, decode(plain, prompts), strict=True)
@@ -165,7 +165,7 @@ def test_agrees_with_what_the_decoder_measures(family: str, tmp_path: Any) -> No
         train, held_out, cost=CostTable.flat(64), vocab_size=96, end_tokens=params.end_tokens
     )
     corpus = CorpusIndex.build(tmp_path / "corpus", train, vocab_size=96, fingerprint="t")
-    drafter = MixDrafter(corpus, calibration=Calibration(), end_tokens=params.end_tokens)
+    drafter = NgramDrafter(corpus, calibration=Calibration(), end_tokens=params.end_tokens)
     decoder = Decoder(target, drafter, SteadyBudget(CostTable.flat(64)))
     decode(decoder, [prompt for prompt, _ in held_out[:15]])
     measured = decode(decoder, [prompt for prompt, _ in held_out[15:]])

@@ -27,7 +27,7 @@ from tascade.cli import verbs as cli
 from tascade.data.load import load_examples
 from tascade.decode.loop import Decoder
 from tascade.draft.ngram.batch import BatchDrafter
-from tascade.draft.ngram.drafter import MixDrafter
+from tascade.draft.ngram.drafter import NgramDrafter
 from tascade.draft.ngram.sources import Task
 from tascade.errors import ConfigError, FingerprintError, PackError
 from tascade.index import learned
@@ -82,7 +82,7 @@ def on_disk(folder: Path, document: list[int]) -> list[str]:
     return [str(path.relative_to(folder)) for path in files if needle in path.read_bytes()]
 
 
-def mix_chain(drafter: MixDrafter, said: list[int]) -> list[int]:
+def mix_chain(drafter: NgramDrafter, said: list[int]) -> list[int]:
     drafter.start(np.array([40, 41], np.int32))
     drafter.commit(np.array(said, np.int32), 0, ())
     tree = drafter.propose(48)
@@ -112,7 +112,7 @@ def test_what_was_answered_is_drafted_after_a_refresh(tmp_path: Path) -> None:
     base = base_index(tmp_path)
     with open_learner(tmp_path) as learner:
         view = learner.view(base)
-        mix, batch = MixDrafter(view, end_tokens=[END]), new_batch(view)
+        mix, batch = NgramDrafter(view, end_tokens=[END]), new_batch(view)
         assert not learner.refresh_due()
         assert mix_chain(mix, [901, 17]) == []
         for prompt in ([1], [2]):
@@ -140,7 +140,7 @@ def test_delta_documents_of_the_base_are_drafted_too(tmp_path: Path) -> None:
     base_index(tmp_path).close()
     with CorpusIndex.open(tmp_path / "base", writable=True) as base, open_learner(tmp_path) as one:
         view = one.view(base)
-        mix = MixDrafter(view, end_tokens=[END])
+        mix = NgramDrafter(view, end_tokens=[END])
         base.append([[30, 31, 32, END]] * 2)
         one.offer([], SECRET)
         one.offer([], SECRET)
@@ -193,7 +193,7 @@ def test_answers_stay_those_of_the_plain_model_while_learning(
     with TrafficLearner.open(
         tmp_path / "learned", fingerprint=corpus.fingerprint, vocab_size=corpus.vocab_size
     ) as learner:
-        drafter = MixDrafter(
+        drafter = NgramDrafter(
             learner.view(corpus),
             similar=model.similar,
             calibration=model.calibration.copy(),
@@ -298,7 +298,7 @@ def test_many_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(learning, "GATHER_SECONDS", 0.001)
     base = base_index(tmp_path)
     with open_learner(tmp_path) as learner:
-        drafter = MixDrafter(learner.view(base), end_tokens=[END])
+        drafter = NgramDrafter(learner.view(base), end_tokens=[END])
 
         def offer_some(thread: int) -> None:
             for n in range(150):
@@ -353,7 +353,7 @@ def test_no_more_shards_than_a_draft_searches(
             learner.offer([], [n] * 9)
             learner.flush()
         assert len(learner.snapshot.shards) == learned.LEARNED_SHARDS
-        mix = MixDrafter(learner.view(nearly))
+        mix = NgramDrafter(learner.view(nearly))
         for n in range(140, 180):
             learner.offer([], [n] * 9)
             learner.flush()
@@ -379,7 +379,7 @@ def test_what_is_forgotten_is_neither_drafted_nor_on_disk(
             learner._store._compact()
             learner._publish()
         view = learner.view(base)
-        mix, batch = MixDrafter(view, end_tokens=[END]), new_batch(view)
+        mix, batch = NgramDrafter(view, end_tokens=[END]), new_batch(view)
         assert mix_chain(mix, [901, 17])[:2] == SECRET[2:4]
         assert on_disk(tmp_path / "learned", SECRET) != []
         learner.refresh_due()
@@ -517,7 +517,7 @@ OTHER_SERVER = """
 import sys
 from pathlib import Path
 from tascade.index.corpus import CorpusIndex
-from tascade.draft.ngram.drafter import MixDrafter
+from tascade.draft.ngram.drafter import NgramDrafter
 from tascade.index.traffic import TrafficLearner
 base = CorpusIndex.open(sys.argv[1])
 learner = TrafficLearner.open(Path(sys.argv[2]), fingerprint="t", vocab_size=base.vocab_size)

@@ -169,7 +169,7 @@ def test_stop_strings_in_a_batch(byte_model: tuple[Any, Any]) -> None:
 
 
 class StopsAtMultiple(StoppingCriteria):
-    """Ends at the first token divisible by seven, and notes every sequence it is shown."""
+    """IOEmbeddings at the first token divisible by seven, and notes every sequence it is shown."""
 
     def __init__(self) -> None:
         self.seen: list[list[int]] = []

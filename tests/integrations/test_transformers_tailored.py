@@ -19,7 +19,7 @@ from tascade.decode.target import Target
 from tascade.draft.budget import NoDrafter
 from tascade.errors import ConfigError
 from tascade.integrations.transformers import speculative_generate
-from tascade.tailor.exact import DeferredDecoder
+from tascade.tailor.exact import ExactHeadDecoder
 from tascade.tailor.schedule import CheckSchedule
 from tascade.tailor.tailored import Tailored, tailor_model
 from tascade.testing import OracleDrafter, byte_tokenizer, tiny_model
@@ -54,7 +54,7 @@ def decoder_of(
     if head == "masked":
         return Decoder(target, drafter, tokenizer=tokenizer)
     every = EveryFifth(float, float)
-    return DeferredDecoder(target, drafter, made.full, every, tokenizer=tokenizer)
+    return ExactHeadDecoder(target, drafter, made.full, every, tokenizer=tokenizer)
 
 
 def given(rows: Sequence[Sequence[int]], options: dict[str, Any]) -> dict[str, Any]:

@@ -10,10 +10,10 @@ import torch
 
 from tascade.core import IntArray
 from tascade.tailor.counts import Row, count_documents
-from tascade.tailor.head import RequestHead, UnionHead
+from tascade.tailor.head import BatchHead, RequestHead
 from tascade.tailor.offload.table import RowTable
 from tascade.tailor.profile import Profile, build_profile
-from tascade.tailor.savings import vocabulary_gain
+from tascade.tailor.savings import head_savings
 from tascade.testing import byte_tokenizer, tiny_model
 
 V = 2000
@@ -30,7 +30,7 @@ def profile(held_out: list[Row] | None = None) -> Profile:
     )
 
 
-def real_head(model: Any, made: Profile, prompt: IntArray) -> UnionHead:
+def real_head(model: Any, made: Profile, prompt: IntArray) -> BatchHead:
     full = model.get_output_embeddings()
     table = RowTable.from_tensor(full.weight.detach())
     head = RequestHead(table, made.ids, bias=full.bias, dtype=model.dtype)
@@ -45,7 +45,7 @@ def test_bytes_are_those_of_the_model_and_of_a_real_head(
 ) -> None:
     model = tiny_model(family, vocab_size=V, tie_word_embeddings=tied).to(dtype)
     made = profile()
-    gain = vocabulary_gain(model, made, [(ids(5, 300, 1999), ids(400))])
+    gain = head_savings(model, made, [(ids(5, 300, 1999), ids(400))])
     table = model.get_input_embeddings().weight
     assert gain.full_bytes == (1 if tied else 2) * V * table.shape[1] * dtype.itemsize
     assert gain.model_bytes == sum(p.numel() for p in model.parameters()) * dtype.itemsize
@@ -60,7 +60,7 @@ def test_room_that_prompts_need_is_counted() -> None:
     long, short = np.arange(500, 1400, dtype=np.int32), ids(300)
     rare = [(short, ids(400))] * 96 + [(long, ids(400))] * 4
     usual = [(short, ids(400))] * 90 + [(long, ids(400))] * 10
-    few, many = (vocabulary_gain(model, made, rows) for rows in (rare, usual))
+    few, many = (head_savings(model, made, rows) for rows in (rare, usual))
     assert (few.prompt_most, many.prompt_most) == (1, 900)
     assert few.prompt_mean == pytest.approx(0.96 + 0.04 * 900)
     assert many.tailored_bytes == real_head(model, made, long).nbytes > 1.5 * few.tailored_bytes
@@ -70,12 +70,12 @@ def test_what_prompts_bring_is_what_the_list_has_not() -> None:
     model = tiny_model("llama", vocab_size=V)
     # 300 is only ever the prompt's own, 400 is listed, and bytes are in every list.
     rows: list[Row] = [(ids(300, 300, 301, 400, 65), ids(402)), (None, ids(403)), (ids(7), ids(9))]
-    gain = vocabulary_gain(model, profile(rows), rows)
+    gain = head_savings(model, profile(rows), rows)
     found = gain.to_json()
     assert found["prompt_tokens"] == {"mean": 1.0, "p95": 2}
     assert found["held_out_missing_per_answer"] == pytest.approx(1 / 3)
     assert "brings 1.0 more on average, 2 or fewer in 95%" in gain.describe()
-    alone = vocabulary_gain(model, profile(), [(None, ids(403))])
+    alone = head_savings(model, profile(), [(None, ids(403))])
     assert alone.to_json()["prompt_tokens"] is None
     assert alone.to_json()["held_out_covered"] is None
     assert "brings" not in alone.describe()

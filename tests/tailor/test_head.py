@@ -25,7 +25,7 @@ def states(n: int = 3, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 
 def wide(head: RequestHead, hidden: torch.Tensor) -> torch.Tensor:
-    return head.spread(head(hidden))
+    return head.scatter(head(hidden))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -130,7 +130,7 @@ def test_of_a_small_heads_logits_rows_are_widened_one_by_one() -> None:
     values = head(states(6))
     values[3, :] = 1.0  # all equal: the lowest id
     rows = SmallLogits(head, values)
-    wanted = head.spread(values)
+    wanted = head.scatter(values)
     assert len(rows) == 6
     assert all(torch.equal(rows[i], wanted[i]) for i in (0, 3, 5, -1))
     assert rows.argmax_rows() == argmax_rows(wanted)

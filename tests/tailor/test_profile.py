@@ -18,7 +18,7 @@ from tascade.data.encode import fingerprint
 from tascade.errors import ConfigError, FingerprintError, PackError, TascadeError
 from tascade.tailor.counts import DocumentCounts, count_documents, measure_coverage
 from tascade.tailor.profile import Profile, build_profile, droppable
-from tascade.tailor.required import ALWAYS, SCRIPTS, Letters, pinned_tokens
+from tascade.tailor.required import ALWAYS, SCRIPTS, Charset, pinned_tokens
 from tascade.testing import byte_tokenizer
 
 LETTERS = {letter: byte for letter, byte in byte_tokenizer().get_vocab().items() if byte < 256}
@@ -194,22 +194,22 @@ def with_words(*words: str) -> Any:
     ],
 )
 def test_scripts_write_their_own(script: str, text: str) -> None:
-    assert Letters([script]).write(text)
-    others = [name for name in SCRIPTS if not Letters([name]).write(text)]
+    assert Charset([script]).write(text)
+    others = [name for name in SCRIPTS if not Charset([name]).write(text)]
     assert others or script == "english"  # every other one but code writes English
-    assert Letters(list(SCRIPTS)).write(text)
+    assert Charset(list(SCRIPTS)).write(text)
 
 
 @given(st.sets(st.sampled_from(sorted(SCRIPTS))), st.characters())
 def test_a_character_is_written_if_a_span_has_it(names: set[str], char: str) -> None:
     spans = [*ALWAYS, *(span for name in names for span in SCRIPTS[name])]
     wanted = any(first <= ord(char) <= last for first, last in spans) or char == "�"
-    assert Letters(sorted(names)).write(char) == wanted
+    assert Charset(sorted(names)).write(char) == wanted
 
 
 def test_an_unknown_script_is_refused() -> None:
     with pytest.raises(ConfigError, match="klingon"):
-        Letters(["english", "klingon"])
+        Charset(["english", "klingon"])
 
 
 # --- what is always kept ------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from transformers import PreTrainedTokenizerFast
 from tascade.errors import ConfigError, DataError, PackError
 from tascade.tailor.counts import count_documents, measure_coverage
 from tascade.tailor.profile import Profile, build_profile
-from tascade.tailor.required import Letters, pinned_tokens
+from tascade.tailor.required import Charset, pinned_tokens
 from tascade.testing import byte_tokenizer
 
 # --- tolerances and ids -------------------------------------------------------------------------
@@ -248,7 +248,7 @@ def test_lint_finds_every_kind_of_token(family: str) -> None:
 
 
 def test_emoji_are_not_of_one_block() -> None:
-    emoji = Letters(["emoji"])
+    emoji = Charset(["emoji"])
     for text in ("⭐", "⌚", "⏰", "1️⃣", "⬆️", "👩‍🚀", "🏴󠁧󠁢󠁷󠁬󠁳󠁿", "🇺🇳", "👍🏽"):
         assert emoji.write(text), text
     assert not emoji.write("star")

@@ -14,8 +14,8 @@ from transformers import GenerationConfig
 
 from tascade.errors import ConfigError, UnsupportedModelError
 from tascade.tailor.offload.checkpoint import INDEX, WEIGHTS
-from tascade.tailor.offload.embeddings import EmbeddingStore, Ends
-from tascade.tailor.offload.load import SlimModel, load_slim
+from tascade.tailor.offload.embeddings import EmbeddingStore, IOEmbeddings
+from tascade.tailor.offload.load import OffloadedModel, load_offloaded
 from tascade.testing import byte_tokenizer
 
 
@@ -30,7 +30,7 @@ def tables_of(model) -> set[str]:
     }
 
 
-def check_same(slim: SlimModel, plain) -> None:
+def check_same(slim: OffloadedModel, plain) -> None:
     """Same logits, same embeddings, and the same everything else."""
     ids = some_ids(2, 13)
     model = slim.model
@@ -61,7 +61,7 @@ def test_every_family_is_loaded_as_by_transformers(tmp_path, kind, dtype, caplog
     save(tmp_path, kind, dtype)
     plain = stock(tmp_path)
     with caplog.at_level(logging.WARNING):
-        slim = load_slim(tmp_path, device="cpu")
+        slim = load_offloaded(tmp_path, device="cpu")
     assert not caplog.records  # no report of tensors that were not expected
     check_same(slim, plain)
     assert slim.tied == (slim.head is slim.embedding) == KINDS[kind][1]
@@ -78,7 +78,7 @@ def test_every_family_is_loaded_as_by_transformers(tmp_path, kind, dtype, caplog
 @pytest.mark.parametrize("kind", ["llama", "gemma-tied", "phi", "gpt2-tied"])
 def test_text_is_generated_alike(tmp_path, kind):
     save(tmp_path, kind)
-    plain, slim = stock(tmp_path), load_slim(tmp_path, device="cpu").model
+    plain, slim = stock(tmp_path), load_offloaded(tmp_path, device="cpu").model
     ids = some_ids(2, 5)
     for how in ({"do_sample": False}, {"do_sample": True, "temperature": 1.5}, {"num_beams": 3}):
         said = []
@@ -94,7 +94,7 @@ def test_text_is_generated_alike(tmp_path, kind):
 def test_another_precision_than_the_stored_one(tmp_path, kind, stored):
     save(tmp_path, kind, stored)
     plain = stock(tmp_path, dtype=torch.float32)
-    slim = load_slim(tmp_path, dtype="float32", device="cpu")
+    slim = load_offloaded(tmp_path, dtype="float32", device="cpu")
     assert slim.embedding.dtype == stored
     model, ids = slim.model, some_ids(2, 13)
     assert torch.equal(model.get_input_embeddings()(ids), plain.get_input_embeddings()(ids))
@@ -110,13 +110,13 @@ def test_another_precision_than_the_stored_one(tmp_path, kind, stored):
 def test_a_sharded_checkpoint(tmp_path):
     save(tmp_path, "phi", max_shard_size="20KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
-    check_same(load_slim(str(tmp_path), device="cpu"), stock(tmp_path))
+    check_same(load_offloaded(str(tmp_path), device="cpu"), stock(tmp_path))
 
 
 def test_the_generation_config_comes_along(tmp_path):
     save(tmp_path, "llama-tied")
     GenerationConfig(eos_token_id=[7, 9], temperature=0.3, do_sample=True).save_pretrained(tmp_path)
-    slim = load_slim(tmp_path, device="cpu")
+    slim = load_offloaded(tmp_path, device="cpu")
     assert slim.model.generation_config.eos_token_id == [7, 9]
     check_same(slim, stock(tmp_path))
 
@@ -134,13 +134,13 @@ def test_a_model_of_the_hubs_cache(tmp_path, monkeypatch):
     (repository / "refs" / "main").write_text("0" * 40)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    slim = load_slim("someone/tiny", device="cpu")
+    slim = load_offloaded("someone/tiny", device="cpu")
     plain = stock(snapshot)
     with torch.no_grad():
         assert torch.equal(slim.model(some_ids(2, 5)).logits, plain(some_ids(2, 5)).logits)
     assert slim.name == slim.model.name_or_path == "someone/tiny"
     with pytest.raises(ConfigError, match="someone/other"):
-        load_slim("someone/other", device="cpu")
+        load_offloaded("someone/other", device="cpu")
 
 
 # --- names of the tables --------------------------------------------------------------------------
@@ -162,7 +162,7 @@ def test_old_names_are_those_transformers_knows(tmp_path):
 def test_names_without_the_prefix_of_the_base_model(tmp_path, kind):
     save(tmp_path, kind)
     edit(tmp_path, lambda all: {k.partition(".")[2]: v for k, v in all.items()})
-    slim = load_slim(tmp_path, device="cpu")
+    slim = load_offloaded(tmp_path, device="cpu")
     assert slim.embedding.where.rpartition(": ")[2] in ("embed_tokens.weight", "wte.weight")
     check_same(slim, stock(tmp_path))
 
@@ -173,7 +173,7 @@ def test_a_tied_checkpoint_that_holds_only_the_heads_tensor(tmp_path):
         tmp_path,
         lambda all: {k.replace("model.embed_tokens", "lm_head"): v for k, v in all.items()},
     )
-    slim = load_slim(tmp_path, device="cpu")
+    slim = load_offloaded(tmp_path, device="cpu")
     assert slim.tied
     check_same(slim, stock(tmp_path))
 
@@ -189,7 +189,7 @@ def test_a_tied_checkpoint_that_holds_both_is_tied_if_they_are_equal(tmp_path, s
         return {**tensors, "lm_head.weight": table}
 
     edit(tmp_path, add)
-    slim = load_slim(tmp_path, device="cpu")
+    slim = load_offloaded(tmp_path, device="cpu")
     assert slim.tied == same
     check_same(slim, stock(tmp_path))
 
@@ -227,16 +227,16 @@ def test_tables_that_are_not_right_are_refused_before_loading(
     tmp_path, kind, change, error, says, monkeypatch
 ):
     save(tmp_path, kind)
-    load_slim(tmp_path, device="cpu")
+    load_offloaded(tmp_path, device="cpu")
     edit(tmp_path, change)
     monkeypatch.setattr("tascade.tailor.offload.load._body", None)
     with pytest.raises(error, match=says):
-        load_slim(tmp_path, device="cpu")
+        load_offloaded(tmp_path, device="cpu")
 
 
 def test_saving_it_without_its_tables_is_refused(tmp_path):
     save(tmp_path / "model", next(iter(KINDS)))
-    slim = load_slim(tmp_path / "model")
+    slim = load_offloaded(tmp_path / "model")
     with pytest.raises(UnsupportedModelError, match="saved without them"):
         slim.model.save_pretrained(tmp_path / "again")
     assert not (tmp_path / "again").exists()
@@ -246,7 +246,7 @@ def test_an_adapter_is_refused(tmp_path):
     save(tmp_path, "llama")
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "x"}')
     with pytest.raises(UnsupportedModelError, match="adapter"):
-        load_slim(tmp_path, device="cpu")
+        load_offloaded(tmp_path, device="cpu")
 
 
 def test_a_hostile_index_is_refused_before_transformers_follows_it(tmp_path):
@@ -260,7 +260,7 @@ def test_a_hostile_index_is_refused_before_transformers_follows_it(tmp_path):
     (inside / INDEX).write_text(json.dumps(index))
     stock(inside)  # which does
     with pytest.raises(ConfigError, match="out of the folder"):
-        load_slim(inside, device="cpu")
+        load_offloaded(inside, device="cpu")
 
 
 @pytest.mark.parametrize("damage", ["config.json", WEIGHTS, "tokenizer.json"])
@@ -268,9 +268,9 @@ def test_what_is_not_a_model_is_refused(tmp_path, damage):
     save(tmp_path, "llama")
     (tmp_path / damage).write_bytes(b'{"model_type": 7')
     with pytest.raises(ConfigError):
-        load_slim(tmp_path, device="cpu")
+        load_offloaded(tmp_path, device="cpu")
     with pytest.raises(ConfigError):
-        load_slim(tmp_path / "nowhere", device="cpu")
+        load_offloaded(tmp_path / "nowhere", device="cpu")
 
 
 def test_models_with_other_ends_are_refused():
@@ -280,13 +280,13 @@ def test_models_with_other_ends_are_refused():
     model = make("llama")
     model.lm_head = Twice(32, VOCAB)
     with pytest.raises(UnsupportedModelError, match="Twice"):
-        Ends.of(model)
+        IOEmbeddings.of(model)
     model = make("llama-tied")
     model.all_tied_weights_keys["model.other.weight"] = "model.embed_tokens.weight"
     with pytest.raises(UnsupportedModelError, match="other"):
-        Ends.of(model)
+        IOEmbeddings.of(model)
     with pytest.raises(UnsupportedModelError, match="get_output_embeddings"):
-        Ends.of(make("llama").model)
+        IOEmbeddings.of(make("llama").model)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -297,7 +297,7 @@ def test_a_gpu_never_holds_the_tables(tmp_path, kind):
     torch.zeros(1, device="cuda")
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    slim = load_slim(tmp_path, device="cuda")
+    slim = load_offloaded(tmp_path, device="cuda")
     body = sum(tensor.nbytes for tensor in slim.model.state_dict().values())
     assert torch.cuda.max_memory_allocated() - before <= body * 1.05 + (1 << 20)
     assert body < slim.embedding.nbytes / 4

@@ -22,7 +22,7 @@ import json, sys
 import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
-from tascade.tailor.offload.load import load_slim
+from tascade.tailor.offload.load import load_offloaded
 
 small, large, how = sys.argv[1:]
 ballast = []
@@ -39,7 +39,7 @@ def level():
 
 def load(folder):
     if how.startswith("slim"):
-        return load_slim(folder, dtype=how.split("-")[1], device="cpu").model
+        return load_offloaded(folder, dtype=how.split("-")[1], device="cpu").model
     kind = torch.float32 if how.endswith("float32") else "auto"
     return AutoModelForCausalLM.from_pretrained(folder, dtype=kind, use_safetensors=True)
 

@@ -141,7 +141,7 @@ def _load(job: MemoryJob) -> tuple[Any, Any, Any]:
     from tascade.load import load_model
     from tascade.model import TaskModel
     from tascade.pack import Pack
-    from tascade.tailor.offload.load import load_slim
+    from tascade.tailor.offload.load import load_offloaded
     from tascade.tailor.tailored import tailor_pack, vocab_config
 
     how = {"dtype": job.dtype, "device": job.device}
@@ -153,7 +153,7 @@ def _load(job: MemoryJob) -> tuple[Any, Any, Any]:
     if vocab_config(pack, job.head).loads_whole:
         model, tokenizer, _ = load_model(ref, **how)
     else:
-        tables = load_slim(ref, dtype=job.dtype, device=job.device)
+        tables = load_offloaded(ref, dtype=job.dtype, device=job.device)
         model, tokenizer = tables.model, tables.tokenizer
     tailored = tailor_pack(pack, model, job.head, tables)
     if tailored is None:

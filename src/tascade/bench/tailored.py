@@ -19,7 +19,7 @@ from tascade.draft.budget import NoDrafter
 from tascade.draft.ngram.mixer_calibration import Calibration
 from tascade.errors import ConfigError
 from tascade.model import TaskModel, measure_cost
-from tascade.tailor.exact import DeferredDecoder, Full
+from tascade.tailor.exact import ExactHeadDecoder, Full
 from tascade.tailor.tailored import GUARANTEES, Tailored, tailor_pack
 
 
@@ -161,7 +161,7 @@ def _deferring(
 
     def reset() -> None:
         restore()
-        if isinstance(decoder, DeferredDecoder):
+        if isinstance(decoder, ExactHeadDecoder):
             decoder.schedule = decoder.schedule.fresh()
 
     return DecoderMethod(name, decoder, params, reset_state=reset)

@@ -16,7 +16,7 @@ from tascade.core import Generation, IntArray, Source, StepStats
 from tascade.decode.batch_target import BatchTarget
 from tascade.decode.lm_head import SharedHead
 from tascade.decode.loop import Request
-from tascade.decode.sampling import Chooser, Processor, SamplingParams, argmax_rows, log_probability
+from tascade.decode.sampling import Processor, Sampler, SamplingParams, argmax_rows, log_probability
 from tascade.decode.stop import StopRule
 from tascade.errors import ConfigError, TascadeError
 
@@ -30,14 +30,14 @@ class Row:
         request: what may be given out.
         running: the request that steps add tokens to: ``request``, where nothing has to be checked
             before it is given out.
-        ticket: of its part of a small head.
+        request_id: of its part of a small head.
         given: how many tokens were given out.
     """
 
     index: int
     request: Request
     running: Request
-    ticket: int
+    request_id: int
     given: int = 0
 
 
@@ -133,7 +133,7 @@ class BatchDecoder:
         return [
             Request.new(
                 prompt,
-                Chooser(own, processors),
+                Sampler(own, processors),
                 StopRule(own, self.tokenizer),
                 self.target.device,
                 f"prompt {i}",
@@ -154,8 +154,8 @@ class BatchDecoder:
         return [told for row in rows if (told := self._told(row))]
 
     def _row(self, index: int, request: Request) -> Row:
-        ticket = -1 if self.head is None else self.head.join(request.prompt)
-        return Row(index, request, request, ticket)
+        request_id = -1 if self.head is None else self.head.add_request(request.prompt)
+        return Row(index, request, request, request_id)
 
     def _enter(
         self, rows: list[Row], index: int, request: Request, head: SharedHead | None
@@ -218,19 +218,21 @@ class BatchDecoder:
         self, rows: Sequence[Row], logits: torch.Tensor, head: SharedHead | None
     ) -> list[int]:
         """What decoding alone takes behind each row. ``logits``: [N, n]."""
-        tickets = [row.ticket for row in rows]
+        request_ids = [row.request_id for row in rows]
         final = self._is_final(head)
         choosers = [row.request.chooser for row in rows]
         plain = [c.is_argmax and (c.params.logprobs is None or not final) for c in choosers]
         best: list[int] = []
         if any(plain):
-            best = argmax_rows(logits) if head is None else head.argmax(logits, tickets)
+            best = argmax_rows(logits) if head is None else head.argmax(logits, request_ids)
         out = []
         for i, row in enumerate(rows):
             if plain[i]:
                 out.append(best[i])
                 continue
-            wide = logits[i] if head is None else head.spread(logits[i : i + 1], [row.ticket])[0]
+            wide = (
+                logits[i] if head is None else head.scatter(logits[i : i + 1], [row.request_id])[0]
+            )
             out.append(self._draw(row, wide, final))
         return out
 
@@ -268,4 +270,4 @@ class BatchDecoder:
 
     def _leave(self, row: Row) -> None:
         if self.head is not None:
-            self.head.leave(row.ticket)
+            self.head.remove_request(row.request_id)

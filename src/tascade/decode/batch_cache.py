@@ -17,7 +17,7 @@ nothing beside reading prompts of that length.
 
 
 @dataclass(slots=True)
-class Aim:
+class WriteIndex:
     """Where a forward's states go.
 
     rows: of the batch. slots: [n_rows, n] for each row's tokens. longest: how many slots of these
@@ -36,7 +36,7 @@ class RaggedLayer(CacheLayerMixin):  # type: ignore[misc]
     is_sliding = False
     is_croppable = True
 
-    def __init__(self, aim: Aim) -> None:
+    def __init__(self, aim: WriteIndex) -> None:
         super().__init__()
         self.aim = aim
 
@@ -81,7 +81,7 @@ class RaggedLayer(CacheLayerMixin):  # type: ignore[misc]
         return -1
 
 
-def _with_room(old: torch.Tensor, states: torch.Tensor, aim: Aim) -> torch.Tensor:
+def _with_room(old: torch.Tensor, states: torch.Tensor, aim: WriteIndex) -> torch.Tensor:
     batch, capacity = (0, 0) if old.dim() < 4 else (old.shape[0], old.shape[2])
     rows, wanted = max(batch, aim.rows.stop), capacity
     if not aim.needed <= capacity <= _KEPT * max(_FIRST_CAPACITY, aim.needed):
@@ -107,7 +107,7 @@ class RaggedCache(Cache):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__(layer_class_to_replicate=self._new_layer)
         self.lengths: list[int] = []
-        self._aim = Aim()
+        self._aim = WriteIndex()
 
     def _new_layer(self) -> RaggedLayer:
         return RaggedLayer(self._aim)

@@ -9,7 +9,7 @@ import torch
 
 from tascade.decode.batch_cache import RaggedCache
 from tascade.decode.exclusive import exclusive
-from tascade.decode.lm_head import HeadLike, HeadSlot, ids_device, install_slot
+from tascade.decode.lm_head import HeadLike, HeadOverride, head_override, ids_device
 from tascade.decode.target import PREFILL_DRAFT_LIMIT, check_rewindable
 from tascade.errors import UnsupportedModelError
 
@@ -47,7 +47,7 @@ class BatchTarget:
                 fix="load the model with attn_implementation='sdpa', or decode one by one",
             )
         self.model = model
-        self.slot: HeadSlot = install_slot(model)
+        self.slot: HeadOverride = head_override(model)
         self.whole: HeadLike = whole or self.slot.full
         self.device: torch.device = model.device
         self._ids_device = ids_device(model)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from tascade.core import IntArray
-from tascade.decode.sampling import Chooser, SamplingParams, gumbel
+from tascade.decode.sampling import Sampler, SamplingParams, gumbel
 from tascade.decode.target import Target
 
 _TOLERANCE = {torch.float32: (1e-3, 0.0), torch.bfloat16: (0.0, 2**-6), torch.float16: (0.0, 2**-9)}
@@ -48,7 +48,7 @@ class NearTies:
         prefix = [*(int(token) for token in prompt), *left[:at]]
         self.target.begin()
         logits = self.target.forward(prefix)[-1].float()
-        chooser = Chooser(self.params)
+        chooser = Sampler(self.params)
         scores = chooser.scores(logits, torch.tensor([prefix], device=logits.device)).double()
         tolerance = self._tolerance(float(logits.abs().max()))
         if chooser.sampled:

@@ -42,7 +42,7 @@ class SmallHead(Protocol):
         """Take these tokens too; how many of them were new."""
         ...
 
-    def spread(self, logits: torch.Tensor) -> torch.Tensor:
+    def scatter(self, logits: torch.Tensor) -> torch.Tensor:
         """[N, n] -> [N, V] float32 by token id, minus infinity where it has no token."""
         ...
 
@@ -67,7 +67,7 @@ class SmallLogits:
 
     def __getitem__(self, row: int) -> torch.Tensor:
         """[V] float32 logits by token id."""
-        return self.head.spread(self.values[row][None])[0]
+        return self.head.scatter(self.values[row][None])[0]
 
     def argmax_rows(self, rows: slice = slice(None)) -> list[int]:
         """The token of the largest logit in each of these rows."""
@@ -75,38 +75,38 @@ class SmallLogits:
 
 
 class SharedHead(Protocol):
-    """A small head for several requests. See :class:`tascade.tailor.head.UnionHead`."""
+    """A small head for several requests. See :class:`tascade.tailor.head.BatchHead`."""
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """[..., d] final states -> [..., n] logits of all tokens that any request has."""
         ...
 
-    def join(self, tokens: Sequence[int] | IntArray) -> int:
-        """A request comes, with these tokens; returns its ticket."""
+    def add_request(self, tokens: Sequence[int] | IntArray) -> int:
+        """A request comes, with these tokens; returns its request_id."""
         ...
 
-    def extend(self, ticket: int, tokens: Sequence[int] | IntArray) -> int:
+    def extend(self, request_id: int, tokens: Sequence[int] | IntArray) -> int:
         """A request takes these tokens too; how many were new to it."""
         ...
 
-    def leave(self, ticket: int) -> None:
+    def remove_request(self, request_id: int) -> None:
         """A request goes."""
         ...
 
-    def has(self, ticket: int, token: int) -> bool:
+    def has(self, request_id: int, token: int) -> bool:
         """Whether a request can say a token."""
         ...
 
-    def spread(self, logits: torch.Tensor, tickets: Sequence[int]) -> torch.Tensor:
+    def scatter(self, logits: torch.Tensor, request_ids: Sequence[int]) -> torch.Tensor:
         """[N, n] -> [N, V] float32 by token id, minus infinity where a request has no token."""
         ...
 
-    def argmax(self, logits: torch.Tensor, tickets: Sequence[int]) -> list[int]:
+    def argmax(self, logits: torch.Tensor, request_ids: Sequence[int]) -> list[int]:
         """[N, n] -> each row's largest, as a token id; of equals the lowest id."""
         ...
 
 
-class HeadSlot:
+class HeadOverride:
     """Puts other heads in the place of a model's LM head, for a call at a time.
 
     Nothing of it stays in the model, and nothing is seen there meanwhile: the head is the same
@@ -171,7 +171,7 @@ def ids_device(model: Any) -> torch.device:
     return device
 
 
-def install_slot(model: Any) -> HeadSlot:
+def head_override(model: Any) -> HeadOverride:
     """A slot for a model's LM head. The model is not touched but while the slot is in use.
 
     Raises:
@@ -185,7 +185,7 @@ def install_slot(model: Any) -> HeadSlot:
             wanted="a causal model with get_output_embeddings()",
             fix="use it without a tailored vocabulary",
         )
-    return HeadSlot(head)
+    return HeadOverride(head)
 
 
 @torch.inference_mode()
@@ -198,7 +198,7 @@ def finisher(model: Any) -> Finish:
     Raises:
         UnsupportedModelError: it does something else.
     """
-    slot, config = install_slot(model), model.config.get_text_config()
+    slot, config = head_override(model), model.config.get_text_config()
     raw: list[torch.Tensor] = []
 
     def few(hidden: torch.Tensor) -> torch.Tensor:

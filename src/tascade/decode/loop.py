@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from tascade.core import EMPTY_TREE, Drafter, DraftTree, FloatArray, Generation, IntArray, StepStats
-from tascade.decode.sampling import Chooser, Processor, SamplingParams
+from tascade.decode.sampling import Processor, Sampler, SamplingParams
 from tascade.decode.stop import ExtraStop, StopRule
 from tascade.decode.target import PREFILL_DRAFT_LIMIT as PREFILL_DRAFT_LIMIT
 from tascade.decode.target import Hold, Target
@@ -68,7 +68,7 @@ class Request:
     """
 
     prompt: IntArray
-    chooser: Chooser
+    chooser: Sampler
     stop: StopRule
     result: Generation
     device: torch.device
@@ -83,7 +83,7 @@ class Request:
     def new(
         cls,
         prompt: Sequence[int] | IntArray,
-        chooser: Chooser,
+        chooser: Sampler,
         stop: StopRule,
         device: torch.device,
         where: str = "prompt",
@@ -190,7 +190,7 @@ class Decoder:
             TascadeError: another request was begun on this target before this one ended.
         """
         stop = StopRule(params, self.tokenizer, extra_stop)
-        request = Request.new(prompt, Chooser(params, processors), stop, self.target.device)
+        request = Request.new(prompt, Sampler(params, processors), stop, self.target.device)
         request.hold.returns = returns
         try:
             while not request.done:
@@ -252,7 +252,7 @@ class Decoder:
     def propose(self, request: Request, drafting: bool = True) -> tuple[DraftTree, float]:
         """Ask the drafter for as many nodes as are worth verifying now."""
         start = time.perf_counter()
-        left = request.stop.left(request.result.tokens) - 1
+        left = request.stop.remaining(request.result.tokens) - 1
         limit, floor = self.budget.plan() if drafting else (0, 0.0)
         room = self.target.room(len(request.prompt) + len(request.result.tokens))
         limit = min(limit, left) if not self.target.supports_trees else limit

@@ -81,7 +81,7 @@ def argmax_of(logits: torch.Tensor | SmallLogits) -> Callable[[int], int]:
     return some(slice(None)).__getitem__
 
 
-class Chooser:
+class Sampler:
     """Turns logits into the token that plain decoding takes at that place.
 
     The choice depends on the logits, the tokens before and the position alone, never on how the

@@ -42,7 +42,7 @@ class StopRule:
             return True
         return len(output) >= self.params.max_new_tokens
 
-    def left(self, output: Sequence[int]) -> int:
+    def remaining(self, output: Sequence[int]) -> int:
         """Tokens the limit still allows."""
         return self.params.max_new_tokens - len(output)
 

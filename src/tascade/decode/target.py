@@ -15,7 +15,7 @@ import torch
 from tascade.core import ROOT, DraftTree, IntArray
 from tascade.decode.cache import RewindableCache
 from tascade.decode.exclusive import exclusive
-from tascade.decode.lm_head import HeadLike, SmallHead, SmallLogits, ids_device, install_slot
+from tascade.decode.lm_head import HeadLike, SmallHead, SmallLogits, head_override, ids_device
 from tascade.decode.mask import MaskBuilder, ancestors, depths
 from tascade.errors import TascadeError, UnsupportedModelError
 
@@ -103,7 +103,7 @@ class Target:
     ) -> None:
         check_rewindable(model)
         self.model, self.head, self.whole = model, head, whole
-        self._slot = None if head is None else install_slot(model)
+        self._slot = None if head is None else head_override(model)
         self.states = self.scores = torch.empty(0)
         self.config = model.config.get_text_config()
         self.cache = RewindableCache()

@@ -9,7 +9,7 @@ import torch
 
 from tascade.core import DraftTree, Source, TokenLogprob
 from tascade.decode.lm_head import SmallLogits
-from tascade.decode.sampling import Chooser, argmax_of, log_probability
+from tascade.decode.sampling import Sampler, argmax_of, log_probability
 
 
 @dataclass(slots=True)
@@ -34,7 +34,7 @@ Prefix = Callable[[list[int]], torch.Tensor]
 def walk(
     tree: DraftTree,
     logits: torch.Tensor | SmallLogits,
-    chooser: Chooser,
+    chooser: Sampler,
     position: int,
     prefix: Prefix,
     is_last: Callable[[list[int]], bool],

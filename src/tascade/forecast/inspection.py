@@ -24,7 +24,7 @@ from tascade.model import measure_cost
 from tascade.pipeline import Prepared, prepare, silent
 from tascade.tailor.counts import count_documents
 from tascade.tailor.profile import build_profile
-from tascade.tailor.savings import VocabularyGain, vocabulary_gain
+from tascade.tailor.savings import HeadSavings, head_savings
 
 _ROWS = 200
 
@@ -46,7 +46,7 @@ class Inspection:
     forecast: Forecast
     cost: CostTable
     enrichment: Enrichment | None
-    vocabulary: VocabularyGain | None
+    vocabulary: HeadSavings | None
     held_out: dict[str, int]
 
     def to_dict(self) -> dict[str, Any]:
@@ -150,7 +150,7 @@ def inspect(
 
 def _vocabulary(
     model: Any, tokenizer: Any, ends: Sequence[int], prepared: Prepared
-) -> VocabularyGain | None:
+) -> HeadSavings | None:
     """What `tascade tailor` would list with its defaults; ``None`` if it would be of no use."""
     if not _replaceable(model):
         return None
@@ -162,7 +162,7 @@ def _vocabulary(
         tolerance=VocabConfig().tolerance,
         held_out=prepared.validation,
     )
-    return vocabulary_gain(model, profile, prepared.validation)
+    return head_savings(model, profile, prepared.validation)
 
 
 def _replaceable(model: Any) -> bool:

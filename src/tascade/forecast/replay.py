@@ -25,7 +25,7 @@ from tascade.decode.sampling import SamplingParams
 from tascade.decode.target import Hold
 from tascade.draft.budget import Budget
 from tascade.draft.costs import CostTable
-from tascade.draft.ngram.drafter import MixDrafter
+from tascade.draft.ngram.drafter import NgramDrafter
 from tascade.errors import ConfigError
 from tascade.index.corpus import CorpusIndex
 from tascade.index.similar import SimilarIndex
@@ -160,7 +160,7 @@ def forecast(
             Path(folder) / "corpus", train_outputs, vocab_size=vocab_size, fingerprint=_MARK
         )
         similar = _similar(Path(folder), train_outputs, train_prompts)
-        drafter = MixDrafter(corpus, similar=similar, end_tokens=end_tokens)
+        drafter = NgramDrafter(corpus, similar=similar, end_tokens=end_tokens)
         _replay(drafter, budget, held_out[:half], end_tokens)
         budget.drafts = 0
         said = _replay(drafter, budget, held_out[half:], end_tokens)
@@ -279,7 +279,7 @@ class _TableBudget(Budget):
 
 
 def _replay(
-    drafter: MixDrafter, budget: Budget, rows: Sequence[Pair], ends: Sequence[int]
+    drafter: NgramDrafter, budget: Budget, rows: Sequence[Pair], ends: Sequence[int]
 ) -> list[Generation]:
     """What the decoding loop makes of a target that says these outputs."""
     target: Any = _ScriptedTarget()

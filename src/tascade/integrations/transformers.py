@@ -29,7 +29,7 @@ from tascade.decode.loop import Decoder
 from tascade.decode.sampling import Processor, SamplingParams
 from tascade.decode.stop import ExtraStop
 from tascade.errors import ConfigError
-from tascade.tailor.exact import DeferredDecoder
+from tascade.tailor.exact import ExactHeadDecoder
 
 _NEUTRAL: dict[str, tuple[object, ...]] = {
     "num_beams": (None, 1),
@@ -307,7 +307,7 @@ def _decode(decoder: Decoder, plan: _Plan, row: _Row, number: int, streamer: Any
 def _check_ends(decoder: Decoder, row: _Row, params: SamplingParams) -> None:
     """Refuse an end token that a masked head cannot say: answers would silently run on."""
     head = decoder.target.head
-    if head is None or isinstance(decoder, DeferredDecoder):
+    if head is None or isinstance(decoder, ExactHeadDecoder):
         return
     decoder.target.begin(np.asarray(row.prompt, np.int32))
     if lacking := [end for end in params.end_tokens if end >= 0 and end not in head]:

@@ -17,15 +17,15 @@ from starlette.exceptions import HTTPException
 
 from tascade.core import Generation, TokenLogprob
 from tascade.serve.engine import Engine
-from tascade.serve.failures import Refusal
-from tascade.serve.limits import Gate
+from tascade.serve.failures import APIError
+from tascade.serve.limits import Limits
 from tascade.serve.requests import ChatRequest, CompletionRequest
-from tascade.serve.turns import Turn, encoded, token_text
+from tascade.serve.turns import ClientRequest, encoded, token_text
 
 Decode = Callable[[int], str]
 
 
-class Shape:
+class ResponseBuilder:
     """Builds the objects of one reply: of a chat or of a completion, whole or in chunks."""
 
     def __init__(self, kind: str, model: str, decode: Decode) -> None:
@@ -143,7 +143,7 @@ def create_app(engine: Engine) -> FastAPI:
     async def chat(body: ChatRequest, request: Request) -> Response:
         return await answer(engine, "chat", body, request)
 
-    app.add_middleware(Gate, engine=engine)
+    app.add_middleware(Limits, engine=engine)
     return app
 
 
@@ -166,19 +166,19 @@ def _add_service_routes(app: FastAPI, engine: Engine) -> None:
 
 
 def _add_errors(app: FastAPI) -> None:
-    @app.exception_handler(Refusal)
-    async def refused(_: Request, error: Refusal) -> Response:
+    @app.exception_handler(APIError)
+    async def refused(_: Request, error: APIError) -> Response:
         return JSONResponse(error.body, error.status, error.headers)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:
         where, said = _complaint(error.errors())
-        found = Refusal(400, f"{where}: {said}", param=where, code="invalid_value")
+        found = APIError(400, f"{where}: {said}", param=where, code="invalid_value")
         return JSONResponse(found.body, 400)
 
     @app.exception_handler(HTTPException)
     async def other(_: Request, error: HTTPException) -> Response:
-        found = Refusal(error.status_code, str(error.detail))
+        found = APIError(error.status_code, str(error.detail))
         return JSONResponse(found.body, error.status_code, dict(error.headers or {}))
 
 
@@ -202,19 +202,19 @@ async def answer(
     """Answer a request, whole or as a stream.
 
     Raises:
-        Refusal: see :class:`tascade.serve.turns.Turn`.
+        APIError: see :class:`tascade.serve.turns.ClientRequest`.
     """
     body.refuse()
     if body.model is not None and body.model != engine.settings.name:
-        raise Refusal(
+        raise APIError(
             404,
             f"there is no model {body.model[:200]!r} here; there is {engine.settings.name!r}",
             param="model",
             code="model_not_found",
         )
     prompts = await asyncio.to_thread(encoded, engine, body)  # long ones take a while
-    turn = Turn(engine, body, prompts)
-    shape = Shape(kind, engine.settings.name, token_text(engine.model.tokenizer))
+    turn = ClientRequest(engine, body, prompts)
+    shape = ResponseBuilder(kind, engine.settings.name, token_text(engine.model.tokenizer))
     if body.stream:
         return _Events(turn, shape)
     await _until_done(turn, request)
@@ -225,7 +225,7 @@ async def answer(
 class _Events(StreamingResponse):
     """A stream that gives its jobs up however it ends, begun or not."""
 
-    def __init__(self, turn: Turn, shape: Shape) -> None:
+    def __init__(self, turn: ClientRequest, shape: ResponseBuilder) -> None:
         super().__init__(_stream(turn, shape), media_type="text/event-stream")
         self._turn = turn
 
@@ -236,7 +236,7 @@ class _Events(StreamingResponse):
             self._turn.give_up()
 
 
-async def _until_done(turn: Turn, request: Request) -> None:
+async def _until_done(turn: ClientRequest, request: Request) -> None:
     """Wait for the answers, or for the client to go away."""
 
     async def wait() -> None:
@@ -248,14 +248,14 @@ async def _until_done(turn: Turn, request: Request) -> None:
         while not task.done():
             await asyncio.wait({task}, timeout=_POLL)
             if not task.done() and await request.is_disconnected():
-                raise Refusal(499, "the client has gone")
+                raise APIError(499, "the client has gone")
         task.result()
     finally:
         turn.give_up()
         task.cancel()
 
 
-async def _stream(turn: Turn, shape: Shape) -> AsyncIterator[str]:
+async def _stream(turn: ClientRequest, shape: ResponseBuilder) -> AsyncIterator[str]:
     """Server-sent events; a failure is told as an event too, and the stream always ends."""
     body = turn.request
     begun: set[int] = set()
@@ -270,7 +270,7 @@ async def _stream(turn: Turn, shape: Shape) -> AsyncIterator[str]:
                 yield _event(shape.chunk(number, piece.text, piece.logprobs, first=first))
         if (body.stream_options or {}).get("include_usage"):
             yield _event(shape.last(turn.done(), body.n))
-    except Refusal as refusal:
+    except APIError as refusal:
         yield _event(refusal.body)
     finally:
         turn.give_up()

@@ -22,7 +22,7 @@ from tascade.decode.text import TextStream
 from tascade.errors import ConfigError
 from tascade.index.traffic import TrafficLearner
 from tascade.model import TaskModel
-from tascade.serve.failures import Refusal
+from tascade.serve.failures import APIError
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _TOKENS = (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32)
@@ -106,13 +106,13 @@ _log = logging.getLogger("tascade.serve")
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class Delta:
     """A part of an answer: new text, new tokens' log-probabilities; ``result`` with the last."""
 
     text: str = ""
     logprobs: tuple[TokenLogprob, ...] = ()
     result: Generation | None = None
-    failure: Refusal | None = None
+    failure: APIError | None = None
 
 
 @dataclass(slots=True)
@@ -124,21 +124,21 @@ class Job:
 
     prompt: IntArray
     params: SamplingParams
-    emit: Callable[[Piece], None]
+    emit: Callable[[Delta], None]
     deadline: float
     streamed: bool = False
     arrived: float = field(default_factory=time.monotonic)
     given_up: threading.Event = field(default_factory=threading.Event)
 
 
-def _full() -> Refusal:
+def _full() -> APIError:
     message = "too many requests are waiting; try again"
-    return Refusal(429, message, code="queue_full", retry_after=1)
+    return APIError(429, message, code="queue_full", retry_after=1)
 
 
-def _stopped() -> Refusal:
+def _stopped() -> APIError:
     # Another server, or this one once it is back, may well answer.
-    return Refusal(503, "the server is stopping", code="stopping", retry_after=5)
+    return APIError(503, "the server is stopping", code="stopping", retry_after=5)
 
 
 class Engine:
@@ -173,15 +173,15 @@ class Engine:
         """Put jobs in the queue, all of them or none.
 
         Raises:
-            Refusal: 400 for more jobs than the queue holds when it is empty, 429 while it is too
+            APIError: 400 for more jobs than the queue holds when it is empty, 429 while it is too
                 full for them, 503 when the server is stopping, 500 when it failed to start.
         """
         if self.fault is not None:
-            raise Refusal(500, "the server failed to start", code="failed")
+            raise APIError(500, "the server failed to start", code="failed")
         if self._stopping.is_set():
             raise _stopped()
         if len(jobs) > self.settings.max_queue:
-            raise Refusal(
+            raise APIError(
                 400,
                 f"{len(jobs)} answers (prompts times n) in one request are too many; at most "
                 f"{self.settings.max_queue} fit into this server's queue",
@@ -224,7 +224,7 @@ class Engine:
         end = time.monotonic() + self.settings.grace
         while time.monotonic() < end and (self._current is not None or self._queue.qsize()):
             time.sleep(0.02)
-        stopped = Piece(failure=_stopped())
+        stopped = Delta(failure=_stopped())
         running = self._current
         if running is not None:
             running.given_up.set()
@@ -255,7 +255,7 @@ class Engine:
                 self._answer(job)
             except Exception as error:  # one request must not end the server
                 self._note(error)
-                job.emit(Piece(failure=Refusal(500, "the request failed", code="internal")))
+                job.emit(Delta(failure=APIError(500, "the request failed", code="internal")))
             finally:
                 self._current = None
         self._ended.set()
@@ -287,17 +287,17 @@ class Engine:
                     self.metrics.cancelled.inc()
                     return
                 if time.monotonic() > job.deadline:
-                    late = Refusal(504, "the request took too long", code="timeout")
-                    job.emit(Piece(failure=late))
+                    late = APIError(504, "the request took too long", code="timeout")
+                    job.emit(Delta(failure=late))
                     return
                 if job.streamed:
-                    job.emit(Piece(text.take(result), tuple(result.logprobs[told:])))
+                    job.emit(Delta(text.take(result), tuple(result.logprobs[told:])))
                 told = len(result.tokens)
         assert result is not None
         self.metrics.finished(result)
         self.metrics.whole.observe(time.monotonic() - job.arrived)
         self._learn(job, result)
-        job.emit(Piece(result=result))
+        job.emit(Delta(result=result))
 
     def _learn(self, job: Job, result: Generation) -> None:
         if self.learner is None or result.finish_reason != "stop":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 
-class Refusal(Exception):
+class APIError(Exception):
     """A request that is not answered: HTTP ``status``, and what the client is told."""
 
     def __init__(

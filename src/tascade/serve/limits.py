@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from tascade.serve.engine import Engine
-from tascade.serve.failures import Refusal
+from tascade.serve.failures import APIError
 
 _log = logging.getLogger("tascade.serve.access")
 
@@ -23,7 +23,7 @@ App = Callable[[Message, Receive, Send], Awaitable[None]]
 _OPEN = ("/health",)
 
 
-class Gate:
+class Limits:
     """ASGI middleware: refuses a wrong key at once, and a body as soon as it is too long.
 
     Counts and logs every request: its path, status and time, never its content.
@@ -54,7 +54,7 @@ class Gate:
         try:
             self._check_key(scope)
             body, ended = await self._read(scope, receive)
-        except Refusal as refusal:
+        except APIError as refusal:
             await _refuse(refusal, send)
             return
         if ended:
@@ -88,7 +88,7 @@ class Gate:
         given = dict(scope["headers"]).get(b"authorization", b"")
         wanted = b"Bearer " + self.settings.api_key.encode()
         if not hmac.compare_digest(given, wanted):
-            raise Refusal(401, "wrong or missing API key", code="invalid_api_key")
+            raise APIError(401, "wrong or missing API key", code="invalid_api_key")
 
     async def _read(self, scope: Message, receive: Receive) -> tuple[bytes, bool]:
         if scope["method"] in ("GET", "HEAD", "OPTIONS"):
@@ -113,15 +113,15 @@ class Gate:
         try:
             return await asyncio.wait_for(receive(), self.settings.timeout)
         except TimeoutError:
-            raise Refusal(408, "the body did not come", code="timeout") from None
+            raise APIError(408, "the body did not come", code="timeout") from None
 
-    def _too_long(self) -> Refusal:
-        return Refusal(
+    def _too_long(self) -> APIError:
+        return APIError(
             413, f"the body is longer than {self.settings.max_body} bytes", code="too_large"
         )
 
 
-async def _refuse(refusal: Refusal, send: Send) -> None:
+async def _refuse(refusal: APIError, send: Send) -> None:
     body = json.dumps(refusal.body).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     if refusal.status in (401, 413):

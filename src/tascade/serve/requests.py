@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tascade.serve.failures import Refusal
+from tascade.serve.failures import APIError
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
@@ -43,7 +43,7 @@ class _Options(BaseModel):
         """Refuse what is known but cannot be done here.
 
         Raises:
-            Refusal: naming the field.
+            APIError: naming the field.
         """
         for name in ("presence_penalty", "frequency_penalty"):
             if getattr(self, name):
@@ -51,7 +51,7 @@ class _Options(BaseModel):
         if self.logit_bias:
             raise unsupported("logit_bias")
         if self.stream_options and not self.stream:
-            raise Refusal(400, "stream_options needs stream", param="stream_options")
+            raise APIError(400, "stream_options needs stream", param="stream_options")
         for option in self.stream_options or {}:
             if option not in ("include_usage", "include_obfuscation"):
                 raise unsupported(f"stream_options.{option}")
@@ -142,12 +142,12 @@ class ChatRequest(_Options):
         if self.tool_choice not in (None, "none"):
             raise unsupported("tool_choice")
         if self.top_logprobs and not self.logprobs:
-            raise Refusal(400, "top_logprobs needs logprobs", param="top_logprobs")
+            raise APIError(400, "top_logprobs needs logprobs", param="top_logprobs")
 
 
-def unsupported(param: str, instead: str = "") -> Refusal:
+def unsupported(param: str, instead: str = "") -> APIError:
     """A field this server knows and cannot honour."""
     message = f"{param} is not supported by this server"
-    return Refusal(
+    return APIError(
         400, f"{message}; {instead}" if instead else message, param=param, code="unsupported"
     )

@@ -11,16 +11,16 @@ from typing import Any
 from tascade.core import Generation, IntArray
 from tascade.decode.sampling import SamplingParams
 from tascade.errors import TascadeError
-from tascade.serve.engine import Engine, Job, Piece
-from tascade.serve.failures import Refusal
+from tascade.serve.engine import Delta, Engine, Job
+from tascade.serve.failures import APIError
 from tascade.serve.requests import ChatRequest, CompletionRequest
 
 
-class Turn:
+class ClientRequest:
     """The jobs of one request: ``n`` for each prompt, seeds counting up from the given one.
 
     Raises:
-        Refusal: an option out of range, an answer longer than fits, a full queue.
+        APIError: an option out of range, an answer longer than fits, a full queue.
     """
 
     def __init__(
@@ -31,10 +31,10 @@ class Turn:
     ) -> None:
         self.engine, self.request = engine, request
         self._loop = asyncio.get_running_loop()
-        self._pieces: asyncio.Queue[tuple[int, Piece]] = asyncio.Queue()
+        self._pieces: asyncio.Queue[tuple[int, Delta]] = asyncio.Queue()
         settings = engine.settings
         if request.n > settings.max_n:
-            raise Refusal(400, f"n is at most {settings.max_n} here", param="n")
+            raise APIError(400, f"n is at most {settings.max_n} here", param="n")
         deadline = time.monotonic() + settings.timeout
         seed = secrets.randbits(62) if request.seed is None else request.seed
         self.jobs: list[Job] = []
@@ -48,7 +48,7 @@ class Turn:
         engine.submit(*self.jobs)
 
     def _emitter(self, number: int) -> Any:
-        def emit(piece: Piece) -> None:
+        def emit(piece: Delta) -> None:
             try:
                 self._loop.call_soon_threadsafe(self._pieces.put_nowait, (number, piece))
             except RuntimeError:  # the loop is closed: nobody listens
@@ -56,11 +56,11 @@ class Turn:
 
         return emit
 
-    async def pieces(self) -> AsyncIterator[tuple[int, Piece]]:
+    async def pieces(self) -> AsyncIterator[tuple[int, Delta]]:
         """Every piece of every answer as it comes, until all are whole.
 
         Raises:
-            Refusal: the engine failed, stopped, or took too long.
+            APIError: the engine failed, stopped, or took too long.
         """
         left = len(self.jobs)
         last = max(job.deadline for job in self.jobs) + 5.0
@@ -69,7 +69,7 @@ class Turn:
                 wait = max(0.0, last - time.monotonic())
                 number, piece = await asyncio.wait_for(self._pieces.get(), wait)
             except TimeoutError:
-                raise Refusal(504, "the request took too long", code="timeout") from None
+                raise APIError(504, "the request took too long", code="timeout") from None
             if piece.failure is not None:
                 raise piece.failure
             if piece.result is not None:
@@ -91,7 +91,7 @@ def encoded(engine: Engine, request: ChatRequest | CompletionRequest) -> list[In
     """Token ids of the request's prompts.
 
     Raises:
-        Refusal: a prompt that is empty, too long, or no text of this tokenizer.
+        APIError: a prompt that is empty, too long, or no text of this tokenizer.
     """
     import numpy as np
 
@@ -108,24 +108,24 @@ def encoded(engine: Engine, request: ChatRequest | CompletionRequest) -> list[In
     except TascadeError as error:
         chat = isinstance(request, ChatRequest) and request.chat_template_kwargs
         param = "chat_template_kwargs" if chat else "messages"
-        raise Refusal(400, error.message, param=param) from error
+        raise APIError(400, error.message, param=param) from error
     except Exception as error:  # a chat template raises whatever it likes
-        raise Refusal(400, f"the prompt cannot be encoded: {type(error).__name__}") from error
+        raise APIError(400, f"the prompt cannot be encoded: {type(error).__name__}") from error
     context = engine.model.target.context
     param = "messages" if isinstance(request, ChatRequest) else "prompt"
     for ids in found:
         if len(ids) == 0:
-            raise Refusal(400, "the prompt is empty", param=param)
+            raise APIError(400, "the prompt is empty", param=param)
         if len(ids) > limit or (context is not None and len(ids) >= context):
             most = limit if context is None else min(limit, context - 1)
-            raise Refusal(
+            raise APIError(
                 400,
                 f"the prompt has {len(ids)} tokens; at most {most} are read",
                 param=param,
                 code="context_length_exceeded",
             )
         if int(ids.max()) >= len(tokenizer) or int(ids.min()) < 0:
-            raise Refusal(400, "a token id is not in the vocabulary", param=param)
+            raise APIError(400, "a token id is not in the vocabulary", param=param)
     return found
 
 
@@ -135,7 +135,7 @@ def sampling(
     """The request's sampling options.
 
     Raises:
-        Refusal: an option out of range.
+        APIError: an option out of range.
     """
     most = engine.settings.max_tokens
     context = engine.model.target.context
@@ -145,7 +145,7 @@ def sampling(
     if isinstance(request, ChatRequest) and request.max_completion_tokens:
         wanted, param = request.max_completion_tokens, "max_completion_tokens"
     if wanted is not None and wanted > most:
-        raise Refusal(
+        raise APIError(
             400,
             f"{wanted} tokens behind a prompt of {prompt_tokens} are too many; {most} fit",
             param=param,
@@ -170,7 +170,7 @@ def sampling(
             logprobs=asked,
         )
     except TascadeError as error:
-        raise Refusal(400, error.message) from error
+        raise APIError(400, error.message) from error
 
 
 def token_text(tokenizer: Any) -> Any:

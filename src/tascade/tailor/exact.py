@@ -16,7 +16,7 @@ import torch
 
 from tascade.core import Drafter, DraftTree, Source
 from tascade.decode.loop import Decoder, NodeBudget, Request
-from tascade.decode.sampling import Chooser, argmax_rows, log_probability
+from tascade.decode.sampling import Sampler, argmax_rows, log_probability
 from tascade.decode.stop import StopRule
 from tascade.decode.target import Target
 from tascade.decode.verify import Walk
@@ -41,7 +41,7 @@ def guesses_for(request: Request, tokenizer: Any) -> Request:
     return Request(request.prompt, request.chooser, quiet, made, request.device)
 
 
-def may_repeat(chooser: Chooser) -> bool:
+def may_repeat(chooser: Sampler) -> bool:
     """Whether scores may be asked for twice at one place, which a caller's own processor may not
     bear. Transformers' own keep nothing from call to call, but for a few.
     """
@@ -139,7 +139,7 @@ Full = Callable[[torch.Tensor], torch.Tensor]
 """[K, d] final states -> [K, V] the model's logits."""
 
 
-class DeferredDecoder(Decoder):
+class ExactHeadDecoder(Decoder):
     """Decodes one request at a time with a small head, and gives plain decoding's tokens.
 
     Works with any drafter: drafts are verified with the small head and then checked like guesses.

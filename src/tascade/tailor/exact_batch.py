@@ -115,8 +115,8 @@ class ExactBatchDecoder(BatchDecoder):
     def _row(self, index: int, request: Request) -> Row:
         request.result.extra |= {"misses": 0, "checks": 0, "full_steps": 0}
         recent = np.asarray(self.schedule.recent_misses, np.int32)
-        ticket = self.head.join(np.concatenate((request.prompt, recent)))
-        return _Row(index, request, guesses_for(request, self.tokenizer), ticket)
+        request_id = self.head.add_request(np.concatenate((request.prompt, recent)))
+        return _Row(index, request, guesses_for(request, self.tokenizer), request_id)
 
     def _is_final(self, head: SharedHead | None) -> bool:
         return head is None
@@ -166,8 +166,8 @@ class ExactBatchDecoder(BatchDecoder):
 
     def _take_in(self, row: Row, tokens: Sequence[int]) -> None:
         """Give a row's part of the head those of these tokens that it lacks, and remember them."""
-        if lacking := [token for token in tokens if not self.head.has(row.ticket, token)]:
-            self.head.extend(row.ticket, lacking)
+        if lacking := [token for token in tokens if not self.head.has(row.request_id, token)]:
+            self.head.extend(row.request_id, lacking)
             self.schedule.lacked(lacking)
 
 

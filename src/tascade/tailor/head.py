@@ -10,14 +10,14 @@ import torch
 
 from tascade.core import IntArray
 from tascade.errors import ConfigError
-from tascade.tailor.head_rows import HeadRows, Numbers
+from tascade.tailor.head_rows import Numbers, RowCache
 from tascade.tailor.offload.table import RowTable
 
 _SPARE = 128
 _LINES = 8
 
 
-class UnionHead(torch.nn.Module):
+class BatchHead(torch.nn.Module):
     """An LM head whose rows are the static ones and those of all requests present.
 
     One product gives everybody's logits; each request's mask rules out what only others brought, so
@@ -25,7 +25,7 @@ class UnionHead(torch.nn.Module):
     counted: one is free when nobody holds it. A free row stays where it is until its place is
     needed, and is not read again if its token comes back before that.
 
-    Requests are known by the ticket that :meth:`join` gives. Not for several threads at once.
+    Requests are known by the request_id that :meth:`join` gives. Not for several threads at once.
 
     Args:
         table: the whole head's rows, [V, d].
@@ -55,21 +55,21 @@ class UnionHead(torch.nn.Module):
         super().__init__()
         self.table = table
         self.vocab_size, self.width = table.shape
-        self._rows = HeadRows(table, bias=bias, device=device, dtype=dtype)
-        first = self._rows.asked(static)
+        self._rows = RowCache(table, bias=bias, device=device, dtype=dtype)
+        first = self._rows.unique_ids(static)
         self.static = self.length = len(first)
-        self._tickets, self._lines = 0, dict[int, int]()
-        self._holders = np.zeros(0, np.int32)
+        self._next_id, self._mask_rows = 0, dict[int, int]()
+        self._refcount = np.zeros(0, np.int32)
         self._held = np.zeros((0, 0), np.bool_)
         self._rows.reserve(len(first) + spare)
         self._resize(_LINES)
-        self._rows.put(first, slice(0, len(first)))
-        self._holders[: self.static] = 1  # for good
+        self._rows.load(first, slice(0, len(first)))
+        self._refcount[: self.static] = 1  # for good
 
     @property
     def ids(self) -> torch.Tensor:
         """[n] token of each row that somebody holds, the static ones first."""
-        held = torch.from_numpy(np.flatnonzero(self._holders))
+        held = torch.from_numpy(np.flatnonzero(self._refcount))
         return self._rows.ids[held.to(self._rows.ids.device)]
 
     @property
@@ -77,83 +77,83 @@ class UnionHead(torch.nn.Module):
         """Bytes that rows and masks take on the device, room included."""
         return self._rows.nbytes + self._hidden.numel()
 
-    def join(self, tokens: Sequence[int] | Numbers) -> int:
+    def add_request(self, tokens: Sequence[int] | Numbers) -> int:
         """A request comes, with these tokens (its prompt's, say); any may repeat.
 
         Returns:
-            Its ticket, which is never given again.
+            Its request_id, which is never given again.
 
         Raises:
             ConfigError: an id is not of the table; nothing is taken then.
         """
-        asked = self._rows.asked(tokens)
-        taken = set(self._lines.values())
+        asked = self._rows.unique_ids(tokens)
+        taken = set(self._mask_rows.values())
         line = next((i for i in range(len(self._held)) if i not in taken), len(self._held))
         if line == len(self._held):
             self._resize(2 * line)
         self._held[line] = False
         self._take(line, asked)
-        ticket = self._tickets
-        self._tickets += 1
-        self._lines[ticket] = line
-        return ticket
+        request_id = self._next_id
+        self._next_id += 1
+        self._mask_rows[request_id] = line
+        return request_id
 
-    def extend(self, ticket: int, tokens: Sequence[int] | Numbers) -> int:
+    def extend(self, request_id: int, tokens: Sequence[int] | Numbers) -> int:
         """A request takes these tokens too.
 
         Returns:
             How many were new to it.
 
         Raises:
-            ConfigError: an id is not of the table (nothing is taken then), or no such ticket.
+            ConfigError: an id is not of the table (nothing is taken then), or no such request_id.
         """
-        return self._take(self._line(ticket), self._rows.asked(tokens))
+        return self._take(self._mask_row(request_id), self._rows.unique_ids(tokens))
 
-    def leave(self, ticket: int) -> None:
+    def remove_request(self, request_id: int) -> None:
         """A request goes. Rows that were its alone are free.
 
         Raises:
-            ConfigError: no such ticket.
+            ConfigError: no such request_id.
         """
-        line = self._line(ticket)
-        del self._lines[ticket]
-        self._holders[self.static + np.flatnonzero(self._held[line])] -= 1
-        held = np.flatnonzero(self._holders[: self.length])
+        line = self._mask_row(request_id)
+        del self._mask_rows[request_id]
+        self._refcount[self.static + np.flatnonzero(self._held[line])] -= 1
+        held = np.flatnonzero(self._refcount[: self.length])
         self.length = int(held[-1]) + 1 if len(held) else 0
 
-    def has(self, ticket: int, token: int) -> bool:
+    def has(self, request_id: int, token: int) -> bool:
         """Whether a request can say a token.
 
         Raises:
-            ConfigError: no such ticket.
+            ConfigError: no such request_id.
         """
-        line = self._line(ticket)
-        if not 0 <= token < self.vocab_size or self._rows.places[token] < 0:
+        line = self._mask_row(request_id)
+        if not 0 <= token < self.vocab_size or self._rows.slot_of[token] < 0:
             return False
-        own = int(self._rows.places[token]) - self.static
+        own = int(self._rows.slot_of[token]) - self.static
         return own < 0 or bool(self._held[line, own])
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """[..., d] final states -> [..., U] logits of all rows, whoever holds them.
 
-        :meth:`spread` and :meth:`argmax` say which token they are of. Call them before anybody
+        :meth:`scatter` and :meth:`argmax` say which token they are of. Call them before anybody
         joins or extends: a free row may be another token's then.
         """
         return self._rows.logits(hidden, self.length)
 
-    def spread(self, logits: torch.Tensor, tickets: Sequence[int]) -> torch.Tensor:
+    def scatter(self, logits: torch.Tensor, request_ids: Sequence[int]) -> torch.Tensor:
         """[N, U] logits -> [N, V] float32 by token id, minus infinity where a request has it not.
 
         Args:
             logits: what :meth:`forward` gave, after whatever the model does to its logits.
-            tickets: [N] whose each row is; one may have several rows.
+            request_ids: [N] whose each row is; one may have several rows.
 
         Raises:
-            ConfigError: no such ticket, or not one for each row.
+            ConfigError: no such request_id, or not one for each row.
         """
-        values = self._masked(logits, tickets)
+        values = self._masked(logits, request_ids)
         ids = self._rows.ids[: logits.shape[1]]
-        held = np.flatnonzero(self._holders[: logits.shape[1]])
+        held = np.flatnonzero(self._refcount[: logits.shape[1]])
         if len(held) < logits.shape[1]:  # what lies in a gap may be a row's old place
             there = torch.from_numpy(held).to(ids.device)
             values, ids = values[:, there], ids[there]
@@ -161,13 +161,13 @@ class UnionHead(torch.nn.Module):
         wide[:, ids] = values
         return wide
 
-    def argmax(self, logits: torch.Tensor, tickets: Sequence[int]) -> list[int]:
-        """The token of each row's largest logit: what ``spread(...).argmax(-1)`` gives, cheaper.
+    def argmax(self, logits: torch.Tensor, request_ids: Sequence[int]) -> list[int]:
+        """The token of each row's largest logit: what ``scatter(...).argmax(-1)`` gives, cheaper.
 
         Of equals it is the lowest id, whichever rows they are in. Arguments and errors as for
-        :meth:`spread`.
+        :meth:`scatter`.
         """
-        values = self._masked(logits.detach(), tickets)
+        values = self._masked(logits.detach(), request_ids)
         if values.shape[1] == 0:
             return [0] * len(values)
         if values.device.type == "cpu":  # where NumPy's argmax is 20 times torch's
@@ -175,32 +175,32 @@ class UnionHead(torch.nn.Module):
         found: list[int] = _argmax_on_device(values, self._rows.ids[: values.shape[1]]).tolist()
         return found
 
-    def _masked(self, logits: torch.Tensor, tickets: Sequence[int]) -> torch.Tensor:
+    def _masked(self, logits: torch.Tensor, request_ids: Sequence[int]) -> torch.Tensor:
         """A float32 copy of ``logits`` [N, U], minus infinity in rows that a request may not see.
 
         Everybody sees the static rows, so only what is behind them costs anything.
         """
-        if len(tickets) != len(logits):
+        if len(request_ids) != len(logits):
             raise ConfigError(
                 "each row of logits is somebody's",
-                got=f"{len(logits)} rows, {len(tickets)} tickets",
-                wanted="one ticket a row",
+                got=f"{len(logits)} rows, {len(request_ids)} request_ids",
+                wanted="one request_id a row",
             )
-        lines = torch.tensor([self._line(t) for t in tickets], dtype=torch.long)
+        lines = torch.tensor([self._mask_row(t) for t in request_ids], dtype=torch.long)
         values = logits.to(torch.float32, copy=True)
         own = values[:, self.static :]
         hidden = self._hidden[lines.to(self._hidden.device), : own.shape[1]]
         own.masked_fill_(hidden, -torch.inf)
         return values
 
-    def _line(self, ticket: int) -> int:
+    def _mask_row(self, request_id: int) -> int:
         try:
-            return self._lines[ticket]
+            return self._mask_rows[request_id]
         except KeyError:
             raise ConfigError(
-                "no request has this ticket",
-                got=ticket,
-                wanted=f"one of the {len(self._lines)} present",
+                "no request has this request_id",
+                got=request_id,
+                wanted=f"one of the {len(self._mask_rows)} present",
                 fix="use what join() returned, until leave()",
             ) from None
 
@@ -209,7 +209,7 @@ class UnionHead(torch.nn.Module):
         own = self._settle(asked) - self.static
         own = own[own >= 0]
         new = own[~self._held[line, own]]
-        self._holders[self.static + new] += 1
+        self._refcount[self.static + new] += 1
         self._held[line, new] = True
         if len(new):
             self.length = max(self.length, self.static + int(new.max()) + 1)
@@ -221,18 +221,18 @@ class UnionHead(torch.nn.Module):
 
         They get the lowest places that are free, as every row up to the last one held costs time.
         """
-        places = self._rows.places[asked]
+        places = self._rows.slot_of[asked]
         loose = places < 0
-        loose[~loose] = self._holders[places[~loose]] == 0
+        loose[~loose] = self._refcount[places[~loose]] == 0
         count = int(loose.sum())
         if count == 0:
             return places
-        free = np.flatnonzero(self._holders == 0)
+        free = np.flatnonzero(self._refcount == 0)
         if count > len(free):
             own = self._rows.capacity - len(free) + count - self.static
             self._rows.reserve(self.static + 2 * own)
             self._resize(len(self._held))
-            free = np.flatnonzero(self._holders == 0)
+            free = np.flatnonzero(self._refcount == 0)
         low = free[:count]
         fresh = places < 0
         far = loose & (places > low[-1])
@@ -244,7 +244,7 @@ class UnionHead(torch.nn.Module):
         if len(written):
             run = len(written) == written[-1] - written[0] + 1
             at = slice(int(written[0]), int(written[-1]) + 1) if run else written
-            self._rows.put(asked[fresh], at)
+            self._rows.load(asked[fresh], at)
             places[fresh] = written
         return places
 
@@ -254,8 +254,8 @@ class UnionHead(torch.nn.Module):
         held = np.zeros((lines, room - self.static), np.bool_)
         held[: len(self._held), : self._held.shape[1]] = self._held
         self._held = held
-        more = np.zeros(room - len(self._holders), np.int32)
-        self._holders = np.concatenate((self._holders, more))
+        more = np.zeros(room - len(self._refcount), np.int32)
+        self._refcount = np.concatenate((self._refcount, more))
         with torch.inference_mode(False):
             self._hidden = torch.from_numpy(~held).to(self._rows.ids.device)
 
@@ -288,7 +288,7 @@ def _argmax_on_device(values: torch.Tensor, tokens: torch.Tensor) -> torch.Tenso
 
 
 class RequestHead:
-    """A :class:`UnionHead` with one request in it, whose rows the next one takes over.
+    """A :class:`BatchHead` with one request in it, whose rows the next one takes over.
 
     Args:
         table, static, bias, device, dtype: as there.
@@ -306,16 +306,16 @@ class RequestHead:
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
     ) -> None:
-        self.union = UnionHead(table, static, bias=bias, device=device, dtype=dtype)
-        self._ticket = self.union.join(())
+        self.union = BatchHead(table, static, bias=bias, device=device, dtype=dtype)
+        self._request_id = self.union.add_request(())
 
     def __contains__(self, token: object) -> bool:
-        return isinstance(token, int) and self.union.has(self._ticket, token)
+        return isinstance(token, int) and self.union.has(self._request_id, token)
 
     def begin(self, prompt: Sequence[int] | IntArray) -> None:
         """Forget the request before; take the tokens of ``prompt`` [T]."""
-        self.union.leave(self._ticket)
-        self._ticket = self.union.join(())
+        self.union.remove_request(self._request_id)
+        self._request_id = self.union.add_request(())
         self.extend(prompt)
 
     def extend(self, tokens: Sequence[int] | Numbers) -> int:
@@ -327,17 +327,17 @@ class RequestHead:
         Raises:
             ConfigError: an id is not of the table; none is taken then.
         """
-        return self.union.extend(self._ticket, tokens)
+        return self.union.extend(self._request_id, tokens)
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """[..., d] final states -> [..., n] logits of its rows."""
         found: torch.Tensor = self.union(hidden)
         return found
 
-    def spread(self, logits: torch.Tensor) -> torch.Tensor:
+    def scatter(self, logits: torch.Tensor) -> torch.Tensor:
         """[N, n] -> [N, V] float32 by token id, minus infinity for tokens it does not have."""
-        return self.union.spread(logits, [self._ticket] * len(logits))
+        return self.union.scatter(logits, [self._request_id] * len(logits))
 
     def argmax(self, logits: torch.Tensor) -> list[int]:
         """[N, n] -> the token of each row's largest logit, of equals the lowest."""
-        return self.union.argmax(logits, [self._ticket] * len(logits))
+        return self.union.argmax(logits, [self._request_id] * len(logits))

@@ -19,7 +19,7 @@ Numbers = npt.NDArray[np.integer[Any]]
 Places = slice | Numbers
 
 
-class HeadRows:
+class RowCache:
     """Some rows of a head's table, each in a place of its own on the device.
 
     It keeps no account of who needs a row: its user says what goes where.
@@ -33,7 +33,7 @@ class HeadRows:
         matrix: [C, d] on the device; ``bias`` [C], or [0] where the head has none.
         ids: [C] int64, on the device: the token of each place.
         tokens: [C] int64, on the host: the same, -1 where there is none.
-        places: [V] int32, on the host: the place of each token, -1 where there is none.
+        slot_of: [V] int32, on the host: the place of each token, -1 where there is none.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class HeadRows:
     ) -> None:
         self.table, self._bias_table = table, bias
         self.vocab_size, self.width = table.shape
-        self.places = np.full(self.vocab_size, -1, np.int32)
+        self.slot_of = np.full(self.vocab_size, -1, np.int32)
         self.tokens = np.zeros(0, np.int64)
         with torch.inference_mode(False):
             self.matrix = torch.zeros(0, self.width, device=device, dtype=dtype or table.dtype)
@@ -63,7 +63,7 @@ class HeadRows:
         """Bytes that all places take on the device."""
         return sum(t.numel() * t.element_size() for t in (self.matrix, self.bias, self.ids))
 
-    def asked(self, tokens: Sequence[int] | Numbers) -> npt.NDArray[np.int64]:
+    def unique_ids(self, tokens: Sequence[int] | Numbers) -> npt.NDArray[np.int64]:
         """``tokens`` in order, each once.
 
         Raises:
@@ -94,12 +94,12 @@ class HeadRows:
         self.matrix, self.bias, self.ids = matrix, bias, ids
         self.tokens = np.concatenate((self.tokens, np.full(capacity - had, -1)))
 
-    def put(self, tokens: npt.NDArray[np.int64], at: Places) -> None:
+    def load(self, tokens: npt.NDArray[np.int64], at: Places) -> None:
         """Read the rows of ``tokens`` [n] from the table into as many places, whatever was there.
 
         If reading fails, these places hold nothing.
         """
-        self.forget(at)
+        self.drop(at)
         ids = torch.from_numpy(tokens)
         with torch.no_grad():  # the bias may be a parameter
             if isinstance(at, slice) and self._is_direct:
@@ -114,17 +114,17 @@ class HeadRows:
     def move(self, source: Numbers, target: Numbers) -> None:
         """Copy rows [n] to other places, none of which is a ``source``; the table is not asked."""
         tokens = self.tokens[source]
-        self.forget(source)
-        self.forget(target)
+        self.drop(source)
+        self.drop(target)
         with torch.no_grad():
             for part in (self.matrix, self.ids, *((self.bias,) if len(self.bias) else ())):
                 part[target] = part[source]
         self._enter(tokens, target)
 
-    def forget(self, at: Places) -> None:
+    def drop(self, at: Places) -> None:
         """Nothing is in these places any more."""
         held = self.tokens[at]
-        self.places[held[held >= 0]] = -1
+        self.slot_of[held[held >= 0]] = -1
         self.tokens[at] = -1
 
     def logits(self, hidden: torch.Tensor, length: int) -> torch.Tensor:
@@ -140,4 +140,4 @@ class HeadRows:
 
     def _enter(self, tokens: npt.NDArray[np.int64], at: Places) -> None:
         self.tokens[at] = tokens
-        self.places[tokens] = np.arange(self.capacity)[at]
+        self.slot_of[tokens] = np.arange(self.capacity)[at]

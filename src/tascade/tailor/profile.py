@@ -17,7 +17,7 @@ from tascade.core import IntArray, Row
 from tascade.data.encode import fingerprint as tokenizer_fingerprint
 from tascade.errors import ConfigError, FingerprintError, PackError
 from tascade.tailor.counts import MOST_TOKENS, Coverage, DocumentCounts, measure_coverage
-from tascade.tailor.required import Letters, pinned_tokens
+from tascade.tailor.required import Charset, pinned_tokens
 from tascade.util.files import write_atomic
 
 FORMAT, VERSION = "tascade-vocabulary", 1
@@ -267,7 +267,7 @@ def _foreign(
     """[V] tokens that the scripts do not write."""
     out = np.zeros(len(missing), np.bool_)
     if scripts:
-        letters = Letters(scripts)
+        letters = Charset(scripts)
         for token in np.flatnonzero(missing).tolist():
             out[token] = not letters.write(tokenizer.decode([token]))
     return out

@@ -66,7 +66,7 @@ SCRIPTS: dict[str, Ranges] = {
 """Names that a recipe may use (:data:`tascade.config.SCRIPTS`); ``ALWAYS`` needs none."""
 
 
-class Letters:
+class Charset:
     """The characters that some scripts write.
 
     Raises:

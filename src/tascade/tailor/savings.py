@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tascade.core import IntArray, Row
-from tascade.tailor.head import UnionHead
+from tascade.tailor.head import BatchHead
 from tascade.tailor.offload.table import RowTable
 from tascade.tailor.profile import Profile
 
@@ -17,7 +17,7 @@ _MOST_PROMPTS = 0.95
 
 
 @dataclass(frozen=True, slots=True)
-class VocabularyGain:
+class HeadSavings:
     """A task's tokens, and what leaving out the others saves on the device.
 
     profile: the list, with what held-out answers lack of it.
@@ -99,7 +99,7 @@ class VocabularyGain:
         return "\n".join(lines)
 
 
-def vocabulary_gain(model: Any, profile: Profile, held_out: Sequence[Row]) -> VocabularyGain:
+def head_savings(model: Any, profile: Profile, held_out: Sequence[Row]) -> HeadSavings:
     """What a profile gives for a model.
 
     Args:
@@ -115,7 +115,7 @@ def vocabulary_gain(model: Any, profile: Profile, held_out: Sequence[Row]) -> Vo
         most = int(np.quantile(brought, _MOST_PROMPTS, method="inverted_cdf"))
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings()
     tables = {id(table): table for table in (embedding, head.weight)}
-    return VocabularyGain(
+    return HeadSavings(
         profile=profile,
         prompt_mean=float(np.mean(brought)) if brought else None,
         prompt_most=most,
@@ -137,6 +137,6 @@ def head_bytes(head: Any, ids: IntArray, own: int, *, dtype: Any) -> int:
     table = RowTable.from_tensor(head.weight.detach().cpu())
     others = np.setdiff1d(np.arange(table.shape[0]), ids)
     # The head itself says what it takes; on this device there is nothing to take it from.
-    small = UnionHead(table, ids, bias=getattr(head, "bias", None), device="meta", dtype=dtype)
-    small.join(others[:own])
+    small = BatchHead(table, ids, bias=getattr(head, "bias", None), device="meta", dtype=dtype)
+    small.add_request(others[:own])
     return small.nbytes

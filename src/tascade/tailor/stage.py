@@ -14,7 +14,7 @@ from tascade.model import TaskModel
 from tascade.pipeline import own_held_out, prepare, silent
 from tascade.tailor.counts import count_documents
 from tascade.tailor.profile import build_profile
-from tascade.tailor.savings import VocabularyGain, vocabulary_gain
+from tascade.tailor.savings import HeadSavings, head_savings
 from tascade.tailor.tailored import keep_vocabulary
 
 
@@ -29,7 +29,7 @@ class Tailoring:
 
     pack: str
     head: str
-    gain: VocabularyGain
+    gain: HeadSavings
     tables: str = "file"
     left_out: dict[str, int] | None = None
 
@@ -101,5 +101,5 @@ def tailor(
         held_out=checked,
     )
     keep_vocabulary(task_model.pack, tokenizer, profile, config)
-    gain = vocabulary_gain(task_model.model, profile, checked)
+    gain = head_savings(task_model.model, profile, checked)
     return Tailoring(str(task_model.pack.path), config.head, gain, config.tables, left_out)

@@ -14,18 +14,18 @@ from tascade.core import Drafter, IntArray
 from tascade.decode.batch import BatchDecoder
 from tascade.decode.batch_target import BatchTarget
 from tascade.decode.exclusive import exclusive
-from tascade.decode.lm_head import HeadLike, finisher, install_slot
+from tascade.decode.lm_head import HeadLike, finisher, head_override
 from tascade.decode.loop import Decoder, NodeBudget
 from tascade.decode.sampling import argmax_rows
 from tascade.decode.target import Target
 from tascade.draft.costs import CostTable
 from tascade.errors import ConfigError, PackError
 from tascade.pack import Pack
-from tascade.tailor.exact import DeferredDecoder, Full
+from tascade.tailor.exact import ExactHeadDecoder, Full
 from tascade.tailor.exact_batch import ExactBatchDecoder
-from tascade.tailor.head import RequestHead, UnionHead
+from tascade.tailor.head import BatchHead, RequestHead
 from tascade.tailor.offload.full_head import FullHead
-from tascade.tailor.offload.load import SlimModel
+from tascade.tailor.offload.load import OffloadedModel
 from tascade.tailor.offload.table import RowTable
 from tascade.tailor.profile import Profile
 from tascade.tailor.schedule import CheckSchedule
@@ -81,13 +81,13 @@ class Tailored:
         """The loop over this head, with a drafter or the one that proposes nothing."""
         if self.config.head == "masked":
             return Decoder(self.target, drafter, budget, tokenizer)
-        return DeferredDecoder(self.target, drafter, self.full, self.schedule(), budget, tokenizer)
+        return ExactHeadDecoder(self.target, drafter, self.full, self.schedule(), budget, tokenizer)
 
     def batches(self, size: int, tokenizer: Any = None) -> BatchDecoder:
         """The loop for several requests at once, over one head of all that they need."""
         own, target = self.head.union, BatchTarget(self.target.model, self.target.whole)
         ids, kind = own.ids[: own.static].cpu().numpy(), target.model.dtype
-        head = UnionHead(own.table, ids, bias=self.bias, device=target.device, dtype=kind)
+        head = BatchHead(own.table, ids, bias=self.bias, device=target.device, dtype=kind)
         if self.config.head == "masked":
             return BatchDecoder(target, head, tokenizer=tokenizer, size=size)
         return ExactBatchDecoder(
@@ -118,7 +118,7 @@ def vocab_config(pack: Pack, head: str = "") -> VocabConfig:
 
 
 def tailor_pack(
-    pack: Pack, model: Any, head: str = "", tables: SlimModel | None = None
+    pack: Pack, model: Any, head: str = "", tables: OffloadedModel | None = None
 ) -> Tailored | None:
     """The tailored head that a pack and ``head`` ask for; ``None`` for the full one.
 
@@ -198,7 +198,7 @@ def tailor_model(
         UnsupportedModelError: the model has no LM head, or changes its logits behind it in a way
             that is not known.
     """
-    full: Any = install_slot(model).full
+    full: Any = head_override(model).full
     if table is None:
         table, bias = RowTable.from_tensor(full.weight.detach().cpu()), getattr(full, "bias", None)
     head = RequestHead(table, ids, bias=bias, device=model.device, dtype=model.dtype)

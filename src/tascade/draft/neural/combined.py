@@ -9,7 +9,7 @@ import numpy as np
 from tascade.core import DraftTree, IntArray
 from tascade.draft.budget import Budget
 from tascade.draft.neural.draft_model import AssistantDrafter
-from tascade.draft.ngram.drafter import MixDrafter
+from tascade.draft.ngram.drafter import NgramDrafter
 
 
 class CorpusFirst:
@@ -22,7 +22,7 @@ class CorpusFirst:
 
     name = "tasc-spec+assistant"
 
-    def __init__(self, corpus: MixDrafter, assistant: AssistantDrafter, budget: Budget) -> None:
+    def __init__(self, corpus: NgramDrafter, assistant: AssistantDrafter, budget: Budget) -> None:
         self.corpus, self.assistant, self.budget = corpus, assistant, budget
         self._assisted = False
 
@@ -62,7 +62,7 @@ class CorpusFirst:
 
 
 def assisted(
-    assistant: AssistantDrafter, corpus: MixDrafter, budget: Budget
+    assistant: AssistantDrafter, corpus: NgramDrafter, budget: Budget
 ) -> tuple[CorpusFirst, Budget]:
     """A pack's drafter and budget, joined by an assistant."""
     assistant.start(np.ones(32, np.int32))  # a few tokens, to have it warm and know their price

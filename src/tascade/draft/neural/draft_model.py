@@ -13,7 +13,7 @@ import torch
 
 from tascade.core import DraftTree, FloatArray, IntArray
 from tascade.data.encode import end_tokens, fingerprint
-from tascade.decode.lm_head import install_slot
+from tascade.decode.lm_head import head_override
 from tascade.decode.target import Target
 from tascade.draft.costs import Trust
 from tascade.errors import ConfigError
@@ -21,7 +21,7 @@ from tascade.load import ModelRef, load_model
 from tascade.pack import Pack
 from tascade.tailor.head import RequestHead
 from tascade.tailor.offload.full_head import FullHead
-from tascade.tailor.offload.load import load_slim
+from tascade.tailor.offload.load import load_offloaded
 from tascade.tailor.offload.table import RowTable
 from tascade.tailor.profile import Profile
 
@@ -222,7 +222,7 @@ def open_assistant(
         PackError: the pack's list is damaged.
     """
     if head == "draft-only" and not isinstance(ref, tuple):
-        slim = load_slim(ref, dtype=dtype, device=device)
+        slim = load_offloaded(ref, dtype=dtype, device=device)
         model, tokenizer, name = slim.model, slim.tokenizer, slim.name
     else:
         model, tokenizer, name = load_model(ref, dtype=dtype, device=device)
@@ -242,7 +242,7 @@ def open_assistant(
 def _small_head(model: Any, pack: Pack) -> RequestHead:
     size, mark = pack.info.vocab_size, pack.info.fingerprint
     ids = Profile.load(pack.vocabulary, vocab_size=size, fingerprint=mark).ids
-    full: Any = install_slot(model).full
+    full: Any = head_override(model).full
     slim = isinstance(full, FullHead)
     table = full.table if slim else RowTable.from_tensor(full.weight.detach().cpu())
     ids, bias = ids[ids < table.shape[0]], getattr(full, "bias", None)

@@ -16,7 +16,7 @@ from tascade.core import IntArray, LongArray
 from tascade.draft.ngram.batch_bounds import check_batch, check_tasks, leave_strange
 from tascade.draft.ngram.batch_budget import BatchBudget
 from tascade.draft.ngram.batch_kernels import SURVIVAL_BINS, cut_rows, draft_rows, new_batch_work
-from tascade.draft.ngram.drafter import in_a_row
+from tascade.draft.ngram.drafter import concat_documents
 from tascade.draft.ngram.mixer_calibration import Calibration
 from tascade.draft.ngram.request_states import clear_slots, match_rows, new_slots
 from tascade.draft.ngram.sources import Task
@@ -29,7 +29,7 @@ _SPLIT_FROM = 64
 """Rows from which a batch is split. ``benchmarks/batch_draft.py`` has 256; it was never varied."""
 
 
-class Lanes:
+class RowThreads:
     """Threads that share the rows of a large batch, each with working memory of its own.
 
     Args:
@@ -117,7 +117,7 @@ class BatchDrafter:
         self._on_end: Ended | None = None  # not while compiling
         self._barriers = np.asarray(end_tokens, np.int32)
         self._slots = new_slots(requests, length, most)
-        self._lanes = Lanes(threads, lambda: _new_work(most))
+        self._lanes = RowThreads(threads, lambda: _new_work(most))
         self._last = np.full(requests, -1, np.int64)
         self._since = np.zeros(requests, np.int64)
         self._alone = 0
@@ -279,7 +279,7 @@ class BatchDrafter:
         similar = self.tasks[task].similar
         if similar is None or not len(prompt):
             return _NO_TOKENS
-        return in_a_row(similar.lookup(prompt, top=_EXAMPLES))
+        return concat_documents(similar.lookup(prompt, top=_EXAMPLES))
 
     def _tell_ends(
         self,

@@ -25,13 +25,13 @@ class SimilarView(Protocol):
         ...
 
 
-def in_a_row(outputs: Sequence[IntArray]) -> IntArray:
+def concat_documents(outputs: Sequence[IntArray]) -> IntArray:
     """Outputs one after the other, [T] int32, each behind the start of a document."""
     pieces = [part for output in outputs for part in (_START, output)]
     return np.concatenate(pieces) if pieces else np.empty(0, np.int32)
 
 
-class MixDrafter:
+class NgramDrafter:
     """Drafts trees from all sources at once; learns which to trust, and when.
 
     Args:
@@ -91,7 +91,7 @@ class MixDrafter:
         self._request_tail = np.ascontiguousarray(prompt[::-1][:DEPTH], np.int32)
         self._nodes = -1
 
-    def _look_around(self, prompt: IntArray) -> None:
+    def _index_prompt(self, prompt: IntArray) -> None:
         # The prompt is indexed and similar examples are fetched when the first draft is asked
         # for: where drafts do not pay, a request should cost nothing.
         self._prompt = None
@@ -103,7 +103,7 @@ class MixDrafter:
         self._matched = prompt
         self._examples.reset()
         if self.similar is not None and len(prompt):
-            self._examples.extend(in_a_row(self.similar.lookup(prompt)))
+            self._examples.extend(concat_documents(self.similar.lookup(prompt)))
 
     def propose(self, limit: int, floor: float = 0.0) -> DraftTree:
         """The best-first tree of at most ``limit`` nodes that may pay (see ``Drafter.propose``)."""
@@ -111,7 +111,7 @@ class MixDrafter:
             self._nodes = -1
             return EMPTY_TREE
         if self._prompt is not None:
-            self._look_around(self._prompt)
+            self._index_prompt(self._prompt)
         if self._pending:
             self._catch_up()
         n = grow(

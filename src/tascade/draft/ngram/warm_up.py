@@ -9,7 +9,7 @@ import numpy as np
 
 from tascade.draft.ngram.batch import BatchDrafter
 from tascade.draft.ngram.batch_budget import BatchBudget
-from tascade.draft.ngram.drafter import MixDrafter
+from tascade.draft.ngram.drafter import NgramDrafter
 from tascade.draft.ngram.sources import Task
 from tascade.index.corpus import CorpusIndex
 from tascade.index.similar import SimilarIndex
@@ -34,7 +34,7 @@ def warm_up() -> None:
         similar = SimilarIndex.open(
             Path(folder) / "similar", fetch=corpus.document, fingerprint="warm-up"
         )
-        drafter = MixDrafter(corpus, similar=similar, end_tokens=(63,))
+        drafter = NgramDrafter(corpus, similar=similar, end_tokens=(63,))
         drafter.start(outputs[0])
         drafter.commit(outputs[1][:8], 0, ())
         drafter.propose(_MOST)

@@ -93,7 +93,7 @@ def _no_plain_embedding(module: torch.nn.Module) -> UnsupportedModelError:
 
 
 @dataclass(frozen=True, slots=True)
-class Ends:
+class IOEmbeddings:
     """Input embedding and LM head of a model, with their names in it.
 
     ``tied``: the model says that both use one tensor (a checkpoint may still hold two).
@@ -106,7 +106,7 @@ class Ends:
     tied: bool
 
     @classmethod
-    def of(cls, model: Any) -> Ends:
+    def of(cls, model: Any) -> IOEmbeddings:
         """Find them by the model's own ``get_input_embeddings`` and ``get_output_embeddings``.
 
         Raises:
@@ -153,7 +153,7 @@ class Tables:
         return self.head is self.embedding
 
 
-def find_tables(checkpoint: Checkpoint, model: Any, ends: Ends) -> Tables:
+def find_tables(checkpoint: Checkpoint, model: Any, ends: IOEmbeddings) -> Tables:
     """Map the tables of a checkpoint, without loading the model.
 
     A tensor has the name of the model's parameter there, or one that ends alike (a checkpoint may
@@ -201,7 +201,7 @@ def find_tables(checkpoint: Checkpoint, model: Any, ends: Ends) -> Tables:
     return Tables(tables[0], tables[-1], _bias(checkpoint, bias, model, ends), tuple(ours))
 
 
-def unexpected_patterns(tables: Tables, ends: Ends) -> set[str]:
+def unexpected_patterns(tables: Tables, ends: IOEmbeddings) -> set[str]:
     """What Transformers may call the tables' tensors when a model has no place for them."""
     names = {f"{ends.embedding_name}.weight", f"{ends.head_name}.weight", f"{ends.head_name}.bias"}
     # The model's prefix is added or dropped where that finds a place, which here it cannot.
@@ -258,7 +258,7 @@ def _equal(one: RowTable, other: RowTable) -> bool:
     return torch.equal(one.rows, other.rows)
 
 
-def _bias(checkpoint: Checkpoint, key: str, model: Any, ends: Ends) -> torch.Tensor | None:
+def _bias(checkpoint: Checkpoint, key: str, model: Any, ends: IOEmbeddings) -> torch.Tensor | None:
     """The head's bias [V], as stored under ``key``."""
     if ends.head.bias is None:
         return None

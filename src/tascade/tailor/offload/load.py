@@ -14,7 +14,7 @@ from tascade.load import checkpoint_folder, load_tokenizer, loading, pick_device
 from tascade.tailor.offload.checkpoint import Checkpoint
 from tascade.tailor.offload.embeddings import (
     EmbeddingStore,
-    Ends,
+    IOEmbeddings,
     Tables,
     find_tables,
     unexpected_patterns,
@@ -24,7 +24,7 @@ from tascade.tailor.offload.table import RowTable
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class SlimModel:
+class OffloadedModel:
     """A model whose input embedding is an :class:`EmbeddingStore`, and the tables it left out.
 
     ``head`` is ``embedding`` itself in a model whose two tables are one (``tied``).
@@ -39,12 +39,12 @@ class SlimModel:
     tied: bool
 
 
-def load_slim(
+def load_offloaded(
     name: str | Path,
     *,
     dtype: str = "auto",
     device: str = "auto",
-) -> SlimModel:
+) -> OffloadedModel:
     """Load a model as Transformers would, but for its two vocabulary tables.
 
     They stay in the checkpoint, memory-mapped: neither the host nor the device ever holds a copy.
@@ -70,7 +70,7 @@ def load_slim(
         weights = getattr(config, "transformers_weights", None)
         folder = checkpoint_folder(name, weights)
     _refuse_adapter(folder)
-    ends = Ends.of(skeleton)
+    ends = IOEmbeddings.of(skeleton)
     tables = find_tables(Checkpoint(folder, weights), skeleton, ends)
     EmbeddingStore.replacing(ends.embedding, tables.embedding)  # refuses before anything is loaded
     with loading(name):
@@ -80,7 +80,9 @@ def load_slim(
     return _furnished(slim, tokenizer, name, ends, tables)
 
 
-def _furnished(model: Any, tokenizer: Any, name: str, ends: Ends, tables: Tables) -> SlimModel:
+def _furnished(
+    model: Any, tokenizer: Any, name: str, ends: IOEmbeddings, tables: Tables
+) -> OffloadedModel:
     """Install the store and the head in a model."""
     device, bias = model.device, tables.bias
     if bias is not None:
@@ -88,7 +90,7 @@ def _furnished(model: Any, tokenizer: Any, name: str, ends: Ends, tables: Tables
     store = EmbeddingStore.replacing(ends.embedding, tables.embedding)
     ends.put(model, store.to(device).eval(), FullHead(tables.head, bias).to(device).eval())
     ends.untie(model)
-    return SlimModel(model, tokenizer, name, tables.embedding, tables.head, bias, tables.tied)
+    return OffloadedModel(model, tokenizer, name, tables.embedding, tables.head, bias, tables.tied)
 
 
 def _skeleton(name: str) -> tuple[Any, Any]:
@@ -103,17 +105,19 @@ def _skeleton(name: str) -> tuple[Any, Any]:
     return config, skeleton
 
 
-def _body(kind: type[Any], tables: Tables, name: str, config: Any, dtype: Any) -> tuple[Any, Ends]:
+def _body(
+    kind: type[Any], tables: Tables, name: str, config: Any, dtype: Any
+) -> tuple[Any, IOEmbeddings]:
     """Let Transformers load a model that has no tables, and say what its ends would have been.
 
     The tables are taken out of a subclass as soon as it is constructed, while nothing has memory
     yet: the loader finds no place for their tensors and leaves them in the file.
     """
-    taken: list[Ends] = []
+    taken: list[IOEmbeddings] = []
 
     def construct(self: Any, *args: Any, **kwargs: Any) -> None:
         kind.__init__(self, *args, **kwargs)
-        ends = Ends.of(self)
+        ends = IOEmbeddings.of(self)
         ends.put(self, torch.nn.Identity(), torch.nn.Identity())
         ends.untie(self)
         known = self._keys_to_ignore_on_load_unexpected or ()
