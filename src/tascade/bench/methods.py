@@ -12,7 +12,7 @@ from tascade.core import Generation, IntArray
 from tascade.decode.loop import Decoder
 from tascade.decode.sampling import SamplingParams
 from tascade.draft.ngram.mixer_calibration import Calibration
-from tascade.enrich.tokens.merger import Merger
+from tascade.enrich.tokens.merger import TokenMerger
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,7 @@ class InBaseTokens:
     """
 
     inner: DecoderMethod
-    merger: Merger
+    merger: TokenMerger
     name: str
     guarantee: str = "retrained"
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from tascade.core import IntArray
 from tascade.enrich.tokens.counts import Documents, NgramCounts
-from tascade.enrich.tokens.merger import Merger
+from tascade.enrich.tokens.merger import TokenMerger
 from tascade.errors import ConfigError
 
 Method = Literal["best", "pruned", "paper", "flat"]
@@ -70,7 +70,7 @@ class OutputCounts:
         """Base ids of all outputs."""
         return int(np.diff(self.starts) @ np.array(self.weights, np.int64))
 
-    def steps(self, merger: Merger) -> int:
+    def steps(self, merger: TokenMerger) -> int:
         """Steps to say all outputs: their ids after merging, and an end token for each."""
         total, _ = merger.usage(self.flat, self.starts, np.array(self.weights, np.int64))
         return total + self.n_outputs
@@ -100,7 +100,7 @@ def choose(
     wanted = round(rules.tokens * (rules.over if prune else 1.0))
     found = _merge_on(outputs, first, rules, wanted, spell)
     if prune and found:
-        found = _by_usefulness(outputs, found, first)
+        found = _prune_order(outputs, found, first)
     return found[: rules.tokens]
 
 
@@ -178,7 +178,7 @@ def _best(counts: NgramCounts, rules: MiningRules, refused: set[int]) -> int | N
     return min(np.flatnonzero(scores == top).tolist(), key=counts.items_of)
 
 
-def _by_usefulness(
+def _prune_order(
     outputs: OutputCounts, tokens: list[tuple[int, ...]], first: int
 ) -> list[tuple[int, ...]]:
     """Order tokens by when they would be dropped, if the least useful ones always went first.
@@ -186,7 +186,7 @@ def _by_usefulness(
     A token's use is what its absence would cost, the others taking its place as they can. Those
     without any are left out.
     """
-    merger = Merger(tokens, first)
+    merger = TokenMerger(tokens, first)
     weights = np.array(outputs.weights, np.int64)
     alive = np.ones(len(tokens), np.bool_)
     dropped: list[int] = []
