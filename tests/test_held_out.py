@@ -322,6 +322,7 @@ def test_the_gate_says_how_many_prompts_were_left_out(
     recipe = tascade.Recipe(
         max_new_tokens=24, tune=brief, spec=SpecConfig(own_seconds=21.5), dtype="float32"
     )
+    monkeypatch.setattr("tascade.enrich.train.trainer.EMBEDDING_WARMUP_STEPS", 1)
     Clock(monkeypatch)
     seen: set[tuple[str, str]] = set()
 

@@ -228,7 +228,11 @@ def test_inspecting_leaves_everything_as_it_was(given: tuple[Any, Any]) -> None:
         tascade.inspect(ROWS, given)
 
 
-def test_tuning_leaves_the_base_model_as_it_was(tmp_path: Path) -> None:
+def test_tuning_leaves_the_base_model_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tascade.enrich.train.trainer.EMBEDDING_WARMUP_STEPS", 2)
+    monkeypatch.setattr("tascade.enrich.train.train.PROBE_STEPS", 1)
     model, tokenizer, _ = load_model(bundled.model_path(), dtype="float32")
     model.train()
     rows = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,14 @@ PAIRS = [
     for x in FLAGS[a]
     for y in FLAGS[b]
 ]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def short() -> Iterator[None]:
+    """New rows learn alone for two steps."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tascade.enrich.train.trainer.EMBEDDING_WARMUP_STEPS", 2)
+        yield
 
 
 def refused(case: dict[str, str]) -> bool:

@@ -145,7 +145,8 @@ def test_nothing_to_choose_from() -> None:
 
 
 @pytest.mark.parametrize(
-    "rules", [{"tokens": 0}, {"items": 1}, {"longest": 99}, {"over": 0.5}, {"method": "other"}]
+    "rules",
+    [{"tokens": 0}, {"items": 1}, {"longest": 99}, {"overgenerate": 0.5}, {"method": "other"}],
 )
 def test_rules_out_of_range(rules: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match="out of range"):

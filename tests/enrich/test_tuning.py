@@ -17,7 +17,7 @@ import tascade
 from tascade import bundled
 from tascade.bench.pack import BenchOptions, bench_pack
 from tascade.bench.page import report_pack
-from tascade.config import GateConfig, TuneConfig, VocabConfig
+from tascade.config import RENAMED, GateConfig, TuneConfig, VocabConfig
 from tascade.data.load import load_examples
 from tascade.enrich.stage import Tuned, adapt_tuned, tune
 from tascade.enrich.tokens.stored import read_tokens
@@ -166,6 +166,12 @@ def test_adapt_tuned_makes_one_pack_of_model_and_drafts(tmp_path: Path) -> None:
         "passed the gate",
     ):
         assert text in page, text
+    about = json.loads((pack / "model" / "tuning.json").read_text())
+    was = {name.rpartition(".")[2]: about["recipe"]["gate"][new]
+           for name, new in RENAMED.items() if name.startswith("tune.gate.")}  # fmt: skip
+    about["recipe"]["gate"] = {**was, "refuse": True}  # as 0.1.0 wrote it
+    (pack / "model" / "tuning.json").write_text(json.dumps(about))
+    assert report_pack(pack).read_text() == page
     (pack / "model" / "tuning.json").write_text('{"gate": {}}')
     with pytest.raises(PackError, match="how the pack's model was tuned"):
         report_pack(pack)

@@ -32,18 +32,20 @@ _DROPPED = 0.05
 class MiningRules:
     """How new tokens are chosen.
 
-    ``tokens``: how many at most; ``items``: how many tokens of the moment may become one at a time;
-    ``longest``: base ids a token stands for at most, for beyond that it is memorisation; ``least``:
-    how often it must occur; ``over``: how many times more are made before pruning; ``method``: one
-    of the three, or ``best``: held-out outputs tell
-    (:func:`tascade.enrich.tokens.curve.choose_among`).
+    tokens: How many at most.
+    items: How many tokens of the moment may become one at a time.
+    longest: Base ids a token stands for at most; beyond that it is memorisation.
+    least: How often it must occur.
+    overgenerate: How many times more are made before pruning.
+    method: One of the three, or ``best``: held-out outputs tell
+        (:func:`tascade.enrich.tokens.curve.choose_among`).
     """
 
     tokens: int = 500
     items: int = 4
     longest: int = 16
     least: int = 20
-    over: float = 2.0
+    overgenerate: float = 2.0
     method: Method = "best"
 
 
@@ -97,7 +99,7 @@ def choose(
     if rules.method == "flat":
         return _flat(outputs, rules, spell)
     prune = rules.method != "paper"
-    wanted = round(rules.tokens * (rules.over if prune else 1.0))
+    wanted = round(rules.tokens * (rules.overgenerate if prune else 1.0))
     found = _merge_on(outputs, first, rules, wanted, spell)
     if prune and found:
         found = _prune_order(outputs, found, first)
@@ -114,12 +116,17 @@ def _check(rules: MiningRules) -> None:
                 wanted=f"{low} to {high}",
                 where=name,
             )
-    if not 1.0 <= rules.over <= 10.0 or rules.method not in ("best", "pruned", "paper", "flat"):
+    if not 1.0 <= rules.overgenerate <= 10.0 or rules.method not in (
+        "best",
+        "pruned",
+        "paper",
+        "flat",
+    ):
         raise ConfigError(
             "a rule for choosing tokens is out of range",
-            got=(rules.method, rules.over),
+            got=(rules.method, rules.overgenerate),
             wanted="best, pruned, paper or flat, and 1.0 to 10.0 times as many before pruning",
-            where="method, over",
+            where="method, overgenerate",
         )
 
 
