@@ -15,25 +15,9 @@ from tascade.util.fields import build, check_types, typed
 from tascade.util.files import write_atomic
 
 SCRIPTS = (
-    "english",
-    "code",
-    "math",
-    "spanish",
-    "portuguese",
-    "italian",
-    "german",
-    "french",
-    "hindi",
-    "thai",
-    "chinese",
-    "japanese",
-    "korean",
-    "arabic",
-    "cyrillic",
-    "greek",
-    "hebrew",
-    "emoji",
-)
+    "english", "code", "math", "spanish", "portuguese", "italian", "german", "french", "hindi",
+    "thai", "chinese", "japanese", "korean", "arabic", "cyrillic", "greek", "hebrew", "emoji",
+)  # fmt: skip
 """What a task may write. Which characters these are: :data:`tascade.tailor.scripts.SCRIPTS`."""
 
 

@@ -231,6 +231,14 @@ def test_a_missing_library_is_named_before_any_work(
         tune("no-such-model", rows("train", 4), out=tmp_path / "new")
 
 
+def test_several_processes_are_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="without torchrun"):
+        tune("no-such-model", rows("train", 4), out=tmp_path / "new")
+
+
 def test_answers_without_repetition_are_not_worth_a_token(tmp_path: Path) -> None:
     few = [{"prompt": f"say {i}", "completion": "abcdefghijkl"[i:]} for i in range(4)]
     brief = dataclasses.replace(RECIPE, max_new_tokens=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -61,7 +62,7 @@ def tune(
     Raises:
         DataError: a row cannot be used, or there are too few.
         ConfigError: a tokenizer that cannot be given tokens, ``out`` exists, PEFT is not
-            installed, or the stopped run was another.
+            installed, several processes were started, or the stopped run was another.
     """
     recipe, target = recipe or Recipe(), place_for(out)
     tuned = _tune(model, data, target, held_out, recipe, score or _equal, resume, progress)
@@ -81,6 +82,13 @@ def _tune(
     progress: Progress | None,
 ) -> Tuned:
     """:func:`tune`, but what there is to resume from stays."""
+    if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):  # as torchrun and accelerate set it
+        raise ConfigError(
+            "several processes were started to tune one model",
+            got=f"WORLD_SIZE={os.environ['WORLD_SIZE']}",
+            wanted="one process",
+            fix="run `tascade tune` without torchrun or accelerate launch",
+        )
     load_peft()  # what cannot be done is said at once
     tell = progress or silent
     loaded = load_model(model, dtype=_dtype(recipe), device=recipe.device)
