@@ -34,10 +34,10 @@ from tascade.decode.loop import Decoder
 from tascade.decode.target import Target
 from tascade.draft.none import NoDrafter
 from tascade.enrich.gate import Said, judge
-from tascade.enrich.stage import tune
 from tascade.enrich.tokens.merger import Merger
 from tascade.enrich.tokens.stored import read_tokens
 from tascade.model import TaskModel
+from tascade.pipeline import tune
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 TIMED_ROWS, BATCH, REPEATS, OWN_SECONDS = 48, 8, 5, 150.0

@@ -8,18 +8,31 @@ states they raise tokens per step from 6.1 to 10.2 (test rows; benchmarks/result
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 
+from tascade.config import Recipe
 from tascade.core import IntArray, Progress, Row
+from tascade.data.choose import spread
+from tascade.data.prepare import Prepared
 from tascade.decode.loop import Decoder
 from tascade.decode.sampling import SamplingParams
 from tascade.errors import ConfigError
 
 LEAST_OWN = 20
 """Fewest own answers to go on with where there is no time for all of them."""
+_MOST_HELD_OUT = 400
+Answer = Callable[[Sequence[Row]], tuple[list[Row], list[int]]]
+"""Answers the prompts of rows as :func:`own_answers` does: for stages that need answers."""
+Answering = Callable[
+    [tuple[Any, Any, str], Prepared, Recipe, Progress], AbstractContextManager[Answer]
+]
+"""Gives an :data:`Answer` of a loaded model, drafted for from the references, for as long as it is
+open: :func:`tascade.builder.answering`, for stages that lie below it.
+"""
 
 
 def own_answers(
@@ -81,6 +94,21 @@ def enough_own(reached: int, rows: Sequence[Row], what: str, seconds: float) -> 
             where="spec.own_seconds",
             fix="raise spec.own_seconds in a recipe, lower max_new_tokens, or go by the references",
         )
+
+
+def own_held_out(
+    answer: Answer, rows: Sequence[Row], seconds: float, most: int = _MOST_HELD_OUT
+) -> tuple[list[Row], int]:
+    """The model's own answers to held-out prompts, at most ``most`` of them spread over ``rows``;
+    and how many of these prompts were not reached in ``seconds``, which are left out.
+
+    Raises:
+        ConfigError: too few were reached.
+    """
+    asked = spread([row for row in rows if row[0] is not None], most)
+    own, _ = answer(asked)
+    enough_own(len(own), asked, "held-out prompts", seconds)
+    return own, len(asked) - len(own)
 
 
 def count_prompts(rows: Sequence[Row]) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 import warnings
 from collections.abc import Sequence
@@ -30,14 +29,13 @@ def calibrate(
     recipe: Recipe,
     tell: Progress,
 ) -> int:
-    """Decode validation prompts, learning on the way; saves what was learned and the step costs.
+    """Decode validation prompts, learning on the way; saves what was learned, notes step costs.
 
     Returns how many rows were decoded: ``calibration_rows`` at most, spread over the file, and
     within ``calibration_seconds``. Where no row has a prompt, outputs are replayed instead.
     """
     pack, most = task_model.pack, recipe.spec.calibration_rows
-    costs = {**pack.info.costs, task_model.cost_key: task_model.cost.to_json()}
-    pack.save_info(dataclasses.replace(pack.info, costs=costs))
+    pack.note(costs={**pack.info.costs, task_model.cost_key: task_model.cost.to_json()})
     prompts = [prompt for prompt, _ in rows if prompt is not None]
     chosen = spread(prompts, most)
     params = task_model.params(max_new_tokens=recipe.max_new_tokens)

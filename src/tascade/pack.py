@@ -6,7 +6,7 @@ import json
 import os
 import stat
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -150,6 +150,10 @@ class Pack:
     def report(self) -> Path:
         """File of the HTML report."""
         return self.path / "report.html"
+
+    def note(self, **changes: Any) -> None:
+        """Change what ``pack.json`` will say; nothing is written before :meth:`save_info`."""
+        self.info = replace(self.info, **changes)
 
     def save_info(self, info: PackInfo) -> None:
         """Replace ``pack.json``, atomically."""

@@ -22,9 +22,9 @@ from tascade.config import VocabConfig
 from tascade.data.encode import fingerprint
 from tascade.load import load_model
 from tascade.pack import Pack, PackInfo
+from tascade.pipeline import tailor
 from tascade.tailor.counts import count_documents
 from tascade.tailor.profile import build_profile
-from tascade.tailor.stage import tailor
 from tascade.tailor.tailored import keep_vocabulary
 from tascade.testing import byte_tokenizer, tiny_model
 

@@ -11,7 +11,7 @@ from tascade.bench.report import write_report
 from tascade.cli import console
 from tascade.config import GateConfig, Recipe, TuneConfig
 from tascade.errors import ConfigError, GateError
-from tascade.pipeline import adapt
+from tascade.pipeline import adapt, adapt_tuned
 
 METHODS = ("plain", "tasc-paper", "tasc-spec", "hf-generate", "hf-prompt-lookup")
 TUNED_TASK = "tickets"
@@ -98,8 +98,6 @@ def _task(task: str, out: Path, rows: int, repeats: int) -> dict[str, Any]:
 
 def _tuned(task: str, out: Path, rows: int, repeats: int) -> list[dict[str, Any]]:
     """A pack with a tuned model, measured; nothing if the gate refuses the model."""
-    from tascade.enrich.stage import adapt_tuned
-
     pack = out / f"{task}-tuned"
     with console.progress_bar() as progress:
         try:

@@ -40,6 +40,7 @@ def enrich(
     json: Json = False,
 ) -> None:
     """Choose output n-grams that become tokens; predict the steps they save. Trains nothing."""
+    from tascade.builder import answering
     from tascade.cli import console
     from tascade.data.chat import ChatConfig
     from tascade.enrich.choose import enrich as build
@@ -53,7 +54,7 @@ def enrich(
             held_out=held_out or None,
             tokens=tokens,
             rules=MiningRules(method=method),  # type: ignore[arg-type]  # checked by choose()
-            own_answers=own,
+            own_answers=answering if own else None,
             out=out,
             on_error=on_error,
             chat=ChatConfig().given(system, chat_template_kwargs),
@@ -93,8 +94,8 @@ def tune(
 
     from tascade.cli import console
     from tascade.config import Recipe
-    from tascade.enrich.stage import tune as run
     from tascade.enrich.train.distributed import join_fleet
+    from tascade.pipeline import tune as run
 
     use_threads(threads)
     chosen = Recipe.from_yaml(recipe) if recipe else Recipe()
@@ -155,7 +156,7 @@ def tailor(
     """List the tokens a task's answers need; the pack then uses an LM head of those."""
     from tascade.cli import console
     from tascade.config import VocabConfig
-    from tascade.tailor.stage import tailor as run
+    from tascade.pipeline import tailor as run
 
     use_threads(threads)
     names = tuple(name.strip() for name in scripts.split(",") if name.strip())

@@ -120,8 +120,8 @@ def adapt(
     options["overwrite"] = overwrite
     with console.progress_bar() as progress:
         if tune:
-            from tascade.enrich.stage import adapt_tuned
             from tascade.enrich.train.distributed import join_fleet
+            from tascade.pipeline import adapt_tuned
 
             made, tuned = adapt_tuned(wanted.model, wanted.data.train, progress=progress, **options)
         else:

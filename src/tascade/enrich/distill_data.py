@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,19 +11,17 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from tascade.answers import count_prompts, enough_own, own_answers
-from tascade.calibration import check
+from tascade.answers import Answering, count_prompts, enough_own
 from tascade.config import Recipe
 from tascade.core import IntArray, Progress, Row
 from tascade.data.choose import spread
+from tascade.data.prepare import Prepared
 from tascade.enrich.kl import free_text
 from tascade.enrich.prompts import own_prompts, spliced_prompts
 from tascade.enrich.tokens.family import TokenizerFamily
 from tascade.enrich.tokens.ngram_model import Foretelling
 from tascade.enrich.uncertain import decisions
 from tascade.errors import ConfigError
-from tascade.model import TaskModel
-from tascade.pipeline import Prepared, build
 from tascade.util.files import write_atomic
 
 _NOTHING = np.empty(0, np.int32)
@@ -119,6 +116,7 @@ def own_lessons(
     prepared: Prepared,
     recipe: Recipe,
     tell: Progress,
+    answering: Answering,
     *,
     held_out: int = 500,
     prompts: float = 0.0,
@@ -126,8 +124,7 @@ def own_lessons(
 ) -> Lessons:
     """Let the model answer the task's prompts, and others that it writes itself.
 
-    The references' index drafts meanwhile, so that it runs at the task's speed already. A prompt
-    that time does not reach is left out; its reference never stands for an answer.
+    A prompt that time does not reach is left out; its reference never stands for an answer.
 
     Args:
         loaded: model, tokenizer and name.
@@ -135,25 +132,23 @@ def own_lessons(
         recipe: ``max_new_tokens``, ``spec.own_seconds`` (for each part), ``tune.seed``; and
             ``tune.targets``: with ``gold`` held-out prompts alone are answered.
         tell: called with (stage, done, total).
+        answering: gives the model's own answers.
         held_out: at most so many held-out prompts, spread over the file.
         prompts: how many prompts the model writes for each training prompt.
         replay: how many texts of its own it writes, for each of all these prompts.
 
     Raises:
         ConfigError: too few answers in the time allowed.
-        TascadeError: drafts change words (see :func:`tascade.calibration.check`).
+        TascadeError: the answers are not the model's words.
     """
+    seconds = recipe.spec.own_seconds
     lessons = Lessons(left_out=dict.fromkeys(_ASKED, 0))
-    with tempfile.TemporaryDirectory(prefix="tascade-lessons-") as folder:
-        pack = build(Path(folder) / "pack", loaded, prepared, recipe, tell)
-        task_model = TaskModel(loaded[0], loaded[1], pack, loaded[2], head="full")
-        check(task_model, prepared.asked, recipe)
+    with answering(loaded, prepared, recipe, tell) as ask:
 
         def answer(part: str, rows: Sequence[Row]) -> None:
-            params, limit = task_model.params(), recipe.spec.own_seconds
-            own, places = own_answers(task_model.decoder, rows, params, seconds=limit, tell=tell)
+            own, places = ask(rows)
             if part != "written":  # which are a help and no need
-                enough_own(len(own), rows, part.replace("_", "-") + " prompts", limit)
+                enough_own(len(own), rows, part.replace("_", "-") + " prompts", seconds)
             lessons.left_out[part] = count_prompts(rows) - len(own)
             said = [n for n, (_, ids) in enumerate(own) if len(ids)]
             setattr(lessons, part, [own[n] for n in said])
@@ -171,10 +166,8 @@ def own_lessons(
                 written = own_prompts(loaded[0], known, wanted, seed=seed, tell=tell)
                 written += spliced_prompts(known, wanted - len(written), seed=seed)
                 answer("written", [(prompt, _NOTHING) for prompt in written])
-        lessons.free = _free_rows(
-            loaded, round(replay * (len(known) + len(lessons.written))), recipe.tune.seed
-        )
-        task_model.corpus.close()
+    texts = round(replay * (len(known) + len(lessons.written)))
+    lessons.free = _free_rows(loaded, texts, recipe.tune.seed)
     return lessons
 
 

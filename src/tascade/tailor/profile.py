@@ -174,6 +174,7 @@ def build_profile(
     scripts: Sequence[str] = (),
     counted: str = "gold",
     held_out: Iterable[Row] | None = None,
+    fingerprint: str = "",
 ) -> Profile:
     """List the tokens that answers need and prompts do not bring (2508.15229, section 3.3).
 
@@ -191,6 +192,7 @@ def build_profile(
         scripts: names in :data:`tascade.tailor.scripts.SCRIPTS`; none leaves the second stage out.
         counted: ``own`` or ``gold``, whose answers were counted.
         held_out: rows that were not counted, to measure coverage on.
+        fingerprint: of the tokenizer, where it is known already.
 
     Raises:
         ConfigError: an unknown script, a tolerance below 0 or not finite, or ids of answers or end
@@ -214,7 +216,7 @@ def build_profile(
         ids=ids,
         counts=np.asarray([held[i] if i < len(held) else 0 for i in ids.tolist()], np.int64),
         vocab_size=vocab_size,
-        fingerprint=tokenizer_fingerprint(tokenizer),
+        fingerprint=fingerprint or tokenizer_fingerprint(tokenizer),
         corpus=counts.corpus,
         documents=counts.documents,
         counted=counted,

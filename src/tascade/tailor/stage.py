@@ -1,21 +1,54 @@
-"""`tascade tailor`: the tokens a task needs, listed in a pack that is there already."""
+"""The list of tokens that a task needs, and what `tascade tailor` says of it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from tascade.answers import count_prompts, enough_own, own_answers
-from tascade.config import Recipe, VocabConfig
-from tascade.core import Progress
-from tascade.enrich.tokens.stored import read_tokens
-from tascade.model import TaskModel
-from tascade.pipeline import own_held_out, prepare, silent
+from tascade.config import VocabConfig
+from tascade.core import Row
+from tascade.data.encode import end_tokens
 from tascade.tailor.counts import count_documents
-from tascade.tailor.profile import build_profile
-from tascade.tailor.savings import VocabularyGain, vocabulary_gain
-from tascade.tailor.tailored import keep_vocabulary
+from tascade.tailor.profile import Profile, build_profile
+from tascade.tailor.savings import VocabularyGain
+
+
+def list_tokens(
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[Row],
+    held_out: Sequence[Row],
+    config: VocabConfig,
+    *,
+    own: bool = False,
+    fingerprint: str = "",
+) -> Profile:
+    """List the tokens that a task's answers need.
+
+    Args:
+        model: what answers.
+        tokenizer: the model's.
+        rows: whose answers are counted.
+        held_out: to measure the list on.
+        config: tolerance and scripts.
+        own: whether the answers are the model's own.
+        fingerprint: of the tokenizer, where it is known already.
+
+    Raises:
+        ConfigError: see :func:`tascade.tailor.profile.build_profile`.
+    """
+    return build_profile(
+        count_documents(rows),
+        tokenizer,
+        end_tokens(model, tokenizer),
+        vocab_size=int(model.config.get_text_config().vocab_size),
+        tolerance=config.tolerance,
+        scripts=config.scripts,
+        counted="own" if own else "gold",
+        held_out=held_out,
+        fingerprint=fingerprint,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,59 +80,3 @@ class Tailoring:
         note = f"\n{late} prompts left out: no time was left to answer them" if late else ""
         head = f"head: {self.head}{whole * (self.tables == 'device')}"
         return f"{self.gain.describe()}{note}\n{head}"
-
-
-def tailor(
-    pack: str | Path,
-    data: Any,
-    *,
-    held_out: Any = None,
-    config: VocabConfig | None = None,
-    own: bool = False,
-    on_error: str = "raise",
-    progress: Progress | None = None,
-) -> Tailoring:
-    """List the tokens that a task's answers need, and have its pack use a head of those.
-
-    Args:
-        pack: an adapted task.
-        data: the training examples.
-        held_out: examples to measure coverage on; a share of ``data`` if absent.
-        config: tolerance, scripts and head; ``exact`` by default.
-        own: count the model's own answers, not the references.
-        on_error: raise, or skip rows that cannot be used.
-        progress: called with (stage, done, total).
-
-    Raises:
-        PackError: no pack there.
-        DataError: a row cannot be used, or there are none.
-        ConfigError: a setting is out of range, or there was no time for enough own answers.
-    """
-    config, tell = config or VocabConfig(head="exact"), progress or silent
-    task_model = TaskModel.from_pretrained(pack, head="full")
-    tokens = task_model.pack.info.max_new_tokens
-    recipe = Recipe(max_new_tokens=tokens, chat=task_model.chat)
-    recipe = replace(recipe, data=replace(recipe.data, on_error=on_error))
-    ends, tokenizer = task_model.ends, task_model.tokenizer
-    merger = read_tokens(task_model.pack.model)
-    prepared = prepare(tokenizer, ends, data, held_out, recipe, tell, merger)
-    rows, checked, left_out = prepared.train, prepared.validation, None
-    if own:
-        params, seconds = task_model.params(), recipe.spec.own_seconds
-        rows, _ = own_answers(task_model.decoder, rows, params, seconds=seconds, tell=tell)
-        enough_own(len(rows), prepared.train, "training prompts", seconds)
-        checked, late = own_held_out(task_model, checked, recipe, tell)
-        left_out = {"train": count_prompts(prepared.train) - len(rows), "held_out": late}
-    profile = build_profile(
-        count_documents(rows),
-        tokenizer,
-        ends,
-        vocab_size=task_model.pack.info.vocab_size,
-        tolerance=config.tolerance,
-        scripts=config.scripts,
-        counted="own" if own else "gold",
-        held_out=checked,
-    )
-    keep_vocabulary(task_model.pack, tokenizer, profile, config)
-    gain = vocabulary_gain(task_model.model, profile, checked)
-    return Tailoring(str(task_model.pack.path), config.head, gain, config.tables, left_out)
