@@ -30,9 +30,9 @@ from safetensors.torch import save_file
 
 from tascade.bench.machine import machine_info
 from tascade.decode.sampling import argmax_rows
+from tascade.tailor.head import RequestHead
 from tascade.tailor.offload.full_head import FullHead
 from tascade.tailor.offload.table import RowTable
-from tascade.tailor.single_head import RequestHead
 
 SHAPES = {"qwen3-1.7b": (151_936, 2048), "llama-3.2-1b": (128_256, 2048)}
 STATIC = (1_500, 19_000)

@@ -35,19 +35,19 @@ from tascade.bench.machine import machine_info
 from tascade.bench.metrics import quality
 from tascade.config import VocabConfig
 from tascade.core import Generation, IntArray
-from tascade.data.choose import spread
 from tascade.data.encode import encode_example, end_tokens
 from tascade.data.load import load_examples
+from tascade.data.prepare import spread
 from tascade.decode.batch import BatchDecoder
 from tascade.decode.batch_target import BatchTarget
 from tascade.decode.sampling import SamplingParams
-from tascade.draft.none import NoDrafter
+from tascade.draft.budget import NoDrafter
 from tascade.load import load_model
 from tascade.tailor.counts import count_documents
+from tascade.tailor.head import RequestHead
 from tascade.tailor.offload.table import RowTable
 from tascade.tailor.profile import build_profile
 from tascade.tailor.required import pinned_tokens
-from tascade.tailor.single_head import RequestHead
 from tascade.tailor.tailored import Tailored, tailor_model
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"

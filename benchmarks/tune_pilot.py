@@ -28,11 +28,11 @@ import torch
 import tascade
 from tascade.bench.machine import machine_info
 from tascade.config import GateConfig, SpecConfig, TuneConfig
-from tascade.data.choose import spread
 from tascade.data.load import load_examples
+from tascade.data.prepare import spread
 from tascade.decode.loop import Decoder
 from tascade.decode.target import Target
-from tascade.draft.none import NoDrafter
+from tascade.draft.budget import NoDrafter
 from tascade.enrich.gate import Said, judge
 from tascade.enrich.tokens.merger import Merger
 from tascade.enrich.tokens.stored import read_tokens

@@ -20,15 +20,14 @@ from tascade.builder import answering
 from tascade.cli import verbs as cli
 from tascade.config import GateConfig, SpecConfig, TuneConfig, VocabConfig
 from tascade.core import silent
-from tascade.data.choose import thin
 from tascade.data.encode import encode_prompt, end_tokens
 from tascade.data.load import load_examples
-from tascade.data.prepare import MOST_HELD_OUT, Prepared, prepare
+from tascade.data.prepare import MOST_HELD_OUT, Prepared, prepare, thin
 from tascade.decode.loop import Decoder
 from tascade.decode.sampling import SamplingParams
 from tascade.decode.target import Target
+from tascade.draft.budget import NoDrafter
 from tascade.draft.costs import CostTable
-from tascade.draft.none import NoDrafter
 from tascade.enrich.choose import enrich
 from tascade.enrich.distill_data import Lessons, own_lessons
 from tascade.errors import ConfigError

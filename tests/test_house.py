@@ -20,7 +20,6 @@ ROWS = [
     {"bench", "serve", "integrations", "testing"},
     {"pipeline", "forecast"},
     {"builder"},
-    {"calibration"},
     {"model"},
     {"enrich", "draft.neural"},
     {"tailor"},

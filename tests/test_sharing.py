@@ -24,7 +24,7 @@ from tascade.core import Generation
 from tascade.decode.exclusive import exclusive
 from tascade.decode.loop import Decoder
 from tascade.decode.target import Target
-from tascade.draft.none import NoDrafter
+from tascade.draft.budget import NoDrafter
 from tascade.errors import TascadeError
 from tascade.integrations.transformers import speculative_generate
 from tascade.testing import byte_tokenizer, tiny_model, toy_examples

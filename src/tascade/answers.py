@@ -16,23 +16,19 @@ import numpy as np
 
 from tascade.config import Recipe
 from tascade.core import IntArray, Progress, Row
-from tascade.data.choose import spread
-from tascade.data.prepare import Prepared
+from tascade.data.prepare import Prepared, spread
 from tascade.decode.loop import Decoder
 from tascade.decode.sampling import SamplingParams
 from tascade.errors import ConfigError
 
 LEAST_OWN = 20
 """Fewest own answers to go on with where there is no time for all of them."""
-_MOST_HELD_OUT = 400
 Answer = Callable[[Sequence[Row]], tuple[list[Row], list[int]]]
 """Answers the prompts of rows as :func:`own_answers` does: for stages that need answers."""
 Answering = Callable[
     [tuple[Any, Any, str], Prepared, Recipe, Progress], AbstractContextManager[Answer]
 ]
-"""Gives an :data:`Answer` of a loaded model, drafted for from the references, for as long as it is
-open: :func:`tascade.builder.answering`, for stages that lie below it.
-"""
+"""Gives a loaded model's :data:`Answer` while it is open: :func:`tascade.builder.answering`."""
 
 
 def own_answers(
@@ -97,7 +93,7 @@ def enough_own(reached: int, rows: Sequence[Row], what: str, seconds: float) -> 
 
 
 def own_held_out(
-    answer: Answer, rows: Sequence[Row], seconds: float, most: int = _MOST_HELD_OUT
+    answer: Answer, rows: Sequence[Row], seconds: float, most: int = 400
 ) -> tuple[list[Row], int]:
     """The model's own answers to held-out prompts, at most ``most`` of them spread over ``rows``;
     and how many of these prompts were not reached in ``seconds``, which are left out.

@@ -18,7 +18,7 @@ from tascade.decode.loop import Decoder, NodeBudget
 from tascade.decode.sampling import Processor, SamplingParams, argmax_of
 from tascade.decode.target import Target
 from tascade.decode.text import TextStream
-from tascade.draft.budget import Budget
+from tascade.draft.budget import Budget, NoDrafter
 from tascade.draft.costs import CostTable
 from tascade.draft.neural.combined import assisted
 from tascade.draft.neural.draft_model import AssistantDrafter
@@ -26,7 +26,6 @@ from tascade.draft.neural.load import open_assistant
 from tascade.draft.ngram.drafter import MixDrafter
 from tascade.draft.ngram.mixer_calibration import Calibration
 from tascade.draft.ngram.sources import open_task
-from tascade.draft.none import NoDrafter
 from tascade.errors import ConfigError
 from tascade.index.view import CorpusView
 from tascade.load import ModelRef, load_model, machine_key

@@ -152,22 +152,14 @@ class Pack:
         return self.path / "report.html"
 
     def note(self, **changes: Any) -> None:
-        """Change what ``pack.json`` will say; nothing is written before :meth:`save_info`."""
+        """Change what ``pack.json`` will say; nothing is written before :meth:`save`."""
         self.info = replace(self.info, **changes)
 
-    def save_info(self, info: PackInfo) -> None:
-        """Replace ``pack.json``, atomically."""
-        body = {"format": FORMAT, "version": VERSION, **asdict(info)}
+    def save(self) -> Pack:
+        """Write ``pack.json``, or replace it, atomically; returns the pack."""
+        body = {"format": FORMAT, "version": VERSION, **asdict(self.info)}
         write_atomic(self.path / "pack.json", json.dumps(body, indent=1).encode())
-        self.info = info
-
-    @classmethod
-    def create(cls, path: Path, info: PackInfo) -> Pack:
-        """Start a pack in an empty folder."""
-        path.mkdir(parents=True, exist_ok=True)
-        pack = cls(path, info)
-        pack.save_info(info)
-        return pack
+        return self
 
     @classmethod
     def open(cls, path: str | Path) -> Pack:

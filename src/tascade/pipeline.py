@@ -18,28 +18,27 @@ import tempfile
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tascade.answers import count_prompts, enough_own, own_held_out
-from tascade.builder import PackBuilder, Stage, answerer, answering
-from tascade.calibration import calibrate, check
+from tascade.builder import PackBuilder, Stage, answerer, answering, calibrate, check
 from tascade.config import DataConfig, Recipe, VocabConfig
 from tascade.core import Progress, silent
 from tascade.data.encode import end_tokens
 from tascade.data.prepare import Prepared, describe_sources, prepare
 from tascade.enrich.run import Score, Tuned
-from tascade.enrich.stage import forget_run, load_to_tune, tune_loaded
+from tascade.enrich.stage import load_to_tune, tune_loaded, work_folder
 from tascade.enrich.tokens.merger import Merger
 from tascade.enrich.tokens.stored import read_tokens
 from tascade.enrich.train.distributed import join_fleet
 from tascade.errors import ConfigError, GateError
 from tascade.load import ModelRef, load_model
 from tascade.model import TaskModel
-from tascade.tailor.savings import vocabulary_gain
-from tascade.tailor.stage import Tailoring, list_tokens
+from tascade.tailor.profile import list_tokens
+from tascade.tailor.savings import Tailoring, vocabulary_gain
 from tascade.tailor.tailored import keep_vocabulary, with_vocabulary
 from tascade.util.files import folder_beside, remove_folder
 from tascade.util.places import place_for
@@ -72,8 +71,10 @@ def adapt(
         ConfigError: the model cannot be loaded, or ``out`` exists and must not be replaced.
         UnsupportedModelError: the model's state cannot be rewound.
     """
-    target = _place(out, overwrite, (model, data, validation))
-    given = model, data, validation, target, recipe or Recipe(), overwrite, progress or silent
+    used, target = (model, data, validation), None
+    if out is not None:
+        target = place_for(out, overwrite=overwrite, used=used)
+    given = *used, target, recipe or Recipe(), overwrite, progress or silent
     return _make(*given).task_model
 
 
@@ -90,22 +91,16 @@ def adapt_tuned(
 ) -> tuple[TaskModel, Tuned]:
     """Tune a model, then learn the tuned one's answers: a pack with both (TASC-ft and TASC-spec).
 
-    Args:
-        model: see :func:`tune`.
-        data: training examples with prompts.
-        out: folder of the pack.
-        validation: held-out examples; a share of ``data`` when absent.
-        recipe: see :func:`tune`, and :func:`tascade.adapt`.
-        resume: go on with the run that was stopped, or whose model could not be packed.
-        overwrite: replace a pack that exists, in one step, and nothing else that does.
-        progress: called with (stage, done, total).
+    It is given what :func:`adapt` is, examples with prompts; ``resume``: go on with the run that
+    was stopped, or whose model could not be packed.
 
     Raises:
         GateError: the gate refused the tuned model. What was trained lies beside ``out``.
         ConfigError: a head for drafts alone, which a tuned model cannot have.
         DataError, ConfigError: see :func:`tune` and :func:`tascade.adapt`.
     """
-    recipe, target = recipe or Recipe(), _place(out, overwrite, (model, data, validation))
+    used, recipe = (model, data, validation), recipe or Recipe()
+    target = place_for(out, overwrite=overwrite, used=used)
     if recipe.vocab.head == "draft-only":
         raise ConfigError(
             "a tuned model cannot have a head for drafts alone",
@@ -114,7 +109,6 @@ def adapt_tuned(
             where="vocab.head",
             fix="no assistant knows the new tokens: tune, or tailor for drafts, not both",
         )
-    assert target is not None
     # The run's folder stays until the pack is made: if that fails, nothing is trained again.
     staged, fleet = target.with_name(f".{target.name}.staged"), join_fleet(recipe.device)
     if fleet.first:
@@ -122,8 +116,7 @@ def adapt_tuned(
     fleet.wait()
     tuning = partial(tune_first, to=staged / "model", resume=resume)
     tell = progress if progress and fleet.first else silent
-    given = model, data, validation, target, recipe, overwrite, tell
-    made = _make(*given, tuning, saves=fleet.first)
+    made = _make(*used, target, recipe, overwrite, tell, tuning, saves=fleet.first)
     assert made.tuned is not None
     tuned = replace(made.tuned, path=target / "model")
     if fleet.first:
@@ -133,10 +126,6 @@ def adapt_tuned(
     fleet.wait()
     device = recipe.device
     return TaskModel.from_pretrained(target, dtype=recipe.dtype, device=device), tuned
-
-
-def _place(out: str | Path | None, overwrite: bool, used: tuple[Any, ...]) -> Path | None:
-    return None if out is None else place_for(out, overwrite=overwrite, used=used)
 
 
 def _make(
@@ -162,7 +151,8 @@ def _make(
             made = PackBuilder(folder, loaded, wanted)
         tokenizer, name = made.loaded[1:]
         merger = read_tokens(name) if tuning is None else None
-        prepared = prepare(tokenizer, made.ends, data, validation, recipe, tell, merger)
+        ends = end_tokens(*made.loaded[:2])
+        prepared = prepare(tokenizer, ends, data, validation, recipe, tell, merger)
         made.pack.note(data=describe_sources(data, validation, prepared.reports))
         for stage in _stages(wanted, tuning) if saves else [tuning]:
             assert stage is not None
@@ -174,7 +164,7 @@ def _make(
             weakref.finalize(made.pack, remove_folder, folder, os.getpid())
         else:
             # What is there now may not be what was there when all this began.
-            _place(target, overwrite, (name, data, validation))
+            place_for(target, overwrite=overwrite, used=(name, data, validation))
             made.install(target)
     return made
 
@@ -246,7 +236,7 @@ def index_own(task: PackBuilder, prepared: Prepared, recipe: Recipe, progress: P
     prompt that time does not reach keeps its reference; the pack says how many do.
 
     Raises:
-        TascadeError: drafts change words (see :func:`tascade.calibration.check`), which is better
+        TascadeError: drafts change words (see :func:`tascade.builder.check`), which is better
             known before this work than after it.
     """
     task_model, pack = task.task_model, task.pack
@@ -263,8 +253,7 @@ def index_own(task: PackBuilder, prepared: Prepared, recipe: Recipe, progress: P
 def tailor_head(task: PackBuilder, prepared: Prepared, recipe: Recipe, progress: Progress) -> None:
     """List the tokens of the task's answers in the pack, and go on with a head of those.
 
-    Where the pack has the model's own answers, they alone are counted, and held-out prompts are
-    answered to measure the list on.
+    The model's own answers alone are counted, where there are any, and the list measured on such.
 
     Raises:
         ConfigError: too few of the model's own answers in the time allowed.
@@ -276,11 +265,10 @@ def tailor_head(task: PackBuilder, prepared: Prepared, recipe: Recipe, progress:
         rows = [rows[at] for at in prepared.own]
         held_out, _ = own_held_out(answerer(task.task_model, recipe, progress), held_out, seconds)
     progress("counting tokens", 0, len(rows))
-    model, tokenizer = task.loaded[:2]
-    mark = pack.info.fingerprint
-    profile = list_tokens(model, tokenizer, rows, held_out, recipe.vocab, own=own, fingerprint=mark)
-    pack.info = with_vocabulary(pack.info, recipe.vocab)
-    profile.save(pack.vocabulary, tokenizer)
+    config, mark = recipe.vocab, pack.info.fingerprint
+    profile = list_tokens(task.loaded[:2], rows, held_out, config, own=own, fingerprint=mark)
+    pack.info = with_vocabulary(pack.info, config)
+    profile.save(pack.vocabulary, task.loaded[1])
     task.task_model.reload(head="")
 
 
@@ -291,7 +279,7 @@ def prove(task: PackBuilder, prepared: Prepared, recipe: Recipe, progress: Progr
         "held_out": len(rows),
         "held_out_of": prepared.held_out_of,
         "calibrated": calibrate(task.task_model, rows, recipe, progress),
-        **asdict(check(task.task_model, prepared.asked, recipe)),
+        **check(task.task_model, prepared.asked, recipe),
     }
     task.pack.note(rows={**task.pack.info.rows, **counts})
 
@@ -339,7 +327,7 @@ def tune(
     given = loaded, prepared, target, recipe, answering, tell
     tuned = tune_loaded(*given, resume=resume, score=score)
     if tuned.path is not None and first:
-        forget_run(target)
+        shutil.rmtree(work_folder(target), ignore_errors=True)
     return tuned
 
 
@@ -371,11 +359,11 @@ def tailor(
     """
     config, tell = config or VocabConfig(head="exact"), progress or silent
     task_model = TaskModel.from_pretrained(pack, head="full")
-    model, tokenizer, made = task_model.model, task_model.tokenizer, task_model.pack
+    loaded, made = (task_model.model, task_model.tokenizer), task_model.pack
     tokens, chat = made.info.max_new_tokens, task_model.chat
     recipe = Recipe(max_new_tokens=tokens, chat=chat, data=DataConfig(on_error=on_error))
     merger = read_tokens(made.model)
-    prepared = prepare(tokenizer, task_model.ends, data, held_out, recipe, tell, merger)
+    prepared = prepare(loaded[1], task_model.ends, data, held_out, recipe, tell, merger)
     rows, checked, left_out = prepared.train, prepared.validation, None
     if own:
         answer, seconds = answerer(task_model, recipe, tell), recipe.spec.own_seconds
@@ -384,7 +372,7 @@ def tailor(
         checked, late = own_held_out(answer, checked, seconds)
         left_out = {"train": count_prompts(prepared.train) - len(rows), "held_out": late}
     mark = made.info.fingerprint
-    profile = list_tokens(model, tokenizer, rows, checked, config, own=own, fingerprint=mark)
-    keep_vocabulary(made, tokenizer, profile, config)
-    gain = vocabulary_gain(model, profile, checked)
+    profile = list_tokens(loaded, rows, checked, config, own=own, fingerprint=mark)
+    keep_vocabulary(made, loaded[1], profile, config)
+    gain = vocabulary_gain(loaded[0], profile, checked)
     return Tailoring(str(made.path), config.head, gain, config.tables, left_out)

@@ -18,7 +18,7 @@ from tascade.bench.peers import (
 from tascade.decode.loop import Decoder
 from tascade.decode.sampling import SamplingParams
 from tascade.decode.target import Target
-from tascade.draft.none import NoDrafter
+from tascade.draft.budget import NoDrafter
 from tascade.testing import tiny_model
 
 PROMPTS = [[5, 6, 7, 5, 6, 7, i] for i in range(5)]

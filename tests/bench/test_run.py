@@ -19,11 +19,10 @@ from tascade.decode.equality import NearTies, first_difference
 from tascade.decode.loop import AllNodes, Decoder
 from tascade.decode.sampling import SamplingParams
 from tascade.decode.target import Target
-from tascade.draft.budget import Budget
+from tascade.draft.budget import Budget, NoDrafter
 from tascade.draft.costs import CostTable
 from tascade.draft.ngram.drafter import MixDrafter
 from tascade.draft.ngram.mixer_calibration import Calibration
-from tascade.draft.none import NoDrafter
 from tascade.errors import ConfigError
 from tascade.testing import RandomTreeDrafter, byte_tokenizer, tiny_model
 

@@ -7,7 +7,7 @@ import torch
 from tascade.decode.loop import Decoder
 from tascade.decode.sampling import SamplingParams, log_probability
 from tascade.decode.target import Target
-from tascade.draft.none import NoDrafter
+from tascade.draft.budget import NoDrafter
 from tascade.errors import ConfigError
 from tascade.testing import OracleDrafter, tiny_model
 

@@ -13,8 +13,8 @@ from tascade.decode.cache import RewindableCache
 from tascade.decode.loop import AllNodes, Decoder
 from tascade.decode.sampling import SamplingParams
 from tascade.decode.target import Target
+from tascade.draft.budget import NoDrafter
 from tascade.draft.neural.draft_model import AssistantDrafter
-from tascade.draft.none import NoDrafter
 from tascade.testing import OracleDrafter, tiny_model
 
 LONG, SHORT = [i * 7 % 96 for i in range(20_000)], list(range(1, 40))

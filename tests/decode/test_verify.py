@@ -10,8 +10,8 @@ from tascade.decode.loop import Decoder, best_chain
 from tascade.decode.sampling import Chooser, SamplingParams
 from tascade.decode.target import Target
 from tascade.decode.verify import walk
+from tascade.draft.budget import NoDrafter
 from tascade.draft.ngram.drafter import MixDrafter
-from tascade.draft.none import NoDrafter
 from tascade.errors import ConfigError, TascadeError
 from tascade.testing import OracleDrafter, tiny_model
 

@@ -17,8 +17,8 @@ from tascade.draft.ngram.batch_budget import BatchBudget
 from tascade.draft.ngram.batch_kernels import SURVIVAL_BINS
 from tascade.draft.ngram.sources import Task
 from tascade.errors import ConfigError
-from tascade.index.appended import AppendedWatch
 from tascade.index.corpus import CorpusIndex
+from tascade.index.traffic import AppendedWatch
 
 END = 1
 ROWS, LENGTH, MOST = 6, 200, 8

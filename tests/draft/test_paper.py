@@ -10,7 +10,7 @@ from tascade.core import Drafter, Source
 from tascade.decode.loop import AllNodes, Decoder
 from tascade.decode.sampling import SamplingParams
 from tascade.decode.target import Target
-from tascade.draft.none import NoDrafter
+from tascade.draft.budget import NoDrafter
 from tascade.errors import ConfigError
 from tascade.testing import tiny_model
 

@@ -21,17 +21,16 @@ from tascade.decode.lm_head import install_slot
 from tascade.decode.loop import AllNodes, Decoder
 from tascade.decode.sampling import SamplingParams
 from tascade.decode.target import Target
-from tascade.draft.budget import Budget
+from tascade.draft.budget import Budget, NoDrafter
 from tascade.draft.costs import CostTable
 from tascade.draft.neural.combined import CorpusFirst, assisted
 from tascade.draft.neural.draft_model import AssistantDrafter
 from tascade.draft.ngram.drafter import MixDrafter
-from tascade.draft.none import NoDrafter
 from tascade.errors import ConfigError
 from tascade.index.corpus import CorpusIndex
 from tascade.model import TaskModel
+from tascade.tailor.head import RequestHead
 from tascade.tailor.offload.table import RowTable
-from tascade.tailor.single_head import RequestHead
 from tascade.tailor.tailored import GUARANTEES
 from tascade.testing import (
     FAMILIES,

@@ -14,7 +14,7 @@ from tascade.decode.lm_head import finisher, install_slot
 from tascade.decode.loop import Decoder
 from tascade.decode.sampling import SamplingParams
 from tascade.decode.target import Target
-from tascade.draft.none import NoDrafter
+from tascade.draft.budget import NoDrafter
 from tascade.errors import ConfigError, TascadeError, UnsupportedModelError
 from tascade.tailor.exact_batch import ExactBatchDecoder
 from tascade.tailor.head import UnionHead

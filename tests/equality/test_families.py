@@ -12,10 +12,9 @@ from tascade.core import Drafter, DraftTree, Source
 from tascade.decode.loop import AllNodes, Decoder
 from tascade.decode.sampling import SamplingParams
 from tascade.decode.target import Target
-from tascade.draft.budget import Budget
+from tascade.draft.budget import Budget, NoDrafter
 from tascade.draft.costs import CostTable
 from tascade.draft.ngram.drafter import MixDrafter
-from tascade.draft.none import NoDrafter
 from tascade.index.corpus import CorpusIndex
 from tascade.testing import (
     FAMILIES,

@@ -9,7 +9,7 @@ from tascade.core import DraftTree
 from tascade.decode.loop import Decoder
 from tascade.decode.sampling import SamplingParams
 from tascade.decode.target import Target
-from tascade.draft.none import NoDrafter
+from tascade.draft.budget import NoDrafter
 from tascade.errors import UnsupportedModelError
 from tascade.testing import OracleDrafter, RandomTreeDrafter, ScriptedDrafter, tiny_model
 

@@ -17,7 +17,7 @@ from tascade.core import DraftTree
 from tascade.decode import loop as loop_module
 from tascade.decode.loop import Decoder
 from tascade.decode.sampling import Chooser, SamplingParams
-from tascade.draft.none import NoDrafter
+from tascade.draft.budget import NoDrafter
 from tascade.testing import ScriptedDrafter
 
 V = 6

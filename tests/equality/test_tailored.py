@@ -12,12 +12,12 @@ from tascade.decode.lm_head import finisher, install_slot
 from tascade.decode.loop import Decoder
 from tascade.decode.sampling import SamplingParams
 from tascade.decode.target import Target
+from tascade.draft.budget import NoDrafter
 from tascade.draft.ngram.drafter import MixDrafter
-from tascade.draft.none import NoDrafter
 from tascade.tailor.exact import DeferredDecoder
+from tascade.tailor.head import RequestHead
 from tascade.tailor.head_check import take_unchecked
 from tascade.tailor.offload.load import load_slim
-from tascade.tailor.single_head import RequestHead
 from tascade.tailor.tailored import tailor_model
 from tascade.testing import FAMILIES, OracleDrafter, RandomTreeDrafter, byte_tokenizer, tiny_model
 

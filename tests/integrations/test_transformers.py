@@ -17,7 +17,7 @@ from transformers.generation.streamers import BaseStreamer
 from tascade.core import EMPTY_TREE, DraftTree, IntArray
 from tascade.decode.loop import Decoder
 from tascade.decode.target import Target
-from tascade.draft.none import NoDrafter
+from tascade.draft.budget import NoDrafter
 from tascade.errors import ConfigError
 from tascade.integrations.transformers import speculative_generate
 from tascade.testing import byte_tokenizer, tiny_model

@@ -13,7 +13,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from tascade.decode.loop import Decoder
 from tascade.decode.target import Target
-from tascade.draft.none import NoDrafter
+from tascade.draft.budget import NoDrafter
 from tascade.errors import ConfigError
 from tascade.integrations.transformers import speculative_generate
 from tascade.testing import tiny_model

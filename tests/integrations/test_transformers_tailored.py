@@ -16,7 +16,7 @@ from tascade.config import VocabConfig
 from tascade.core import Drafter, IntArray
 from tascade.decode.loop import Decoder
 from tascade.decode.target import Target
-from tascade.draft.none import NoDrafter
+from tascade.draft.budget import NoDrafter
 from tascade.errors import ConfigError
 from tascade.integrations.transformers import speculative_generate
 from tascade.tailor.exact import DeferredDecoder

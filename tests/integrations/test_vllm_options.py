@@ -16,8 +16,8 @@ import torch
 from tascade.draft.ngram.batch import BatchDrafter
 from tascade.draft.ngram.sources import Task
 from tascade.errors import ConfigError
-from tascade.index.appended import AppendedWatch
 from tascade.index.corpus import CorpusIndex
+from tascade.index.traffic import AppendedWatch
 from tascade.integrations import vllm
 from tascade.integrations.vllm import (
     Options,

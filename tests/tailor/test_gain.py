@@ -10,11 +10,10 @@ import torch
 
 from tascade.core import IntArray
 from tascade.tailor.counts import Row, count_documents
-from tascade.tailor.head import UnionHead
+from tascade.tailor.head import RequestHead, UnionHead
 from tascade.tailor.offload.table import RowTable
 from tascade.tailor.profile import Profile, build_profile
 from tascade.tailor.savings import vocabulary_gain
-from tascade.tailor.single_head import RequestHead
 from tascade.testing import byte_tokenizer, tiny_model
 
 V = 2000

@@ -9,8 +9,8 @@ import torch
 from tascade.decode.lm_head import SmallLogits
 from tascade.decode.sampling import argmax_of, argmax_rows
 from tascade.errors import ConfigError
+from tascade.tailor.head import RequestHead
 from tascade.tailor.offload.table import RowTable
-from tascade.tailor.single_head import RequestHead
 
 V, D = 5000, 24
 

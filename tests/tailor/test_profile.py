@@ -16,8 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tascade.data.encode import fingerprint
 from tascade.errors import ConfigError, FingerprintError, PackError, TascadeError
-from tascade.tailor.counts import DocumentCounts, count_documents
-from tascade.tailor.coverage import measure_coverage
+from tascade.tailor.counts import DocumentCounts, count_documents, measure_coverage
 from tascade.tailor.profile import Profile, build_profile, droppable
 from tascade.tailor.required import pinned_tokens
 from tascade.tailor.scripts import ALWAYS, SCRIPTS, Letters

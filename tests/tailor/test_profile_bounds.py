@@ -26,8 +26,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from tascade.errors import ConfigError, DataError, PackError
-from tascade.tailor.counts import count_documents
-from tascade.tailor.coverage import measure_coverage
+from tascade.tailor.counts import count_documents, measure_coverage
 from tascade.tailor.profile import Profile, build_profile
 from tascade.tailor.required import pinned_tokens
 from tascade.tailor.scripts import Letters

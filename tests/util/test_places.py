@@ -39,7 +39,7 @@ def loaded() -> tuple[Any, Any]:
 
 
 def a_pack(folder: Path) -> Path:
-    return Pack.create(folder, PackInfo("org/model", "f", 260)).path
+    return Pack(folder, PackInfo("org/model", "f", 260)).save().path
 
 
 def thesis(folder: Path) -> Path:

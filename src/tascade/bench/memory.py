@@ -137,7 +137,7 @@ def _load(job: MemoryJob) -> tuple[Any, Any, Any]:
     """A decoder, the model under it, and its tailored head or ``None``: no more than is needed."""
     from tascade.decode.loop import Decoder
     from tascade.decode.target import Target
-    from tascade.draft.none import NoDrafter
+    from tascade.draft.budget import NoDrafter
     from tascade.load import load_model
     from tascade.model import TaskModel
     from tascade.pack import Pack

@@ -16,13 +16,13 @@ from tascade.bench.peers import arctic_methods, hf_generate, hf_prompt_lookup
 from tascade.bench.run import About, BenchSettings, run_bench
 from tascade.bench.tailored import HEADS, tailored_methods
 from tascade.core import Example, IntArray, Progress, silent
-from tascade.data.choose import spread
 from tascade.data.load import LoadReport, load_examples, source_hash
+from tascade.data.prepare import spread
 from tascade.decode.equality import NearTies
 from tascade.decode.loop import AllNodes, Decoder
 from tascade.decode.sampling import SamplingParams
 from tascade.decode.target import Target
-from tascade.draft.none import NoDrafter
+from tascade.draft.budget import NoDrafter
 from tascade.enrich.tokens.stored import read_tokens
 from tascade.errors import ConfigError, DataError, PackError
 from tascade.load import ModelRef, load_model

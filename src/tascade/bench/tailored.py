@@ -11,8 +11,8 @@ from tascade.bench.trace import VerifiedNodes
 from tascade.core import Generation
 from tascade.decode.loop import Decoder
 from tascade.decode.sampling import SamplingParams
+from tascade.draft.budget import NoDrafter
 from tascade.draft.ngram.mixer_calibration import Calibration
-from tascade.draft.none import NoDrafter
 from tascade.model import TaskModel, measure_cost
 from tascade.tailor.exact import DeferredDecoder
 from tascade.tailor.tailored import GUARANTEES, Tailored, tailor_pack

@@ -9,6 +9,8 @@ import typer
 
 from tascade.cli.options import (
     ChatKwargs,
+    DataArg,
+    HeldOut,
     Json,
     ModelOpt,
     OnError,
@@ -20,11 +22,9 @@ from tascade.cli.options import (
 
 
 def enrich(
-    data: Annotated[str, typer.Argument(help="Training examples: file, folder or hub id.")],
+    data: DataArg,
     model: ModelOpt,
-    held_out: Annotated[
-        str, typer.Option(help="Held-out examples; a share of DATA if absent.")
-    ] = "",
+    held_out: HeldOut = "",
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="New folder for tokens and tokenizer.")
     ] = None,
@@ -67,12 +67,10 @@ def enrich(
 
 
 def tune(
-    data: Annotated[str, typer.Argument(help="Training examples: file, folder or hub id.")],
+    data: DataArg,
     model: ModelOpt,
     out: Annotated[Path, typer.Option("--out", "-o", help="New folder for the tuned model.")],
-    held_out: Annotated[
-        str, typer.Option(help="Held-out examples; a share of DATA if absent.")
-    ] = "",
+    held_out: HeldOut = "",
     tokens: Annotated[int, typer.Option(help="How many; 0 for as many as are worth it.")] = 0,
     epochs: Annotated[int, typer.Option(help="Rounds over the examples [recipe: 3].")] = 0,
     targets: Annotated[str, typer.Option(help="own [recipe's default] or gold answers.")] = "",

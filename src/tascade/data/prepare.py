@@ -1,15 +1,14 @@
-"""Task data as token ids: read, encoded, and a share of it held out."""
+"""Task data as token ids: read, encoded, a share of it held out, and some rows chosen of many."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from tascade.config import DataConfig, Recipe
 from tascade.core import Example, IntArray, Progress, Row
-from tascade.data.choose import thin
 from tascade.data.encode import encode_example
 from tascade.data.load import LoadReport, load_examples, source_hash
 from tascade.errors import DataError
@@ -18,6 +17,7 @@ MOST_HELD_OUT = 2000
 """Held-out rows kept, spread over the file; each use takes its own number of these."""
 _LISTED_ROWS = 100
 _HELD_OUT_SHARE, _HELD_OUT_MOST = 20, 200
+T = TypeVar("T")
 
 
 class Merges(Protocol):
@@ -46,6 +46,21 @@ class Prepared:
     def asked(self) -> list[Row]:
         """Rows with prompts to compare with plain decoding on: held-out ones where there are."""
         return [row for row in self.validation if row[0] is not None] or self.train
+
+    def require_held_out(self, where: str) -> None:
+        """Refuse to go on without held-out rows.
+
+        Raises:
+            DataError: fewer than two.
+        """
+        if len(self.validation) < 2:
+            raise DataError(
+                "too few examples to hold any out",
+                got=f"{len(self.train)} examples",
+                wanted="at least 40, or held-out examples of their own",
+                where=where,
+                fix="pass held-out examples with --held-out",
+            )
 
     def merge_answers(self, merger: Merges) -> None:
         """Write all answers in the tokens of a tuned model, which says them so."""
@@ -128,3 +143,26 @@ def describe_sources(
             entry["skipped_rows"] = [list(row) for row in report.skipped_rows[:_LISTED_ROWS]]
         out.append(entry)
     return out
+
+
+def spread(rows: Sequence[T], count: int) -> list[T]:
+    """At most ``count`` rows, evenly spaced over the whole sequence."""
+    if len(rows) <= count:
+        return list(rows)
+    return [rows[i * len(rows) // count] for i in range(count)]
+
+
+def thin(rows: Iterable[T], most: int) -> tuple[list[T], int]:
+    """At most ``most`` rows of a stream, spread over the whole of it, and how many it had.
+
+    No more than twice as many are held at any time, however long the stream is.
+    """
+    kept: list[T] = []
+    step, count = 1, 0
+    for row in rows:
+        if count % step == 0:
+            kept.append(row)
+        if len(kept) == 2 * most:  # every other one of them, and of those to come
+            kept, step = kept[::2], 2 * step
+        count += 1
+    return spread(kept, most), count

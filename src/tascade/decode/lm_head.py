@@ -23,7 +23,7 @@ HeadLike = Callable[[torch.Tensor], torch.Tensor]
 class SmallHead(Protocol):
     """A head over some of the vocabulary's tokens.
 
-    See :class:`tascade.tailor.single_head.RequestHead`.
+    See :class:`tascade.tailor.head.RequestHead`.
     """
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from tascade.core import FloatArray
+from tascade.core import EMPTY_TREE, DraftTree, FloatArray, IntArray
 from tascade.draft.costs import Backoff, CostTable, Trust
 
 # Set with benchmarks/never_slower.py; none was varied by itself.
@@ -158,3 +159,19 @@ class Budget:
             self._calls.paid()
         else:
             self._calls.failed((spent - saved) / float(curve[0]))
+
+
+class NoDrafter:
+    """Never drafts: plain decoding is this drafter in the same loop."""
+
+    name = "plain"
+
+    def start(self, prompt: IntArray) -> None:
+        """Nothing to do."""
+
+    def propose(self, limit: int, floor: float = 0.0) -> DraftTree:
+        """An empty tree."""
+        return EMPTY_TREE
+
+    def commit(self, tokens: IntArray, verified: int, path: Sequence[int]) -> None:
+        """Nothing to learn."""

@@ -12,9 +12,8 @@ from tascade.answers import Answering
 from tascade.config import DataConfig, Recipe
 from tascade.core import IntArray, Progress, Row, silent
 from tascade.data.chat import ChatConfig
-from tascade.data.choose import spread
 from tascade.data.encode import end_tokens, fingerprint
-from tascade.data.prepare import prepare
+from tascade.data.prepare import prepare, spread
 from tascade.enrich.distill_data import own_lessons
 from tascade.enrich.tokens.boundaries import firm_shares
 from tascade.enrich.tokens.counts import BARRIER
@@ -32,7 +31,6 @@ from tascade.enrich.tokens.family import TokenizerFamily
 from tascade.enrich.tokens.merger import Merger, pieces
 from tascade.enrich.tokens.mine import MiningRules, OutputCounts
 from tascade.enrich.tokens.stored import FORMAT, TOKENS_FILE, VERSION
-from tascade.errors import DataError
 from tascade.load import ModelRef, load_model
 from tascade.util.files import folder_beside, install_folder, without_folders, write_atomic
 from tascade.util.places import place_for
@@ -154,14 +152,7 @@ def enrich(
         Recipe(data=DataConfig(on_error=on_error), chat=chat or ChatConfig()),
     )
     prepared = prepare(tokenizer, ends, data, held_out, recipe, tell)
-    if len(prepared.validation) < 2:
-        raise DataError(
-            "too few examples to hold any out",
-            got=f"{len(prepared.train)} examples",
-            wanted="at least 40, or held-out examples of their own",
-            where=str(data),
-            fix="pass held-out examples with --held-out",
-        )
+    prepared.require_held_out(str(data))
     rows, left_out = (prepared.train, spread(prepared.validation, _HELD_OUT_ROWS)), {}
     if own_answers is not None:
         given = (loaded, tokenizer, name), prepared, recipe, tell, own_answers

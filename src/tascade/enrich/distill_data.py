@@ -14,8 +14,7 @@ from safetensors.numpy import load_file, save
 from tascade.answers import Answering, count_prompts, enough_own
 from tascade.config import Recipe
 from tascade.core import IntArray, Progress, Row
-from tascade.data.choose import spread
-from tascade.data.prepare import Prepared
+from tascade.data.prepare import Prepared, spread
 from tascade.enrich.kl import free_text
 from tascade.enrich.prompts import own_prompts, spliced_prompts
 from tascade.enrich.tokens.family import TokenizerFamily

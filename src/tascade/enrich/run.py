@@ -13,12 +13,12 @@ import numpy as np
 
 from tascade.config import Recipe
 from tascade.core import IntArray, Progress, Row
-from tascade.data.choose import spread
+from tascade.data.prepare import spread
 from tascade.decode.exclusive import exclusive
 from tascade.decode.loop import Decoder
 from tascade.decode.sampling import SamplingParams
 from tascade.decode.target import Target
-from tascade.draft.none import NoDrafter
+from tascade.draft.budget import NoDrafter
 from tascade.enrich.choose import Decided, Enrichment, choose_tokens, write_tokens
 from tascade.enrich.distill_data import Lessons
 from tascade.enrich.gate import Said, Verdict, judge

@@ -5,7 +5,6 @@ What lies above is handed in: the model, the examples, and what gives the model'
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,8 @@ from typing import Any
 from tascade.answers import Answering
 from tascade.config import Recipe
 from tascade.core import Progress
-from tascade.data.choose import spread
 from tascade.data.encode import end_tokens, fingerprint
-from tascade.data.prepare import Prepared
+from tascade.data.prepare import Prepared, spread
 from tascade.enrich.distill_data import Lessons, own_lessons
 from tascade.enrich.run import Score, Tuned, TuningRun
 from tascade.enrich.tokens.family import TokenizerFamily
@@ -59,19 +57,10 @@ def tune_loaded(
     resume: bool = False,
     score: Score | None = None,
 ) -> Tuned:
-    """Teach a loaded model new tokens, and export it if it passes the gate.
+    """Teach a loaded model new tokens, and export it to ``target`` if it passes the gate.
 
-    What there is to resume from stays, beside ``target``, until :func:`forget_run`.
-
-    Args:
-        loaded: model, tokenizer and name, as from :func:`load_to_tune`; left as it is.
-        prepared: the examples, left as they are: half of those held out steer, half judge.
-        target: a new folder for the tuned model.
-        recipe: its ``tune`` section, ``device``, ``max_new_tokens`` and ``spec.own_seconds``.
-        answering: gives the model's own answers.
-        tell: called with (stage, done, total).
-        resume: go on with the run that was stopped.
-        score: of an answer against its reference, from 0 to 1; equal or not by default.
+    For the rest see :func:`tascade.pipeline.tune`. The model and the examples are left as they are;
+    what there is to resume from stays, beside ``target``, in :func:`work_folder`.
 
     Raises:
         DataError: too few examples with prompts, or nothing in them is worth a token.
@@ -79,7 +68,7 @@ def tune_loaded(
     """
     fleet = join_fleet(recipe.device)
     prepared = _with_prompts(prepared)
-    work = _work(target)
+    work = work_folder(target)
     if fleet.first:
         begin_run(work, _made_from(loaded, prepared, recipe), resume=resume)
         _make_lessons(loaded, prepared, recipe, work / _LESSONS, answering, tell)
@@ -95,12 +84,7 @@ def tune_loaded(
     return tuned
 
 
-def forget_run(target: Path) -> None:
-    """Remove what a run keeps beside ``target`` to go on from."""
-    shutil.rmtree(_work(target), ignore_errors=True)
-
-
-def _work(target: Path) -> Path:
+def work_folder(target: Path) -> Path:
     """Where a run keeps what it can go on from."""
     return target.with_name(f".{target.name}.tuning")
 

@@ -8,21 +8,20 @@ from typing import Any
 from tascade.config import DataConfig, Recipe, VocabConfig
 from tascade.core import IntArray, Progress, silent
 from tascade.data.chat import ChatConfig
-from tascade.data.choose import spread
 from tascade.data.encode import end_tokens
-from tascade.data.prepare import prepare
+from tascade.data.prepare import prepare, spread
 from tascade.decode.lm_head import finisher
 from tascade.decode.target import Target
 from tascade.draft.costs import CostTable
 from tascade.enrich.choose import Enrichment, choose_tokens
 from tascade.enrich.tokens.mine import MiningRules
 from tascade.enrich.tokens.stored import read_tokens
-from tascade.errors import ConfigError, DataError, UnsupportedModelError
+from tascade.errors import ConfigError, UnsupportedModelError
 from tascade.forecast.replay import Forecast, forecast
 from tascade.load import ModelRef, load_model
 from tascade.model import measure_cost
+from tascade.tailor.profile import list_tokens
 from tascade.tailor.savings import VocabularyGain, vocabulary_gain
-from tascade.tailor.stage import list_tokens
 
 _ROWS = 200
 
@@ -109,14 +108,7 @@ def inspect(
     prepared = prepare(tokenizer, ends, data, held_out, recipe, tell, read_tokens(name))
     chosen = spread(prepared.validation, _ROWS)
     rows = [_with_prompt(row) for row in chosen]
-    if len(rows) < 2:
-        raise DataError(
-            "too few examples to hold any out",
-            got=f"{len(prepared.train)} examples",
-            wanted="at least 40, or held-out examples of their own",
-            where=str(data),
-            fix="pass held-out examples with --held-out",
-        )
+    prepared.require_held_out(str(data))
     tell("measuring the model's steps", 0, None)
     cost = measure_cost(Target(loaded))
     tell("replaying held-out outputs", 0, len(rows))
@@ -138,7 +130,7 @@ def inspect(
     vocabulary = None
     if _replaceable(loaded):  # what `tascade tailor` would list with its defaults
         held = prepared.validation
-        profile = list_tokens(loaded, tokenizer, prepared.train, held, VocabConfig())
+        profile = list_tokens((loaded, tokenizer), prepared.train, held, VocabConfig())
         vocabulary = vocabulary_gain(loaded, profile, held)
     skipped = sum(report.skipped for report in prepared.reports)
     counts = {

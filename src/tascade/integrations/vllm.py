@@ -29,8 +29,7 @@ from tascade.draft.ngram.batch import BatchDrafter
 from tascade.draft.ngram.batch_budget import BatchBudget
 from tascade.draft.ngram.sources import Task, open_task
 from tascade.errors import ConfigError
-from tascade.index.appended import AppendedWatch
-from tascade.index.traffic import TrafficLearner
+from tascade.index.traffic import AppendedWatch, TrafficLearner
 from tascade.integrations.vllm_options import (
     Options,
     check_parallel,

@@ -14,10 +14,9 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from tascade.serve.engine import Engine
-from tascade.serve.failures import Refusal
 from tascade.serve.limits import Gate
 from tascade.serve.replies import Shape
-from tascade.serve.requests import ChatRequest, CompletionRequest
+from tascade.serve.requests import ChatRequest, CompletionRequest, Refusal
 from tascade.serve.turns import Turn, encoded, token_text
 
 _POLL = 0.25

@@ -19,8 +19,8 @@ from tascade.decode.sampling import SamplingParams
 from tascade.decode.text import TextStream
 from tascade.index.traffic import TrafficLearner
 from tascade.model import TaskModel
-from tascade.serve.failures import Refusal
 from tascade.serve.metrics import Metrics
+from tascade.serve.requests import Refusal
 from tascade.serve.settings import Settings
 
 _log = logging.getLogger("tascade.serve")

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from tascade.serve.engine import Engine
-from tascade.serve.failures import Refusal
+from tascade.serve.requests import Refusal
 
 _log = logging.getLogger("tascade.serve.access")
 

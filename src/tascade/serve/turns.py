@@ -12,8 +12,7 @@ from tascade.core import Generation, IntArray
 from tascade.decode.sampling import SamplingParams
 from tascade.errors import TascadeError
 from tascade.serve.engine import Engine, Job, Piece
-from tascade.serve.failures import Refusal
-from tascade.serve.requests import ChatRequest, CompletionRequest
+from tascade.serve.requests import ChatRequest, CompletionRequest, Refusal
 
 
 class Turn:

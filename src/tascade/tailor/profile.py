@@ -13,11 +13,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tascade.config import VocabConfig
 from tascade.core import IntArray, Row
+from tascade.data.encode import end_tokens
 from tascade.data.encode import fingerprint as tokenizer_fingerprint
 from tascade.errors import ConfigError, FingerprintError, PackError
-from tascade.tailor.counts import MOST_TOKENS, DocumentCounts
-from tascade.tailor.coverage import Coverage, measure_coverage
+from tascade.tailor.counts import (
+    MOST_TOKENS,
+    Coverage,
+    DocumentCounts,
+    count_documents,
+    measure_coverage,
+)
 from tascade.tailor.required import pinned_tokens
 from tascade.tailor.scripts import Letters
 from tascade.util.files import write_atomic
@@ -162,6 +169,32 @@ def _text(value: Any) -> str:
     if not isinstance(value, str) or len(value) > 1000:
         raise ValueError("not a short text")
     return value
+
+
+def list_tokens(
+    loaded: tuple[Any, Any],
+    rows: Iterable[Row],
+    held_out: Iterable[Row],
+    config: VocabConfig,
+    *,
+    own: bool = False,
+    fingerprint: str = "",
+) -> Profile:
+    """:func:`build_profile` of rows for a loaded model and its tokenizer, as ``config`` wants it.
+
+    ``own``: whether the answers are the model's own, and not the references.
+    """
+    return build_profile(
+        count_documents(rows),
+        loaded[1],
+        end_tokens(*loaded),
+        vocab_size=int(loaded[0].config.get_text_config().vocab_size),
+        tolerance=config.tolerance,
+        scripts=config.scripts,
+        counted="own" if own else "gold",
+        held_out=held_out,
+        fingerprint=fingerprint,
+    )
 
 
 def build_profile(

@@ -23,14 +23,13 @@ from tascade.errors import ConfigError, PackError
 from tascade.pack import Pack, PackInfo
 from tascade.tailor.exact import DeferredDecoder, Full
 from tascade.tailor.exact_batch import ExactBatchDecoder
-from tascade.tailor.head import UnionHead
+from tascade.tailor.head import RequestHead, UnionHead
 from tascade.tailor.miss_counter import MissCounter
 from tascade.tailor.offload.full_head import FullHead
 from tascade.tailor.offload.load import SlimModel
 from tascade.tailor.offload.table import RowTable
 from tascade.tailor.profile import Profile
 from tascade.tailor.schedule import CheckSchedule, logsumexp_rows
-from tascade.tailor.single_head import RequestHead
 from tascade.util.places import VOCABULARIES
 
 STAGE = "vocab-tailor"
@@ -176,12 +175,12 @@ def keep_vocabulary(pack: Pack, tokenizer: Any, profile: Profile, config: VocabC
     ``pack.json`` says which file has the list, so that replacing it takes list and head together:
     a crash at any point leaves those of before or these.
     """
-    info = with_vocabulary(pack.info, config)
     first, other = VOCABULARIES
     replaced = pack.vocabulary.is_file() and pack.info.vocabulary == first
     for name in (other, first) if replaced else (first,):
         profile.save(pack.path / name, tokenizer)
-        pack.save_info(replace(info, vocabulary=name))
+        pack.info = replace(with_vocabulary(pack.info, config), vocabulary=name)
+        pack.save()
     (pack.path / other).unlink(missing_ok=True)
 
 

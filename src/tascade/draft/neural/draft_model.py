@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from itertools import takewhile
@@ -12,12 +13,12 @@ import torch
 from tascade.core import DraftTree, FloatArray, IntArray
 from tascade.decode.target import Target
 from tascade.draft.costs import Trust
-from tascade.draft.neural.calibration import Confidence
 
 _FEW = 8
 """Tokens that an assistant runs in about the time of one."""
 _DEPTH = 24
 """Most tokens in a draft; it was never varied."""
+_BINS, _MEMORY = 13, 256.0
 
 
 class AssistantDrafter:
@@ -159,3 +160,32 @@ def _likeliest(logits: torch.Tensor) -> tuple[int, float]:
     chance = (best - row.logsumexp(-1)).exp()
     found, share = torch.stack((token.double(), chance.double())).tolist()
     return int(found), share
+
+
+class Confidence:
+    """How often a drafted token is right, given the probability its model gave it.
+
+    Beta counts in bins of the probability's log-odds, from -6 to 6; each bin begins with what the
+    probability says, for four trials' worth, and forgets what is older than some 256 trials.
+    """
+
+    def __init__(self) -> None:
+        at = 1 / (1 + np.exp(-np.linspace(-6, 6, _BINS)))
+        self._hits, self._trials = 4 * at, np.full(_BINS, 4.0)
+
+    def of(self, probability: float) -> float:
+        """Chance that a token with this probability is right, if all before it are."""
+        at = self._bin(probability)
+        return float(self._hits[at] / self._trials[at])
+
+    def learn(self, probability: float, right: bool) -> None:
+        """Take the outcome of one drafted token."""
+        at = self._bin(probability)
+        keep = min(1.0, _MEMORY / (self._trials[at] + 1))
+        self._hits[at] = keep * (self._hits[at] + right)
+        self._trials[at] = keep * (self._trials[at] + 1)
+
+    @staticmethod
+    def _bin(probability: float) -> int:
+        p = min(max(probability, 0.0025), 0.9975)
+        return round(math.log(p / (1 - p))) + _BINS // 2

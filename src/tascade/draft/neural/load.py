@@ -11,11 +11,11 @@ from tascade.draft.neural.draft_model import AssistantDrafter
 from tascade.errors import ConfigError
 from tascade.load import ModelRef, load_model
 from tascade.pack import Pack
+from tascade.tailor.head import RequestHead
 from tascade.tailor.offload.full_head import FullHead
 from tascade.tailor.offload.load import load_slim
 from tascade.tailor.offload.table import RowTable
 from tascade.tailor.profile import Profile
-from tascade.tailor.single_head import RequestHead
 
 
 def open_assistant(
