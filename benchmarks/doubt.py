@@ -25,9 +25,9 @@ import numpy as np
 from tascade.bench.machine import machine_info
 from tascade.config import VocabConfig
 from tascade.core import FloatArray
-from tascade.data.choose import spread
 from tascade.data.encode import encode_example, end_tokens
 from tascade.data.load import load_examples
+from tascade.data.prepare import spread
 from tascade.decode.sampling import SamplingParams
 from tascade.draft.budget import NoDrafter
 from tascade.load import load_model

@@ -21,7 +21,7 @@ from tascade import bundled
 from tascade.bench.machine import machine_info
 from tascade.cli import demo
 from tascade.config import GateConfig, Recipe, TuneConfig
-from tascade.enrich.stage import tune
+from tascade.pipeline import tune
 
 
 def verdict(work: Path, stage: TuneConfig, task: str) -> Any:

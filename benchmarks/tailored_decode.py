@@ -52,9 +52,9 @@ from tascade.bench.methods import restorer
 from tascade.bench.metrics import spread as spread_of
 from tascade.config import VocabConfig
 from tascade.core import IntArray
-from tascade.data.choose import spread
 from tascade.data.encode import encode_example
 from tascade.data.load import load_examples
+from tascade.data.prepare import spread
 from tascade.decode.loop import Decoder
 from tascade.decode.sampling import SamplingParams
 from tascade.decode.target import Target

@@ -36,9 +36,9 @@ from tascade.bench.metrics import quality
 from tascade.bench.tailored import MissCounter
 from tascade.config import VocabConfig
 from tascade.core import Generation, IntArray
-from tascade.data.choose import spread
 from tascade.data.encode import encode_example, end_tokens
 from tascade.data.load import load_examples
+from tascade.data.prepare import spread
 from tascade.decode.batch import BatchDecoder
 from tascade.decode.batch_target import BatchTarget
 from tascade.decode.sampling import SamplingParams

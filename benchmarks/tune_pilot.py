@@ -28,16 +28,16 @@ import torch
 import tascade
 from tascade.bench.machine import machine_info
 from tascade.config import GateConfig, SpecConfig, TuneConfig
-from tascade.data.choose import spread
 from tascade.data.load import load_examples
+from tascade.data.prepare import spread
 from tascade.decode.loop import Decoder
 from tascade.decode.target import Target
 from tascade.draft.budget import NoDrafter
 from tascade.enrich.gate import Answer, evaluate
-from tascade.enrich.stage import tune
 from tascade.enrich.tokens.merger import TokenMerger
 from tascade.enrich.tokens.stored import read_tokens
 from tascade.model import TaskModel
+from tascade.pipeline import tune
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 TIMED_ROWS, BATCH, REPEATS, OWN_SECONDS = 48, 8, 5, 150.0

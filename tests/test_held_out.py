@@ -16,11 +16,13 @@ from typer.testing import CliRunner
 
 import tascade
 from tascade import bundled
+from tascade.builder import answering
 from tascade.cli import verbs as cli
 from tascade.config import GateConfig, SpecConfig, TuneConfig, VocabConfig
-from tascade.data.choose import thin
+from tascade.core import silent
 from tascade.data.encode import encode_prompt, end_tokens
 from tascade.data.load import load_examples
+from tascade.data.prepare import MOST_HELD_OUT, Prepared, prepare, thin
 from tascade.decode.loop import Decoder
 from tascade.decode.sampling import SamplingParams
 from tascade.decode.target import Target
@@ -28,13 +30,11 @@ from tascade.draft.budget import NoDrafter
 from tascade.draft.costs import CostTable
 from tascade.enrich.choose import enrich
 from tascade.enrich.distill_data import DistillData, make_distill_data
-from tascade.enrich.stage import tune
 from tascade.errors import ConfigError
 from tascade.forecast.inspection import inspect
 from tascade.load import load_model
 from tascade.pack import Pack
-from tascade.pipeline import MOST_HELD_OUT, Prepared, adapt, prepare, silent
-from tascade.tailor.stage import tailor
+from tascade.pipeline import adapt, tailor, tune
 from tascade.testing import byte_tokenizer, tiny_model, toy_examples
 
 ENDS = (256,)
@@ -200,7 +200,7 @@ def test_held_out_answers_not_reached_are_left_out_never_references(
     recipe = tascade.Recipe(max_new_tokens=8, spec=SpecConfig(own_seconds=24.5))
     found = prepare(loaded[1], ENDS, toy(60, NEVER), toy(50, NEVER), recipe, silent)
     Clock(monkeypatch)
-    made = make_distill_data(loaded, found, recipe, silent)
+    made = make_distill_data(loaded, found, recipe, silent, answering)
     assert len(made.train) == len(made.held_out) == 25
     assert (made.left_out["train"], made.left_out["held_out"]) == (35, 25)
     references = {answer.tobytes() for _, answer in (*found.train, *found.validation)}
@@ -217,7 +217,7 @@ def test_tokens_chosen_from_own_answers_say_what_was_left_out(
     Clock(monkeypatch)
     timed = partial(tascade.Recipe, max_new_tokens=8, spec=SpecConfig(own_seconds=24.5))
     monkeypatch.setattr("tascade.enrich.choose.Recipe", timed)
-    made = enrich(toy(60, NEVER), tiny(), held_out=toy(100, NEVER)[60:], own_answers=True)
+    made = enrich(toy(60, NEVER), tiny(), held_out=toy(100, NEVER)[60:], own_answers=answering)
     told = made.to_json()
     assert told["held_out_rows"] == 25
     assert told["left_out"] == {"train": 35, "synthetic": 0, "held_out": 15}
@@ -230,7 +230,7 @@ def test_data_to_learn_from_is_read_as_it_was_written(
     recipe = tascade.Recipe(max_new_tokens=8, spec=SpecConfig(own_seconds=24.5))
     found = prepare(loaded[1], ENDS, toy(60), toy(50), recipe, silent)
     Clock(monkeypatch)
-    made = make_distill_data(loaded, found, recipe, silent)
+    made = make_distill_data(loaded, found, recipe, silent, answering)
     made.save(tmp_path / "data")
     again = DistillData.load(tmp_path / "data")
     assert (again.places, again.left_out) == (made.places, made.left_out)
@@ -245,7 +245,7 @@ def test_too_few_answers_in_time_are_an_error_that_names_the_time(
     found = prepare(loaded[1], ENDS, toy(60), toy(50), recipe, silent)
     Clock(monkeypatch)
     with pytest.raises(ConfigError, match="own_seconds"):
-        make_distill_data(loaded, found, recipe, silent)
+        make_distill_data(loaded, found, recipe, silent, answering)
 
 
 def test_gold_targets_need_no_answers_to_training_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,7 +262,7 @@ def test_gold_targets_need_no_answers_to_training_prompts(monkeypatch: pytest.Mo
         return generate(decoder, prompt, *args, **options)
 
     monkeypatch.setattr(Decoder, "generate", noted)
-    made = make_distill_data(loaded, found, recipe, silent)
+    made = make_distill_data(loaded, found, recipe, silent, answering)
     assert made.train == found.train
     assert len(made.held_out) == 20
     assert not {p.tobytes() for p, _ in found.train if p is not None} & set(asked)
@@ -276,7 +276,7 @@ def test_a_list_of_own_answers_counts_and_is_judged_by_own_answers_alone(
     data = [{"prompt": row.prompt, "completion": "é" * 20} for row in rows]
     Clock(monkeypatch)
     timed = partial(tascade.Recipe, spec=SpecConfig(own_seconds=21.5))
-    monkeypatch.setattr("tascade.tailor.stage.Recipe", timed)
+    monkeypatch.setattr("tascade.pipeline.Recipe", timed)
     made = tailor(tmp_path / "pack", data[:40], held_out=data[40:], own=True)
     profile = made.gain.profile
     assert profile.counted == "own"

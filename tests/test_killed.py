@@ -30,7 +30,6 @@ from tascade.cli import demo
 from tascade.config import GateConfig, SpecConfig, TuneConfig, VocabConfig
 from tascade.draft.costs import CostTable
 from tascade.enrich.choose import enrich
-from tascade.enrich.stage import adapt_tuned, tune
 from tascade.enrich.train.checkpoint import load_state, save_state
 from tascade.index.corpus import CorpusIndex
 from tascade.index.learned import LearnedCorpus
@@ -38,8 +37,7 @@ from tascade.index.similar import SimilarIndex
 from tascade.index.store import LOCK
 from tascade.model import TaskModel
 from tascade.pack import Pack
-from tascade.pipeline import adapt
-from tascade.tailor.stage import tailor
+from tascade.pipeline import adapt, adapt_tuned, tailor, tune
 from tascade.testing import byte_tokenizer, tiny_model, toy_examples
 
 ROWS = [{"prompt": e.prompt, "completion": e.completion} for e in toy_examples(48)]

@@ -22,12 +22,11 @@ from tascade import SpecConfig, TaskModel, bundled
 from tascade.bench.pack import BenchOptions, bench_pack
 from tascade.config import GateConfig, Recipe, TuneConfig, VocabConfig
 from tascade.data.load import load_examples
-from tascade.enrich.stage import tune
 from tascade.enrich.train.embeddings import resize_embeddings
 from tascade.enrich.train.lora import wrap
 from tascade.integrations.transformers import speculative_generate
 from tascade.load import load_model
-from tascade.tailor.stage import tailor
+from tascade.pipeline import tailor, tune
 from tascade.testing import byte_tokenizer, tiny_model, toy_examples
 
 ROWS = [{"prompt": e.prompt, "completion": e.completion} for e in toy_examples(48)]

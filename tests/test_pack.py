@@ -17,7 +17,7 @@ from tascade.util.files import write_atomic
 
 @pytest.fixture
 def pack(tmp_path: Path) -> Pack:
-    return Pack.create(tmp_path / "pack", PackInfo("org/model", "256-abc", 256))
+    return Pack(tmp_path / "pack", PackInfo("org/model", "256-abc", 256)).save()
 
 
 def test_a_pack_opens_as_it_was_written(pack: Pack) -> None:
@@ -96,7 +96,7 @@ SOURCE["skipped_rows"] = [["a.jsonl, line 3", "no completion"]]
 @pytest.fixture
 def full_pack(tmp_path: Path) -> Pack:
     info = PackInfo("org/model", "256-abc", 256, recipe=Recipe().to_dict(), data=[SOURCE])
-    pack = Pack.create(tmp_path / "pack", info)
+    pack = Pack(tmp_path / "pack", info).save()
     file = pack.path / "pack.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "costs": {"a cpu": COSTS}}))
     return Pack.open(pack.path)
@@ -105,7 +105,7 @@ def full_pack(tmp_path: Path) -> Pack:
 def test_what_a_pack_says_is_kept(full_pack: Pack) -> None:
     assert full_pack.info.costs == {"a cpu": COSTS}
     assert full_pack.info.data == [SOURCE]
-    full_pack.save_info(full_pack.info)
+    full_pack.save()
     assert Pack.open(full_pack.path).info == full_pack.info
 
 

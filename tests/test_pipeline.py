@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import tascade
 from tascade import bundled
-from tascade.config import SpecConfig
+from tascade.config import GateConfig, SpecConfig, TuneConfig, VocabConfig
 from tascade.core import Source
+from tascade.data.encode import fingerprint
 from tascade.data.load import load_examples
 from tascade.errors import ConfigError, DataError, FingerprintError, PackError
 from tascade.forecast.inspection import inspect
+from tascade.index.corpus import CorpusIndex
+from tascade.index.similar import SimilarIndex
 from tascade.model import TaskModel
+from tascade.pack import Pack
+from tascade.pipeline import adapt_tuned
 from tascade.testing import byte_tokenizer, tiny_model, toy_examples
 
 
@@ -67,6 +77,102 @@ def test_own_answers_replace_the_references_as_far_as_time_allows(tmp_path: Path
     assert late.pack.info.own_answers == 0
     texts = [late.tokenizer.decode(tokens.tolist()) for _, tokens in late.corpus.documents()]
     assert all(text.startswith("never said by this model") for text in texts)
+
+
+@pytest.fixture
+def counts(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often the dear steps on the way to a pack are taken."""
+    found: Counter[str] = Counter()
+
+    def counted(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            found[name] += name != "pack.json" or Path(args[1]).name == name
+            return real(*args, **options)
+
+        return call
+
+    for owner, member in (
+        (TaskModel, "__init__"),
+        (CorpusIndex, "build"),
+        (SimilarIndex, "build"),
+    ):
+        real = getattr(owner, member)
+        monkeypatch.setattr(owner, member, counted(owner.__name__, real))
+    monkeypatch.setattr(os, "replace", counted("pack.json", os.replace))
+    for module in [m for name, m in sys.modules.items() if name.startswith("tascade.")]:
+        if getattr(module, "fingerprint", None) is fingerprint:
+            monkeypatch.setattr(module, "fingerprint", counted("fingerprint", fingerprint))
+        if getattr(module, "tokenizer_fingerprint", None) is fingerprint:
+            monkeypatch.setattr(
+                module, "tokenizer_fingerprint", counted("fingerprint", fingerprint)
+            )
+    return found
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["out", "temporary"])
+def test_one_task_model_and_one_pack_json_on_the_way_to_a_pack(
+    counts: Counter[str], kept: bool, tmp_path: Path
+) -> None:
+    model = tiny_model("llama", vocab_size=260), byte_tokenizer()
+    recipe = tascade.Recipe(
+        max_new_tokens=8,
+        spec=SpecConfig(own_answers=True, calibration_rows=2),
+        vocab=VocabConfig(head="exact"),
+    )
+    out = tmp_path / "pack" if kept else None
+    made = tascade.adapt(model, toy_examples(60), out=out, recipe=recipe)
+    once = {"TaskModel": 1, "pack.json": 1, "fingerprint": 1, "SimilarIndex": 1}
+    assert counts == {**once, "CorpusIndex": 2}  # the references, then the model's own answers
+    info = Pack.open(made.pack.path).info
+    assert json.dumps(info.recipe) == json.dumps(made.pack.info.recipe)
+    assert info.stages == ["tasc-spec", "vocab-tailor"]
+    assert made.tailored is not None
+    if kept:
+        assert made.pack.path == out
+        again = TaskModel.from_pretrained(tmp_path / "pack", model)
+        for prompt in ("Ticket 7: the printer", "Ticket 9"):
+            said = made.run(prompt).tokens
+            assert said == again.run(prompt).tokens
+            assert said == made.plain.generate(made.encode(prompt), made.params()).tokens
+
+
+def test_a_tuned_and_tailored_pack_comes_about_in_the_same_way(
+    counts: Counter[str], tmp_path: Path
+) -> None:
+    model = tiny_model("llama", vocab_size=260, eos_token_id=256), byte_tokenizer()
+    model[0].generation_config.eos_token_id = 256
+    brief = TuneConfig(
+        tokens=4,
+        targets="gold",
+        init="mean",
+        prompts=0.0,
+        replay=0.0,
+        epochs=0,
+        min_token_prob=0.0,
+        gate=GateConfig(refuse=False),
+    )
+    recipe = tascade.Recipe(
+        max_new_tokens=8,
+        tune=brief,
+        spec=SpecConfig(calibration_rows=2),
+        vocab=VocabConfig(head="exact"),
+    )
+    held_out = toy_examples(70)[60:]
+    made, _ = adapt_tuned(
+        model, toy_examples(60), validation=held_out, out=tmp_path / "pack", recipe=recipe
+    )
+    assert counts["pack.json"] == 1
+    assert counts["TaskModel"] == 2  # the base, whose answers it is tuned by, and the tuned one
+    assert made.pack.info.stages == ["tasc-ft", "tasc-spec", "vocab-tailor"]
+    assert made.model.name_or_path == made.pack.model == str(tmp_path / "pack" / "model")
+    listed = made.tailored
+    assert listed is not None
+    again = TaskModel.from_pretrained(tmp_path / "pack")
+    prompt = "Ticket 7: the printer"
+    said = made.run(prompt).tokens
+    assert said == again.run(prompt).tokens
+    assert said == made.plain.generate(made.encode(prompt), made.params()).tokens
+    assert [path.name for path in tmp_path.iterdir()] == ["pack"]
 
 
 def test_own_answers_need_prompts() -> None:

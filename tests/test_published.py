@@ -23,7 +23,7 @@ from tascade.index.corpus import CorpusIndex
 from tascade.index.store import parse_manifest, write_manifest
 from tascade.model import TaskModel
 from tascade.pack import Pack
-from tascade.tailor.stage import tailor
+from tascade.pipeline import tailor
 from tascade.testing import byte_tokenizer, tiny_model, toy_examples
 
 USER = "ada-of-these-tests"

@@ -8,18 +8,27 @@ states they raise tokens per step from 6.1 to 10.2 (test rows; benchmarks/result
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 
+from tascade.config import Recipe
 from tascade.core import IntArray, Progress, Row
+from tascade.data.prepare import Prepared, spread
 from tascade.decode.loop import Decoder
 from tascade.decode.sampling import SamplingParams
 from tascade.errors import ConfigError
 
 LEAST_OWN = 20
 """Fewest own answers to go on with where there is no time for all of them."""
+Answer = Callable[[Sequence[Row]], tuple[list[Row], list[int]]]
+"""Answers the prompts of rows as :func:`own_answers` does: for stages that need answers."""
+Answering = Callable[
+    [tuple[Any, Any, str], Prepared, Recipe, Progress], AbstractContextManager[Answer]
+]
+"""Gives a loaded model's :data:`Answer` while it is open: :func:`tascade.builder.answering`."""
 
 
 def own_answers(
@@ -81,6 +90,21 @@ def enough_own(reached: int, rows: Sequence[Row], what: str, seconds: float) -> 
             where="spec.own_seconds",
             fix="raise spec.own_seconds in a recipe, lower max_new_tokens, or go by the references",
         )
+
+
+def own_held_out(
+    answer: Answer, rows: Sequence[Row], seconds: float, most: int = 400
+) -> tuple[list[Row], int]:
+    """The model's own answers to held-out prompts, at most ``most`` of them spread over ``rows``;
+    and how many of these prompts were not reached in ``seconds``, which are left out.
+
+    Raises:
+        ConfigError: too few were reached.
+    """
+    asked = spread([row for row in rows if row[0] is not None], most)
+    own, _ = answer(asked)
+    enough_own(len(own), asked, "held-out prompts", seconds)
+    return own, len(asked) - len(own)
 
 
 def count_prompts(rows: Sequence[Row]) -> int:

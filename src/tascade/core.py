@@ -30,6 +30,10 @@ SEPARATOR = -1
 """Stands between the documents of a corpus; never a token id."""
 
 
+def silent(stage: str, done: int, total: int | None) -> None:
+    """No progress shown."""
+
+
 class Source(IntEnum):
     """Who proposed a draft node (several sources may have agreed: the strongest is named)."""
 

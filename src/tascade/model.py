@@ -30,7 +30,7 @@ from tascade.index.view import CorpusView
 from tascade.load import ModelRef, load_model, machine_key
 from tascade.pack import Pack
 from tascade.tailor.offload.load import OffloadedModel, load_offloaded
-from tascade.tailor.tailored import check_assistant, tailor_pack, vocab_config
+from tascade.tailor.tailored import Tailored, check_assistant, tailor_pack, vocab_config
 from tascade.util.places import link_or_copy, publish
 
 Prompts = Prompt | Sequence[str]
@@ -51,6 +51,7 @@ class TaskModel:
             pack's by default.
         tables: the model's vocabulary tables, where it was loaded without them.
         assistant: drafts too, where the task's outputs do not.
+        checked: whether the pack is known to be for this tokenizer, which is compared else.
 
     Attributes:
         model, tokenizer: the unmodified Transformers objects.
@@ -71,16 +72,30 @@ class TaskModel:
         head: str = "",
         tables: OffloadedModel | None = None,
         assistant: AssistantDrafter | None = None,
+        checked: bool = False,
     ) -> None:
         check_assistant(head, assistant)
         self.model, self.tokenizer, self.pack = model, tokenizer, pack
-        pack.check_tokenizer(fingerprint(tokenizer), name or "the given model")
+        if not checked:
+            pack.check_tokenizer(fingerprint(tokenizer), name or "the given model")
         self.ends, self.chat = end_tokens(model, tokenizer), pack.chat
-        self.target = Target(model)
+        self.target, self.assistant = Target(model), assistant
+        self.tailored: Tailored | None = None
+        self.reload(head, tables)
+
+    def reload(self, head: str | None = None, tables: OffloadedModel | None = None) -> None:
+        """Open the pack's indexes, calibration and costs, after they or its folder have changed.
+
+        Args:
+            head: make this head anew, the pack's if empty; ``None`` keeps the one in use.
+            tables: see the class.
+        """
+        pack = self.pack
         task = open_task(pack, pack.info.fingerprint, self.target.vocab_size)
         self.corpus, self.similar, self.calibration = task.corpus, task.similar, task.calibration
         self.outputs: CorpusView = self.corpus
-        self.tailored, self.assistant = tailor_pack(pack, model, head, tables), assistant
+        if head is not None:
+            self.tailored = tailor_pack(pack, self.model, head, tables)
         self._cost: CostTable | None = _saved_cost(pack, self.cost_key)
         self._decoder: Decoder | None = None
         self._batches: tuple[int, BatchDecoder] | None = None

@@ -6,7 +6,7 @@ import json
 import os
 import stat
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -151,19 +151,15 @@ class Pack:
         """File of the HTML report."""
         return self.path / "report.html"
 
-    def save_info(self, info: PackInfo) -> None:
-        """Replace ``pack.json``, atomically."""
-        body = {"format": FORMAT, "version": VERSION, **asdict(info)}
-        write_atomic(self.path / "pack.json", json.dumps(body, indent=1).encode())
-        self.info = info
+    def note(self, **changes: Any) -> None:
+        """Change what ``pack.json`` will say; nothing is written before :meth:`save`."""
+        self.info = replace(self.info, **changes)
 
-    @classmethod
-    def create(cls, path: Path, info: PackInfo) -> Pack:
-        """Start a pack in an empty folder."""
-        path.mkdir(parents=True, exist_ok=True)
-        pack = cls(path, info)
-        pack.save_info(info)
-        return pack
+    def save(self) -> Pack:
+        """Write ``pack.json``, or replace it, atomically; returns the pack."""
+        body = {"format": FORMAT, "version": VERSION, **asdict(self.info)}
+        write_atomic(self.path / "pack.json", json.dumps(body, indent=1).encode())
+        return self
 
     @classmethod
     def open(cls, path: str | Path) -> Pack:

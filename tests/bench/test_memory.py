@@ -22,9 +22,9 @@ from tascade.config import VocabConfig
 from tascade.data.encode import fingerprint
 from tascade.load import load_model
 from tascade.pack import Pack, PackInfo
+from tascade.pipeline import tailor
 from tascade.tailor.counts import count_documents
 from tascade.tailor.profile import build_profile
-from tascade.tailor.stage import tailor
 from tascade.tailor.tailored import keep_vocabulary
 from tascade.testing import byte_tokenizer, tiny_model
 
@@ -45,7 +45,7 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     info = PackInfo(str(folder / "model"), fingerprint(tokenizer), VOCAB)
-    made = Pack.create(folder / "pack", info)
+    made = Pack(folder / "pack", info).save()
     row = np.asarray([65], np.int32), np.asarray([66, 5000, 256], np.int32)
     profile = build_profile(count_documents([row]), tokenizer, (256,), vocab_size=VOCAB)
     keep_vocabulary(made, tokenizer, profile, VocabConfig(head="masked"))
@@ -70,7 +70,7 @@ def test_a_process_counts_tables_and_a_small_head_has_none(pack: Path, tmp_path:
     shutil.copytree(pack, kept)
     info = Pack.open(kept).info
     recipe = {**info.recipe, "vocab": {**info.recipe["vocab"], "tables": "device"}}
-    Pack.open(kept).save_info(dataclasses.replace(info, recipe=recipe))
+    Pack(kept, dataclasses.replace(info, recipe=recipe)).save()
     whole = measure_here(dataclasses.replace(job, pack=str(kept), head="masked"), ["a prompt"])
     assert whole.vocabulary_bytes == small["vocabulary_bytes"] + 2 * TABLE
     assert whole.model_bytes == body + whole.vocabulary_bytes

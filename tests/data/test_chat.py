@@ -25,9 +25,8 @@ from tascade.enrich.choose import enrich
 from tascade.errors import ConfigError, PackError
 from tascade.model import TaskModel
 from tascade.pack import Pack
-from tascade.pipeline import adapt
+from tascade.pipeline import adapt, tailor
 from tascade.serve.vllm_command import vllm_command
-from tascade.tailor.stage import tailor
 from tascade.testing import tiny_model
 
 END = 256
@@ -313,16 +312,16 @@ def test_inspect_and_enrich_count_answers_behind_such_prompts(
 def test_tune_learns_behind_such_prompts(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import tascade.enrich.stage
+    import tascade.pipeline
 
-    whole, seen = tascade.enrich.stage.prepare, []
+    whole, seen = tascade.pipeline.prepare, []
 
     def only(*args: Any) -> Any:
         seen.append(whole(*args))
         raise InterruptedError
 
-    monkeypatch.setattr(tascade.enrich.stage, "prepare", only)
-    for run in (tascade.enrich.stage.tune, tascade.enrich.stage.adapt_tuned):
+    monkeypatch.setattr(tascade.pipeline, "prepare", only)
+    for run in (tascade.pipeline.tune, tascade.pipeline.adapt_tuned):
         with pytest.raises(InterruptedError):
             run(folder, ROWS, out=tmp_path / "out", recipe=replace(SMALL, chat=BRIEF))
     for prepared in seen:

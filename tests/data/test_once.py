@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,8 @@ import pytest
 import tascade
 from tascade.bench.pack import BenchOptions, bench_pack
 from tascade.config import DataConfig, GateConfig, SpecConfig, TuneConfig
-from tascade.data.load import LoadReport, load_examples, reread, source_hash
-from tascade.enrich.stage import adapt_tuned
-from tascade.pipeline import adapt
+from tascade.data.load import source_hash
+from tascade.pipeline import adapt, adapt_tuned
 from tascade.testing import byte_tokenizer, tiny_model, toy_examples
 
 ROWS = [{"prompt": e.prompt, "completion": e.completion} for e in toy_examples(60)]
@@ -128,23 +127,3 @@ def test_a_bench_streams_once(hub: Hub, loaded: tuple[Any, Any], tmp_path: Path)
     assert (hub.opened, hub.taken) == (["test"], 60)
     assert result["data"]["path"] == "owner/name"
     assert result["data"]["sha256"] == source_hash(ROWS)["sha256"]
-
-
-def test_reading_again_gives_the_same_rows_and_the_same_account(hub: Hub) -> None:
-    def bad_in_between() -> Iterator[object]:
-        for number, row in enumerate(ROWS):
-            yield row if number % 7 else {"prompt": "no output"}
-
-    source = reread(bad_in_between(), "train")
-    first = next(load_examples(source, on_error="skip"))  # and no more of it
-    reports = [LoadReport(), LoadReport()]
-    twice: list[Callable[[], Any]] = [
-        lambda r=report: list(load_examples(source, on_error="skip", report=r))
-        for report in reports
-    ]
-    one, other = (load() for load in twice)
-    assert one == other
-    assert one[0] == first
-    assert reports[0] == reports[1]
-    assert reports[0].skipped == 9
-    assert reread(ROWS, "train") is ROWS

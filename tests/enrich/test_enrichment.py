@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 from tascade import bundled
+from tascade.builder import answering
 from tascade.cli import app
 from tascade.data.encode import fingerprint
 from tascade.data.load import load_examples
@@ -105,7 +106,7 @@ def test_own_answers_are_what_is_counted(monkeypatch: pytest.MonkeyPatch) -> Non
     data = [{"prompt": row.prompt, "completion": "zzz qqq zzz qqq zzz"} for row in rows]
     options: dict[str, Any] = {"tokens": 20, "rules": None}
     wrong = enrich(data, str(bundled.model_path()), **options)
-    own = enrich(data, str(bundled.model_path()), own_answers=True, **options)
+    own = enrich(data, str(bundled.model_path()), own_answers=answering, **options)
     base = AutoTokenizer.from_pretrained(bundled.model_path())
     assert "zzz" in "".join(base.decode(e) for e in wrong.expansions)
     assert "zzz" not in "".join(base.decode(e) for e in own.expansions)

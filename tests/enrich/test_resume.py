@@ -14,8 +14,8 @@ import torch
 import tascade
 from tascade import pipeline
 from tascade.config import GateConfig, TuneConfig
-from tascade.enrich.stage import adapt_tuned, tune
 from tascade.errors import ConfigError, TascadeError
+from tascade.pipeline import adapt_tuned, tune
 from tascade.testing import byte_tokenizer, tiny_model, toy_examples
 
 OPEN = GateConfig(

@@ -19,10 +19,10 @@ from tascade.bench.pack import BenchOptions, bench_pack
 from tascade.bench.page import report_pack
 from tascade.config import RENAMED, GateConfig, TuneConfig, VocabConfig
 from tascade.data.load import load_examples
-from tascade.enrich.stage import Tuned, adapt_tuned, tune
+from tascade.enrich.run import Tuned
 from tascade.enrich.tokens.stored import read_tokens
 from tascade.errors import ConfigError, DataError, PackError
-from tascade.tailor.stage import tailor
+from tascade.pipeline import adapt_tuned, tailor, tune
 
 # Trained for seconds: what is tested is the way, not how good it gets.
 OPEN = GateConfig(

@@ -26,8 +26,8 @@ from tascade.forecast.inspection import inspect
 from tascade.load import load_model
 from tascade.model import TaskModel
 from tascade.pack import Pack
+from tascade.pipeline import tailor
 from tascade.tailor.schedule import CheckSchedule
-from tascade.tailor.stage import tailor
 from tascade.testing import byte_tokenizer, tiny_model, toy_examples
 
 run = CliRunner()

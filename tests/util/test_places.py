@@ -20,11 +20,10 @@ import tascade
 from tascade.cli import demo
 from tascade.cli import verbs as cli
 from tascade.config import SpecConfig
-from tascade.enrich.stage import adapt_tuned
 from tascade.errors import ConfigError, TascadeError
 from tascade.model import TaskModel
 from tascade.pack import Pack, PackInfo
-from tascade.pipeline import adapt
+from tascade.pipeline import adapt, adapt_tuned
 from tascade.testing import byte_tokenizer, tiny_model, toy_examples
 from tascade.util import files
 from tascade.util.files import folder_beside, install_folder
@@ -40,7 +39,7 @@ def loaded() -> tuple[Any, Any]:
 
 
 def a_pack(folder: Path) -> Path:
-    return Pack.create(folder, PackInfo("org/model", "f", 260)).path
+    return Pack(folder, PackInfo("org/model", "f", 260)).save().path
 
 
 def thesis(folder: Path) -> Path:
@@ -275,7 +274,7 @@ def test_a_temporary_pack_goes_when_it_fails(
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    for name in ("check", "calibrate", "index"):
+    for name in ("check", "calibrate", "index_references"):
         monkeypatch.setattr(f"tascade.pipeline.{name}", stop)
         with pytest.raises(KeyboardInterrupt):
             adapt(loaded, ROWS, recipe=RECIPE)

@@ -15,9 +15,9 @@ from tascade.bench.paper_drafter import PaperDrafter
 from tascade.bench.peers import arctic_methods, hf_generate, hf_prompt_lookup
 from tascade.bench.run import About, BenchSettings, run_bench
 from tascade.bench.tailored import HEADS, tailored_methods
-from tascade.core import Example, IntArray, Progress
-from tascade.data.choose import spread
+from tascade.core import Example, IntArray, Progress, silent
 from tascade.data.load import LoadReport, load_examples, source_hash
+from tascade.data.prepare import spread
 from tascade.decode.equality import NearTies
 from tascade.decode.loop import AllNodes, Decoder
 from tascade.decode.sampling import SamplingParams
@@ -28,7 +28,6 @@ from tascade.errors import ConfigError, DataError, PackError
 from tascade.load import ModelRef, load_model
 from tascade.model import TaskModel
 from tascade.pack import Pack
-from tascade.pipeline import silent
 from tascade.util.files import write_atomic
 
 TUNED = ("plain", "tasc-ft", "tasc-ft+spec")

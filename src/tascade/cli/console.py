@@ -162,6 +162,8 @@ def _bench_row(name: str, method: dict[str, Any]) -> Sequence[str]:
 
 Json = Annotated[bool, typer.Option("--json", help="Print one machine-readable object on stdout.")]
 ModelOpt = Annotated[str, typer.Option("--model", "-m", help="A hub id or a model folder.")]
+DataArg = Annotated[str, typer.Argument(help="Training examples: file, folder or hub id.")]
+HeldOut = Annotated[str, typer.Option(help="Held-out examples; a share of DATA if absent.")]
 PackArg = Annotated[Path, typer.Argument(help="A pack folder, written by `tascade adapt`.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 Threads = Annotated[int, typer.Option(help="CPU threads; 0 leaves torch's choice.")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from tascade.bench.report import write_report
 from tascade.cli import console
 from tascade.config import GateConfig, Recipe, TuneConfig
 from tascade.errors import ConfigError, GateError
-from tascade.pipeline import adapt
+from tascade.pipeline import adapt, adapt_tuned
 
 METHODS = ("plain", "tasc-paper", "tasc-spec", "hf-generate", "hf-prompt-lookup")
 TUNED_TASK = "tickets"
@@ -38,15 +39,14 @@ def run(out: Path, *, rows: int = 12, repeats: int = 2, tune: bool = False) -> l
     Raises:
         ConfigError: ``out`` holds what no demo wrote.
     """
-    results = []
+    results: list[dict[str, Any]] = []
     _check_folder(out)
     for task in bundled.tasks():
         console.out.rule(f"[bold]{task}", align="left")
-        result = _task(task, out, rows, repeats)
-        results.append(result)
+        results += _task(task, out, rows, repeats)
     if tune:
         console.out.rule(f"[bold]{TUNED_TASK}, tuned", align="left")
-        results += _tuned(TUNED_TASK, out, rows, repeats)
+        results += _task(TUNED_TASK, out, rows, repeats, tune=True)
     page = out / "report.html"
     write_report(page, results, title="tascade demo: the bundled tasks and model")
     console.out.print(f"\nreport: [bold]{page}[/bold]   packs: {out}/<task>")
@@ -72,58 +72,37 @@ def _check_folder(out: Path) -> None:
         )
 
 
-def _task(task: str, out: Path, rows: int, repeats: int) -> dict[str, Any]:
-    pack = out / task
+def _task(
+    task: str, out: Path, rows: int, repeats: int, tune: bool = False
+) -> list[dict[str, Any]]:
+    """A pack, with a tuned model or the bundled one, measured; nothing if the gate refuses it."""
+    pack, data = out / f"{task}{'-tuned' * tune}", partial(bundled.data_path, task)
+    given: dict[str, Any] = {"validation": data("validation"), "out": pack, "overwrite": True}
     with console.progress_bar() as progress:
-        adapt(
-            bundled.model_path(),
-            bundled.data_path(task, "train"),
-            validation=bundled.data_path(task, "validation"),
-            out=pack,
-            overwrite=True,
-            progress=progress,
-        )
-        result = bench_pack(
-            pack,
-            bundled.data_path(task, "test"),
-            warmup=bundled.data_path(task, "validation"),
-            options=BenchOptions(METHODS, rows, repeats, memory=False),
-            out=out / f"{task}.json",
-            progress=progress,
-        )
-    _show_example(pack, bundled.data_path(task, "test"))
-    console.out.print(console.bench_table(result))
-    return result
-
-
-def _tuned(task: str, out: Path, rows: int, repeats: int) -> list[dict[str, Any]]:
-    """A pack with a tuned model, measured; nothing if the gate refuses the model."""
-    from tascade.enrich.stage import adapt_tuned
-
-    pack = out / f"{task}-tuned"
-    with console.progress_bar() as progress:
+        source = bundled.model_path(), data("train")
         try:
-            _, tuned = adapt_tuned(
-                bundled.model_path(),
-                bundled.data_path(task, "train"),
-                validation=bundled.data_path(task, "validation"),
-                out=pack,
-                recipe=Recipe(tune=TUNING),
-                overwrite=True,
-                progress=progress,
-            )
+            if tune:
+                _, tuned = adapt_tuned(
+                    *source, recipe=Recipe(tune=TUNING), progress=progress, **given
+                )
+            else:
+                adapt(*source, progress=progress, **given)
         except GateError as error:
             console.out.print(str(error))
             return []
+        methods = ("all",) if tune else METHODS
         result = bench_pack(
             pack,
-            bundled.data_path(task, "test"),
-            warmup=bundled.data_path(task, "validation"),
-            options=BenchOptions(rows=rows, repeats=repeats, memory=False),
-            out=out / f"{task}-tuned.json",
+            data("test"),
+            warmup=data("validation"),
+            options=BenchOptions(methods, rows, repeats, memory=False),
+            out=out / f"{pack.name}.json",
             progress=progress,
         )
-    console.out.print(tuned.verdict.describe())
+    if tune:
+        console.out.print(tuned.verdict.describe())
+    else:
+        _show_example(pack, data("test"))
     console.out.print(console.bench_table(result))
     return [result]
 

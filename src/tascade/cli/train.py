@@ -9,6 +9,8 @@ import typer
 
 from tascade.cli.console import (
     ChatKwargs,
+    DataArg,
+    HeldOut,
     Json,
     ModelOpt,
     OnError,
@@ -20,11 +22,9 @@ from tascade.cli.console import (
 
 
 def enrich(
-    data: Annotated[str, typer.Argument(help="Training examples: file, folder or hub id.")],
+    data: DataArg,
     model: ModelOpt,
-    held_out: Annotated[
-        str, typer.Option(help="Held-out examples; a share of DATA if absent.")
-    ] = "",
+    held_out: HeldOut = "",
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="New folder for tokens and tokenizer.")
     ] = None,
@@ -40,6 +40,7 @@ def enrich(
     json: Json = False,
 ) -> None:
     """Choose output n-grams that become tokens; predict the steps they save. Trains nothing."""
+    from tascade.builder import answering
     from tascade.cli import console
     from tascade.data.chat import ChatConfig
     from tascade.enrich.choose import enrich as build
@@ -53,7 +54,7 @@ def enrich(
             held_out=held_out or None,
             tokens=tokens,
             rules=MiningRules(method=method),  # type: ignore[arg-type]  # checked by choose()
-            own_answers=own,
+            own_answers=answering if own else None,
             out=out,
             on_error=on_error,
             chat=ChatConfig().given(system, chat_template_kwargs),
@@ -66,12 +67,10 @@ def enrich(
 
 
 def tune(
-    data: Annotated[str, typer.Argument(help="Training examples: file, folder or hub id.")],
+    data: DataArg,
     model: ModelOpt,
     out: Annotated[Path, typer.Option("--out", "-o", help="New folder for the tuned model.")],
-    held_out: Annotated[
-        str, typer.Option(help="Held-out examples; a share of DATA if absent.")
-    ] = "",
+    held_out: HeldOut = "",
     tokens: Annotated[int, typer.Option(help="How many; 0 for as many as are worth it.")] = 0,
     epochs: Annotated[int, typer.Option(help="Rounds over the examples [recipe: 3].")] = 0,
     targets: Annotated[str, typer.Option(help="own [recipe's default] or gold answers.")] = "",
@@ -93,7 +92,7 @@ def tune(
 
     from tascade.cli import console
     from tascade.config import Recipe
-    from tascade.enrich.stage import tune as run
+    from tascade.pipeline import tune as run
 
     use_threads(threads)
     chosen = Recipe.from_yaml(recipe) if recipe else Recipe()
@@ -153,7 +152,7 @@ def tailor(
     """List the tokens a task's answers need; the pack then uses an LM head of those."""
     from tascade.cli import console
     from tascade.config import VocabConfig
-    from tascade.tailor.stage import tailor as run
+    from tascade.pipeline import tailor as run
 
     use_threads(threads)
     names = tuple(name.strip() for name in scripts.split(",") if name.strip())

@@ -12,7 +12,9 @@ from tascade.cli import serve as cli_serve
 from tascade.cli import train as cli_train
 from tascade.cli.console import (
     ChatKwargs,
+    DataArg,
     Dtype,
+    HeldOut,
     Json,
     MaxTokens,
     ModelOpt,
@@ -47,11 +49,9 @@ def root(
 
 @app.command()
 def inspect(
-    data: Annotated[str, typer.Argument(help="Training examples: file, folder or hub id.")],
+    data: DataArg,
     model: ModelOpt,
-    held_out: Annotated[
-        str, typer.Option(help="Held-out examples; a share of DATA if absent.")
-    ] = "",
+    held_out: HeldOut = "",
     system: System = "",
     chat_template_kwargs: ChatKwargs = "",
     on_error: OnError = "raise",
@@ -116,11 +116,11 @@ def adapt(
         wanted = replace(wanted, spec=replace(wanted.spec, own_answers=True))
     if tailor:
         wanted = replace(wanted, vocab=replace(wanted.vocab, head=tailor))
-    options = {"validation": wanted.data.validation or None, "out": out, "recipe": wanted}
-    options["overwrite"] = overwrite
+    options = {"out": out, "recipe": wanted, "overwrite": overwrite}
+    options["validation"] = wanted.data.validation or None
     with console.progress_bar() as progress:
         if tune:
-            from tascade.enrich.stage import adapt_tuned
+            from tascade.pipeline import adapt_tuned
 
             made, tuned = adapt_tuned(wanted.model, wanted.data.train, progress=progress, **options)
         else:

@@ -61,44 +61,8 @@ class LoadReport:
         self.bytes += len(line)
 
 
-class Reread:
-    """Rows of a source that is to be read more than once and may not be: kept as they are read.
-
-    Made by :func:`reread`; read by :func:`load_examples`, again from the first row each time.
-    """
-
-    def __init__(self, source: DataSource, split: str) -> None:
-        self.name, self._rest = _open(source, split)
-        self._rows: list[Row] = []
-
-    def rows(self) -> Iterator[Row]:
-        """From the first row on; of the source only what was not read before."""
-        yield from self._rows
-        for row in self._rest:
-            self._rows.append(row)
-            yield row
-
-    def __str__(self) -> str:
-        return self.name
-
-
-def reread(source: DataSource, split: str) -> Any:
-    """A source that several loads may read, where a Hub dataset is streamed once.
-
-    Files and lists are handed back as they are.
-
-    Raises:
-        DataError: there is no such source.
-    """
-    if isinstance(source, list | tuple):
-        return source
-    if isinstance(source, str | os.PathLike) and _is_local(source, split):
-        return source
-    return Reread(source, split)
-
-
 def load_examples(
-    source: DataSource | Reread,
+    source: DataSource,
     *,
     on_error: str = "raise",
     split: str = "train",
@@ -138,7 +102,7 @@ def load_examples(
 
 
 def source_hash(
-    source: DataSource | Reread,
+    source: DataSource,
     *,
     split: str = "train",
     on_error: str = "raise",
@@ -208,10 +172,8 @@ def _examples(rows: Iterator[Row], skip: bool, report: LoadReport) -> Iterator[E
     report.whole = True
 
 
-def _open(source: DataSource | Reread, split: str) -> tuple[str, Iterator[Row]]:
+def _open(source: DataSource, split: str) -> tuple[str, Iterator[Row]]:
     """The source's name and its raw rows; a source that is none is refused here."""
-    if isinstance(source, Reread):
-        return source.name, source.rows()
     if isinstance(source, str | os.PathLike):
         located = locate(source, split)
         if not located.files and located.root is None:

@@ -8,11 +8,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from tascade.answers import Answering
 from tascade.config import DataConfig, Recipe
-from tascade.core import IntArray, Progress, Row
+from tascade.core import IntArray, Progress, Row, silent
 from tascade.data.chat import ChatConfig
-from tascade.data.choose import spread
 from tascade.data.encode import end_tokens, fingerprint
+from tascade.data.prepare import prepare, spread
 from tascade.enrich.boundaries import MIN_BOUNDARY_FREE, boundary_free_shares
 from tascade.enrich.distill_data import make_distill_data
 from tascade.enrich.tokens.counts import BARRIER
@@ -30,9 +31,7 @@ from tascade.enrich.tokens.family import TokenizerFamily
 from tascade.enrich.tokens.merger import TokenMerger, split_at
 from tascade.enrich.tokens.mine import MiningRules, OutputCounts
 from tascade.enrich.tokens.stored import FORMAT, TOKENS_FILE, VERSION
-from tascade.errors import DataError
 from tascade.load import ModelRef, load_model
-from tascade.pipeline import prepare, silent
 from tascade.util.files import folder_beside, install_folder, without_folders, write_atomic
 from tascade.util.places import place_for
 
@@ -106,7 +105,7 @@ def enrich(
     held_out: Any = None,
     tokens: int = 0,
     rules: MiningRules | None = None,
-    own_answers: bool = False,
+    own_answers: Answering | None = None,
     out: str | Path | None = None,
     on_error: str = "raise",
     chat: ChatConfig | None = None,
@@ -122,7 +121,7 @@ def enrich(
         held_out: held-out examples; a share of ``data`` when absent.
         tokens: how many tokens; 0 for as many as are worth it, at most ``rules.tokens``.
         rules: how to choose.
-        own_answers: choose from the model's own answers, which it takes time to make.
+        own_answers: choose from the model's own answers, which this gives; that takes time.
         out: a new folder for ``tokens.json`` and the extended tokenizer.
         on_error: ``raise``, or ``skip`` bad rows.
         chat: what prompts take along into the chat template; nothing by default.
@@ -144,22 +143,16 @@ def enrich(
         Recipe(data=DataConfig(on_error=on_error), chat=chat or ChatConfig()),
     )
     prepared = prepare(tokenizer, ends, data, held_out, recipe, tell)
-    if len(prepared.validation) < 2:
-        raise DataError(
-            "too few examples to hold any out",
-            got=f"{len(prepared.train)} examples",
-            wanted="at least 40, or held-out examples of their own",
-            where=str(data),
-            fix="pass held-out examples with --held-out",
-        )
+    prepared.require_held_out(str(data))
     rows, left_out = (prepared.train, spread(prepared.validation, _HELD_OUT_ROWS)), {}
-    if own_answers:
-        answered = make_distill_data(
-            (loaded, tokenizer, name), prepared, recipe, tell, held_out=_HELD_OUT_ROWS
-        )
+    if own_answers is not None:
+        given = (loaded, tokenizer, name), prepared, recipe, tell, own_answers
+        answered = make_distill_data(*given, held_out=_HELD_OUT_ROWS)
         rows, left_out = (answered.train, answered.held_out), answered.left_out
     tell("choosing tokens", 0, None)
-    made = choose_tokens(rows, (loaded, tokenizer, name), rules, wanted=tokens, own=own_answers)
+    made = choose_tokens(
+        rows, (loaded, tokenizer, name), rules, wanted=tokens, own=bool(own_answers)
+    )
     made = replace(made, left_out=left_out)
     if out is not None:
         save_enrichment(made, tokenizer, Path(out))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,17 +11,14 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from tascade.answers import count_prompts, enough_own, own_answers
-from tascade.calibration import check
+from tascade.answers import Answering, count_prompts, enough_own
 from tascade.config import Recipe, TuneConfig
 from tascade.core import IntArray, Progress, Row
-from tascade.data.choose import spread
+from tascade.data.prepare import Prepared, spread
 from tascade.enrich.boundaries import NgramModel, uncertain_positions
 from tascade.enrich.prompts import free_text, own_prompts, spliced_prompts
 from tascade.enrich.tokens.family import TokenizerFamily
 from tascade.errors import ConfigError
-from tascade.model import TaskModel
-from tascade.pipeline import Prepared, build
 from tascade.util.files import write_atomic
 
 _NOTHING = np.empty(0, np.int32)
@@ -123,6 +119,7 @@ def make_distill_data(
     prepared: Prepared,
     recipe: Recipe,
     tell: Progress,
+    answering: Answering,
     *,
     held_out: int = 500,
     prompts: float = 0.0,
@@ -130,8 +127,7 @@ def make_distill_data(
 ) -> DistillData:
     """Let the model answer the task's prompts, and others that it writes itself.
 
-    The references' index drafts meanwhile, so that it runs at the task's speed already. A prompt
-    that time does not reach is left out; its reference never stands for an answer.
+    A prompt that time does not reach is left out; its reference never stands for an answer.
 
     Args:
         loaded: model, tokenizer and name.
@@ -139,25 +135,23 @@ def make_distill_data(
         recipe: ``max_new_tokens``, ``spec.own_seconds`` (for each part), ``tune.seed``; and
             ``tune.targets``: with ``gold`` held-out prompts alone are answered.
         tell: called with (stage, done, total).
+        answering: gives the model's own answers.
         held_out: at most so many held-out prompts, spread over the file.
         prompts: how many prompts the model writes for each training prompt.
         replay: how many texts of its own it writes, for each of all these prompts.
 
     Raises:
         ConfigError: too few answers in the time allowed.
-        TascadeError: drafts change words (see :func:`tascade.calibration.check`).
+        TascadeError: the answers are not the model's words.
     """
+    seconds = recipe.spec.own_seconds
     made = DistillData(left_out=dict.fromkeys(_ASKED, 0))
-    with tempfile.TemporaryDirectory(prefix="tascade-distill-") as folder:
-        pack = build(Path(folder) / "pack", loaded, prepared, recipe, tell)
-        task_model = TaskModel(loaded[0], loaded[1], pack, loaded[2], head="full")
-        check(task_model, prepared.asked, recipe)
+    with answering(loaded, prepared, recipe, tell) as ask:
 
         def answer(part: str, rows: Sequence[Row]) -> None:
-            params, limit = task_model.params(), recipe.spec.own_seconds
-            own, places = own_answers(task_model.decoder, rows, params, seconds=limit, tell=tell)
+            own, places = ask(rows)
             if part != "synthetic":  # which are a help and no need
-                enough_own(len(own), rows, part.replace("_", "-") + " prompts", limit)
+                enough_own(len(own), rows, part.replace("_", "-") + " prompts", seconds)
             made.left_out[part] = count_prompts(rows) - len(own)
             said = [n for n, (_, ids) in enumerate(own) if len(ids)]
             setattr(made, part, [own[n] for n in said])
@@ -175,9 +169,8 @@ def make_distill_data(
                 written = own_prompts(loaded[0], known, wanted, seed=seed, tell=tell)
                 written += spliced_prompts(known, wanted - len(written), seed=seed)
                 answer("synthetic", [(prompt, _NOTHING) for prompt in written])
-        count = round(replay * (len(known) + len(made.synthetic)))
-        made.replay = _replay_rows(loaded, count, recipe.tune.seed)
-        task_model.corpus.close()
+    count = round(replay * (len(known) + len(made.synthetic)))
+    made.replay = _replay_rows(loaded, count, recipe.tune.seed)
     return made
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from tascade.config import Recipe
 from tascade.core import IntArray, Progress, Row
-from tascade.data.choose import spread
+from tascade.data.prepare import spread
 from tascade.decode.exclusive import exclusive
 from tascade.decode.loop import Decoder
 from tascade.decode.sampling import SamplingParams

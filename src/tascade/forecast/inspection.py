@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tascade.config import DataConfig, Recipe, VocabConfig
-from tascade.core import IntArray, Progress
+from tascade.core import IntArray, Progress, silent
 from tascade.data.chat import ChatConfig
-from tascade.data.choose import spread
 from tascade.data.encode import end_tokens
+from tascade.data.prepare import prepare, spread
 from tascade.decode.lm_head import finisher
 from tascade.decode.target import Target
 from tascade.draft.costs import CostTable
 from tascade.enrich.choose import Enrichment, choose_tokens
 from tascade.enrich.tokens.mine import MiningRules
 from tascade.enrich.tokens.stored import read_tokens
-from tascade.errors import ConfigError, DataError, UnsupportedModelError
+from tascade.errors import ConfigError, UnsupportedModelError
 from tascade.forecast.replay import Forecast, forecast
 from tascade.load import ModelRef, load_model
 from tascade.model import measure_cost
-from tascade.pipeline import Prepared, prepare, silent
-from tascade.tailor.counts import count_documents
-from tascade.tailor.profile import build_profile
+from tascade.tailor.profile import list_tokens
 from tascade.tailor.savings import HeadSavings, head_savings
 
 _ROWS = 200
@@ -111,14 +108,7 @@ def inspect(
     prepared = prepare(tokenizer, ends, data, held_out, recipe, tell, read_tokens(name))
     chosen = spread(prepared.validation, _ROWS)
     rows = [_with_prompt(row) for row in chosen]
-    if len(rows) < 2:
-        raise DataError(
-            "too few examples to hold any out",
-            got=f"{len(prepared.train)} examples",
-            wanted="at least 40, or held-out examples of their own",
-            where=str(data),
-            fix="pass held-out examples with --held-out",
-        )
+    prepared.require_held_out(str(data))
     tell("measuring the model's steps", 0, None)
     cost = measure_cost(Target(loaded))
     tell("replaying held-out outputs", 0, len(rows))
@@ -137,7 +127,11 @@ def inspect(
     except ConfigError:  # a tokenizer of a kind that cannot be extended
         new = None
     tell("counting tokens", 0, None)
-    vocabulary = _vocabulary(loaded, tokenizer, ends, prepared)
+    vocabulary = None
+    if _replaceable(loaded):  # what `tascade tailor` would list with its defaults
+        held = prepared.validation
+        profile = list_tokens((loaded, tokenizer), prepared.train, held, VocabConfig())
+        vocabulary = head_savings(loaded, profile, held)
     skipped = sum(report.skipped for report in prepared.reports)
     counts = {
         "rows": prepared.held_out_of,
@@ -146,23 +140,6 @@ def inspect(
         "coverage": 0 if vocabulary is None else len(prepared.validation),
     }
     return Inspection(name, str(data), skipped, found, cost, new, vocabulary, counts)
-
-
-def _vocabulary(
-    model: Any, tokenizer: Any, ends: Sequence[int], prepared: Prepared
-) -> HeadSavings | None:
-    """What `tascade tailor` would list with its defaults; ``None`` if it would be of no use."""
-    if not _replaceable(model):
-        return None
-    profile = build_profile(
-        count_documents(prepared.train),
-        tokenizer,
-        ends,
-        vocab_size=int(model.config.get_text_config().vocab_size),
-        tolerance=VocabConfig().tolerance,
-        held_out=prepared.validation,
-    )
-    return head_savings(model, profile, prepared.validation)
 
 
 def _replaceable(model: Any) -> bool:

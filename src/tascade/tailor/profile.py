@@ -13,10 +13,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tascade.config import VocabConfig
 from tascade.core import IntArray, Row
+from tascade.data.encode import end_tokens
 from tascade.data.encode import fingerprint as tokenizer_fingerprint
 from tascade.errors import ConfigError, FingerprintError, PackError
-from tascade.tailor.counts import MOST_TOKENS, Coverage, DocumentCounts, measure_coverage
+from tascade.tailor.counts import (
+    MOST_TOKENS,
+    Coverage,
+    DocumentCounts,
+    count_documents,
+    measure_coverage,
+)
 from tascade.tailor.required import Charset, pinned_tokens
 from tascade.util.files import write_atomic
 
@@ -162,6 +170,32 @@ def _text(value: Any) -> str:
     return value
 
 
+def list_tokens(
+    loaded: tuple[Any, Any],
+    rows: Iterable[Row],
+    held_out: Iterable[Row],
+    config: VocabConfig,
+    *,
+    own: bool = False,
+    fingerprint: str = "",
+) -> Profile:
+    """:func:`build_profile` of rows for a loaded model and its tokenizer, as ``config`` wants it.
+
+    ``own``: whether the answers are the model's own, and not the references.
+    """
+    return build_profile(
+        count_documents(rows),
+        loaded[1],
+        end_tokens(*loaded),
+        vocab_size=int(loaded[0].config.get_text_config().vocab_size),
+        tolerance=config.tolerance,
+        scripts=config.scripts,
+        counted="own" if own else "gold",
+        held_out=held_out,
+        fingerprint=fingerprint,
+    )
+
+
 def build_profile(
     counts: DocumentCounts,
     tokenizer: Any,
@@ -172,6 +206,7 @@ def build_profile(
     scripts: Sequence[str] = (),
     counted: str = "gold",
     held_out: Iterable[Row] | None = None,
+    fingerprint: str = "",
 ) -> Profile:
     """List the tokens that answers need and prompts do not bring (2508.15229, section 3.3).
 
@@ -189,6 +224,7 @@ def build_profile(
         scripts: names in :data:`tascade.tailor.required.SCRIPTS`; none leaves the second stage out.
         counted: ``own`` or ``gold``, whose answers were counted.
         held_out: rows that were not counted, to measure coverage on.
+        fingerprint: of the tokenizer, where it is known already.
 
     Raises:
         ConfigError: an unknown script, a tolerance below 0 or not finite, or ids of answers or end
@@ -212,7 +248,7 @@ def build_profile(
         ids=ids,
         counts=np.asarray([held[i] if i < len(held) else 0 for i in ids.tolist()], np.int64),
         vocab_size=vocab_size,
-        fingerprint=tokenizer_fingerprint(tokenizer),
+        fingerprint=fingerprint or tokenizer_fingerprint(tokenizer),
         corpus=counts.corpus,
         documents=counts.documents,
         counted=counted,

@@ -99,6 +99,37 @@ class HeadSavings:
         return "\n".join(lines)
 
 
+@dataclass(frozen=True, slots=True)
+class Tailoring:
+    """A pack's list of tokens, the head it uses now, where the tables are, and what that saves.
+
+    With ``tables`` on the ``device`` it saves time alone: ``gain`` is what it would be without.
+    ``left_out``: of the model's own answers, where they were counted, how many prompts of each part
+    there was no time for.
+    """
+
+    pack: str
+    head: str
+    gain: HeadSavings
+    tables: str = "file"
+    left_out: dict[str, int] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain numbers and text."""
+        told: dict[str, Any] = {"pack": self.pack, "head": self.head, "tables": self.tables}
+        if self.left_out is not None:
+            told["left_out"] = self.left_out
+        return {**told, **self.gain.to_json()}
+
+    def describe(self) -> str:
+        """A few lines for people."""
+        whole = "; the tables stay on the device, no memory is saved"
+        late = sum((self.left_out or {}).values())
+        note = f"\n{late} prompts left out: no time was left to answer them" if late else ""
+        head = f"head: {self.head}{whole * (self.tables == 'device')}"
+        return f"{self.gain.describe()}{note}\n{head}"
+
+
 def head_savings(model: Any, profile: Profile, held_out: Sequence[Row]) -> HeadSavings:
     """What a profile gives for a model.
 

@@ -20,7 +20,7 @@ from tascade.decode.sampling import argmax_rows
 from tascade.decode.target import Target
 from tascade.draft.costs import CostTable
 from tascade.errors import ConfigError, PackError
-from tascade.pack import Pack
+from tascade.pack import Pack, PackInfo
 from tascade.tailor.exact import ExactHeadDecoder, Full
 from tascade.tailor.exact_batch import ExactBatchDecoder
 from tascade.tailor.head import BatchHead, RequestHead
@@ -158,20 +158,24 @@ def check_assistant(head: str, assistant: object) -> None:
         )
 
 
+def with_vocabulary(info: PackInfo, config: VocabConfig) -> PackInfo:
+    """What ``pack.json`` says once its pack has a list of tokens, used as ``config`` says."""
+    stages = [*(stage for stage in info.stages if stage != STAGE), STAGE]
+    return replace(info, recipe={**info.recipe, "vocab": asdict(config)}, stages=stages)
+
+
 def keep_vocabulary(pack: Pack, tokenizer: Any, profile: Profile, config: VocabConfig) -> None:
     """Put a list of tokens into its pack, which uses a head of them from now on.
 
     ``pack.json`` says which file has the list, so that replacing it takes list and head together:
     a crash at any point leaves those of before or these.
     """
-    recipe = {**pack.info.recipe, "vocab": asdict(config)}
-    stages = [*(stage for stage in pack.info.stages if stage != STAGE), STAGE]
-    info = replace(pack.info, recipe=recipe, stages=stages)
     first, other = VOCABULARIES
     replaced = pack.vocabulary.is_file() and pack.info.vocabulary == first
     for name in (other, first) if replaced else (first,):
         profile.save(pack.path / name, tokenizer)
-        pack.save_info(replace(info, vocabulary=name))
+        pack.info = replace(with_vocabulary(pack.info, config), vocabulary=name)
+        pack.save()
     (pack.path / other).unlink(missing_ok=True)
 
 

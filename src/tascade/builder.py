@@ -1,0 +1,256 @@
+"""A pack while it is made (one model, one TaskModel, one ``pack.json``), and what proves it."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tascade.answers import Answer, own_answers
+from tascade.config import Recipe
+from tascade.core import IntArray, Progress, Row
+from tascade.data.encode import fingerprint
+from tascade.data.prepare import Prepared, spread
+from tascade.decode.equality import NearTies
+from tascade.decode.loop import AllNodes
+from tascade.enrich.run import Tuned
+from tascade.errors import TascadeError
+from tascade.index.corpus import CorpusIndex
+from tascade.index.similar import SimilarIndex
+from tascade.model import TaskModel
+from tascade.pack import Pack, PackInfo, provenance
+from tascade.tailor.tailored import GUARANTEES
+from tascade.util.files import install_folder
+
+MAX_PROMPTS = 500_000
+_CHECKED_ROWS, _CHECKED_TOKENS, _CHECKED_NODES = 4, 64, 16
+_REPLAYED = 4
+"""Outputs replayed for each prompt that would be decoded: a replay runs no model."""
+Loaded = tuple[Any, Any, str]
+
+
+class PackBuilder:
+    """A pack while it is made; stages fill it (:data:`Stage`), and :meth:`save` makes it a pack.
+
+    Args:
+        folder: to fill, an empty one.
+        loaded: model, tokenizer and name.
+        recipe: what ``pack.json`` will hold.
+
+    Attributes:
+        pack: the folder, and what its ``pack.json`` will say.
+        loaded: the model that the pack is for now; a tuned one takes the place of its base.
+        tuned: how the model was tuned, if it was; its folder becomes the pack's.
+    """
+
+    def __init__(self, folder: Path, loaded: Loaded, recipe: Recipe) -> None:
+        name = loaded[2]
+        info = PackInfo(
+            model=str(Path(name).resolve()) if Path(name).is_dir() else name,
+            fingerprint="",
+            vocab_size=0,
+            recipe=recipe.to_dict(),
+            max_new_tokens=recipe.max_new_tokens,
+            **provenance(),
+        )
+        self.pack = Pack(folder, info)
+        self.tuned: Tuned | None = None
+        self.use(loaded)
+
+    def use(self, loaded: Loaded) -> None:
+        """Go on with this model; nothing may be indexed yet for another one's tokens."""
+        self.loaded: Loaded = loaded
+        self._task_model: TaskModel | None = None
+        size = int(loaded[0].config.get_text_config().vocab_size)
+        self.pack.note(fingerprint=fingerprint(loaded[1]), vocab_size=size)
+
+    @property
+    def task_model(self) -> TaskModel:
+        """The model over what is indexed, with its full head until a stage gives it another."""
+        if self._task_model is None:
+            model, tokenizer, name = self.loaded
+            self._task_model = TaskModel(
+                model, tokenizer, self.pack, name, head="full", checked=True
+            )
+        return self._task_model
+
+    def index(self, rows: Sequence[Row], recipe: Recipe, tell: Progress) -> None:
+        """Index answers, in place of those that are indexed already, and once their prompts.
+
+        Rows given later have the same prompts in the same order.
+        """
+        info, first = self.pack.info, not self.pack.corpus.exists()
+        shutil.rmtree(self.pack.corpus, ignore_errors=True)
+        tell("indexing outputs", 0, len(rows))
+        CorpusIndex.build(
+            self.pack.corpus,
+            [answer for _, answer in rows],
+            vocab_size=info.vocab_size,
+            fingerprint=info.fingerprint,
+            shards=recipe.spec.shards,
+        )
+        prompts = [(i, p) for i, (p, _) in enumerate(rows) if p is not None]
+        if first and recipe.spec.similar and prompts:
+            tell("indexing prompts", 0, len(prompts))
+            SimilarIndex.build(
+                self.pack.similar, prompts[:MAX_PROMPTS], fingerprint=info.fingerprint
+            )
+        if self._task_model is not None:
+            self._task_model.reload()
+
+    def save(self) -> None:
+        """Write ``pack.json``, the last of its files; a tuned model is in the folder before."""
+        if self.tuned is not None and self.tuned.path is not None:
+            self.tuned.path.rename(self.pack.tuned)
+        self.pack.save()
+
+    def install(self, target: Path) -> TaskModel:
+        """Save, give the folder its final name in one step, and open the pack there."""
+        self.save()
+        install_folder(self.pack.path, target)
+        made = self.task_model
+        self.pack = made.pack = Pack.open(target)
+        made.reload()
+        if self.tuned is not None:  # where it was loaded from is gone
+            for part in self.loaded[:2]:
+                part.name_or_path = str(self.pack.tuned)
+        return made
+
+
+Stage = Callable[[PackBuilder, Prepared, Recipe, Progress], None]
+"""One step on the way to a pack: ``stage(task, prepared, recipe, progress)``.
+
+``task`` is the builder, not a TaskModel: tuning comes before there is an index to make one over,
+and changes the model itself. A stage may change the examples too: to the model's own answers.
+"""
+
+
+def answerer(task_model: TaskModel, recipe: Recipe, tell: Progress) -> Answer:
+    """What answers prompts with a pack's drafts, as many as ``spec.own_seconds`` allows."""
+    return partial(
+        own_answers,
+        task_model.decoder,
+        params=task_model.params(max_new_tokens=recipe.max_new_tokens),
+        seconds=recipe.spec.own_seconds,
+        tell=tell,
+    )
+
+
+@contextmanager
+def answering(
+    loaded: Loaded, prepared: Prepared, recipe: Recipe, tell: Progress
+) -> Iterator[Answer]:
+    """Have a model that has no pack answer prompts, drafted for from the references' index.
+
+    So it runs at the task's speed already; the index is in a temporary folder.
+
+    Raises:
+        TascadeError: drafts change words (see :func:`check`), which is better
+            known before long work than after it.
+    """
+    with tempfile.TemporaryDirectory(prefix="tascade-lessons-") as folder:
+        made = PackBuilder(Path(folder), loaded, recipe)
+        made.index(prepared.train, recipe, tell)
+        check(made.task_model, prepared.asked, recipe)
+        yield answerer(made.task_model, recipe, tell)
+
+
+def calibrate(
+    task_model: TaskModel,
+    rows: Sequence[Row],
+    recipe: Recipe,
+    tell: Progress,
+) -> int:
+    """Decode validation prompts, learning on the way; saves what was learned, notes step costs.
+
+    Returns how many rows were decoded: ``calibration_rows`` at most, spread over the file, and
+    within ``calibration_seconds``. Where no row has a prompt, outputs are replayed instead.
+    """
+    pack, most = task_model.pack, recipe.spec.calibration_rows
+    pack.note(costs={**pack.info.costs, task_model.cost_key: task_model.cost.to_json()})
+    prompts = [prompt for prompt, _ in rows if prompt is not None]
+    chosen = spread(prompts, most)
+    params = task_model.params(max_new_tokens=recipe.max_new_tokens)
+    deadline = time.monotonic() + recipe.spec.calibration_seconds
+    done = 0
+    for done, prompt in enumerate(chosen, 1):
+        tell("calibrating", done, len(chosen))
+        task_model.decoder.generate(prompt, params)
+        if time.monotonic() > deadline:
+            break
+    if not prompts:
+        done = replay_references(task_model, spread([a for _, a in rows], _REPLAYED * most))
+    tell("calibrating", done, max(done, 1))
+    task_model.calibration.save(pack.calibration)
+    return done
+
+
+def replay_references(task_model: TaskModel, answers: Sequence[IntArray]) -> int:
+    """Calibrate on reference outputs alone, where the data has no prompts to decode."""
+    drafter = task_model.decoder.drafter
+    for answer in answers:
+        drafter.start(np.empty(0, np.int32))
+        at = 0
+        while at < len(answer):
+            drafter.propose(16, 0.02)
+            drafter.commit(answer[at : at + 2], 0, ())
+            at += 2
+    return len(answers)
+
+
+def check(task_model: TaskModel, rows: Sequence[Row], recipe: Recipe) -> dict[str, int]:
+    """Compare a few answers with plain decoding's; what it finds is not learned from.
+
+    A difference that is a near tie (see :class:`tascade.decode.equality.NearTies`) is counted and
+    let pass. Any other means in float32 that verification is broken. In half precision it need
+    not: there attention over one row and over several may round apart by more than a near tie
+    allows, so it is warned of.
+
+    A head that is approximate changes words on purpose: with it nothing is compared.
+
+    Raises:
+        TascadeError: an answer in float32 differs, and it is no near tie.
+    """
+    import torch
+
+    tailored = task_model.tailored
+    if tailored is not None and GUARANTEES[tailored.config.head] != "lossless":
+        return {"checked": 0, "differing": 0, "near_ties": 0}
+    params = task_model.params(max_new_tokens=min(_CHECKED_TOKENS, recipe.max_new_tokens))
+    # A budget may decide that no draft pays here, and then there would be nothing to compare.
+    drafted = task_model.new_decoder(task_model.new_drafter(), AllNodes(_CHECKED_NODES))
+    near_ties = NearTies(task_model.target, params)
+    prompts = spread([prompt for prompt, _ in rows if prompt is not None], _CHECKED_ROWS)
+    differing = ties = 0
+    for prompt in prompts:
+        fast = drafted.generate(prompt, params).tokens
+        plain = task_model.plain.generate(prompt, params).tokens
+        if fast == plain:
+            continue
+        differing += 1
+        if near_ties.is_near_tie(prompt, plain, fast):
+            ties += 1
+        elif task_model.model.dtype == torch.float32:
+            raise TascadeError(
+                "speculative decoding changed an answer: please report this",
+                got=fast[:20],
+                wanted=f"{plain[:20]} (plain decoding)",
+                where=type(task_model.model).__name__,
+                fix="use the model without tascade until this is understood",
+            )
+    if differing > ties:
+        warnings.warn(
+            f"{differing - ties} of {len(prompts)} answers differ from plain decoding's, and by "
+            f"more than a near tie: in {task_model.model.dtype} rounding may do that; adapt in "
+            "float32 to be sure that it is no more",
+            stacklevel=2,
+        )
+    return {"checked": len(prompts), "differing": differing, "near_ties": ties}

@@ -1,0 +1,168 @@
+"""Task data as token ids: read, encoded, a share of it held out, and some rows chosen of many."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, Protocol, TypeVar
+
+from tascade.config import DataConfig, Recipe
+from tascade.core import Example, IntArray, Progress, Row
+from tascade.data.encode import encode_example
+from tascade.data.load import LoadReport, load_examples, source_hash
+from tascade.errors import DataError
+
+MOST_HELD_OUT = 2000
+"""Held-out rows kept, spread over the file; each use takes its own number of these."""
+_LISTED_ROWS = 100
+_HELD_OUT_SHARE, _HELD_OUT_MOST = 20, 200
+T = TypeVar("T")
+
+
+class Merges(Protocol):
+    """The new tokens of a tuned model (see :class:`tascade.enrich.tokens.merger.Merger`)."""
+
+    def merge(self, ids: IntArray) -> IntArray:
+        """Write base ids with the new tokens."""
+        ...
+
+
+@dataclass(slots=True)
+class Prepared:
+    """Examples as token ids: (prompt or ``None``, answer) pairs.
+
+    ``held_out_of``: how many held-out rows there were, of which ``validation`` was chosen;
+    ``own``: where in ``train`` the answers are the model's own.
+    """
+
+    train: list[Row] = field(default_factory=list)
+    validation: list[Row] = field(default_factory=list)
+    reports: list[LoadReport] = field(default_factory=list)
+    held_out_of: int = 0
+    own: list[int] = field(default_factory=list)
+
+    @property
+    def asked(self) -> list[Row]:
+        """Rows with prompts to compare with plain decoding on: held-out ones where there are."""
+        return [row for row in self.validation if row[0] is not None] or self.train
+
+    def require_held_out(self, where: str) -> None:
+        """Refuse to go on without held-out rows.
+
+        Raises:
+            DataError: fewer than two.
+        """
+        if len(self.validation) < 2:
+            raise DataError(
+                "too few examples to hold any out",
+                got=f"{len(self.train)} examples",
+                wanted="at least 40, or held-out examples of their own",
+                where=where,
+                fix="pass held-out examples with --held-out",
+            )
+
+    def merge_answers(self, merger: Merges) -> None:
+        """Write all answers in the tokens of a tuned model, which says them so."""
+        for rows in (self.train, self.validation):
+            rows[:] = [(prompt, merger.merge(answer)) for prompt, answer in rows]
+
+
+def prepare(
+    tokenizer: Any,
+    ends: Sequence[int],
+    data: Any,
+    validation: Any,
+    recipe: Recipe,
+    tell: Progress,
+    merger: Merges | None = None,
+) -> Prepared:
+    """Load and encode all examples; hold a share out for calibration if there is no other.
+
+    ``merger``: the new tokens of a tuned model, which says its answers in them.
+
+    Raises:
+        DataError: a row cannot be used, there are none, or none has a prompt to answer.
+    """
+    out = Prepared()
+    rows = _examples(data, recipe.data, "train", out.reports, tell)
+    out.train = [encode_example(tokenizer, row, ends, recipe.chat) for row in rows]
+    if not out.train:
+        raise DataError(
+            "no examples",
+            got="0 rows",
+            wanted="at least one",
+            where=str(data),
+            fix="check the file",
+        )
+    if validation is not None:
+        rows = _examples(validation, recipe.data, "validation", out.reports, tell)
+        kept, out.held_out_of = thin(rows, MOST_HELD_OUT)
+        out.validation = [encode_example(tokenizer, row, ends, recipe.chat) for row in kept]
+    elif len(out.train) >= 2 * _HELD_OUT_SHARE:
+        step = max(_HELD_OUT_SHARE, len(out.train) // _HELD_OUT_MOST)
+        out.validation = out.train[::step]
+        out.train = [row for i, row in enumerate(out.train) if i % step]
+        out.held_out_of = len(out.validation)
+    if merger is not None:
+        out.merge_answers(merger)
+    if recipe.spec.own_answers and all(prompt is None for prompt, _ in out.train):
+        raise DataError(
+            "no prompts to answer",
+            got="outputs alone",
+            wanted="rows with a prompt",
+            where="spec.own_answers",
+            fix="add prompts to the examples, or leave --self out",
+        )
+    return out
+
+
+def _examples(
+    data: Any, config: DataConfig, split: str, reports: list[LoadReport], tell: Progress
+) -> Iterator[Example]:
+    report = LoadReport()
+    reports.append(report)
+    rows = load_examples(data, on_error=config.on_error, split=split, report=report)
+    limit = config.max_examples or None
+    for i, example in enumerate(islice(rows, limit)):
+        if i % 256 == 0:
+            tell(f"reading {split}", i, limit)
+        yield example
+
+
+def describe_sources(
+    data: Any, validation: Any, reports: Sequence[LoadReport]
+) -> list[dict[str, Any]]:
+    """What each source was, and what was left out of it: for ``pack.json``."""
+    out = []
+    given = [("train", data), ("validation", validation)]
+    for (role, source), report in zip(given, reports, strict=False):
+        entry: dict[str, Any] = {"role": role, "rows": report.rows_kept, "skipped": report.skipped}
+        entry |= source_hash(source, split=role, report=report)
+        if report.skipped:
+            entry["skipped_rows"] = [list(row) for row in report.skipped_rows[:_LISTED_ROWS]]
+        out.append(entry)
+    return out
+
+
+def spread(rows: Sequence[T], count: int) -> list[T]:
+    """At most ``count`` rows, evenly spaced over the whole sequence."""
+    if len(rows) <= count:
+        return list(rows)
+    return [rows[i * len(rows) // count] for i in range(count)]
+
+
+def thin(rows: Iterable[T], most: int) -> tuple[list[T], int]:
+    """At most ``most`` rows of a stream, spread over the whole of it, and how many it had.
+
+    No more than twice as many are held at any time, however long the stream is.
+    """
+    kept: list[T] = []
+    step, count = 1, 0
+    for row in rows:
+        if count % step == 0:
+            kept.append(row)
+        if len(kept) == 2 * most:  # every other one of them, and of those to come
+            kept, step = kept[::2], 2 * step
+        count += 1
+    return spread(kept, most), count
