@@ -23,11 +23,12 @@ import pytest
 import torch
 
 import tascade
+from brief import BRIEF
 from tascade import bundled
 from tascade.bench.pack import BenchOptions, bench_pack
 from tascade.bench.page import report_pack
 from tascade.cli import demo
-from tascade.config import GateConfig, SpecConfig, TuneConfig, VocabConfig
+from tascade.config import SpecConfig, VocabConfig
 from tascade.draft.costs import CostTable
 from tascade.enrich.choose import enrich
 from tascade.enrich.stage import adapt_tuned, tune
@@ -44,22 +45,7 @@ from tascade.testing import byte_tokenizer, tiny_model, toy_examples
 
 ROWS = [{"prompt": e.prompt, "completion": e.completion} for e in toy_examples(48)]
 FEW = ROWS[:4]
-OPEN = GateConfig(
-    most_drop=1.0, least_agreement=0.0, least_adoption=0.0, most_longer=1e9, most_drift=1e9
-)
-TUNING = TuneConfig(
-    tokens=4,
-    targets="gold",
-    start="mean",
-    prompts=0.0,
-    replay=0.0,
-    row_steps=0,
-    epochs=0,
-    sure=0.0,
-    foretold=0.0,
-    gate=OPEN,
-)
-RECIPE = tascade.Recipe(max_new_tokens=4, spec=SpecConfig(calibration_rows=1), tune=TUNING)
+RECIPE = tascade.Recipe(max_new_tokens=4, spec=SpecConfig(calibration_rows=1), tune=BRIEF)
 KILLS = 100
 STEPS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "ctypes.dlsym"}
 
@@ -271,7 +257,7 @@ def small_demo(model: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     monkeypatch.setattr(bundled, "data_path", lambda _, s: whole if s == "train" else data)
     monkeypatch.setattr(bundled, "tasks", lambda: (demo.TUNED_TASK,))
     monkeypatch.setattr(demo, "METHODS", ("plain",))
-    monkeypatch.setattr(demo, "LESSONS", TUNING)
+    monkeypatch.setattr(demo, "LESSONS", BRIEF)
     monkeypatch.setattr(demo, "Recipe", lambda **given: dataclasses.replace(RECIPE, **given))
     real = demo.adapt
     monkeypatch.setattr(demo, "adapt", lambda *a, **given: real(*a, recipe=RECIPE, **given))

@@ -18,9 +18,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import tascade
+from brief import OPEN
 from tascade import SpecConfig, TaskModel, bundled
 from tascade.bench.pack import BenchOptions, bench_pack
-from tascade.config import GateConfig, Recipe, TuneConfig, VocabConfig
+from tascade.config import Recipe, TuneConfig, VocabConfig
 from tascade.data.load import load_examples
 from tascade.enrich.stage import tune
 from tascade.enrich.train.embeddings import make_room
@@ -35,9 +36,6 @@ RECIPE = Recipe(max_new_tokens=8, spec=SpecConfig(calibration_rows=2))
 EXACT = dataclasses.replace(RECIPE, vocab=VocabConfig(head="exact"))
 SHORT: dict[str, Any] = {"max_new_tokens": 6, "ignore_end": True}
 DRAWN: dict[str, Any] = {**SHORT, "temperature": 1.0, "seed": 3}
-OPEN = GateConfig(
-    most_drop=1.0, least_agreement=0.0, least_adoption=0.0, most_longer=9.0, most_drift=99
-)
 
 
 def of_model(model: Any) -> dict[str, Any]:

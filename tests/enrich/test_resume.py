@@ -11,27 +11,14 @@ import pytest
 import torch
 
 import tascade
+from brief import BRIEF, OPEN
 from tascade import pipeline
-from tascade.config import GateConfig, TuneConfig
 from tascade.enrich.stage import adapt_tuned, tune
 from tascade.errors import ConfigError, TascadeError
 from tascade.testing import byte_tokenizer, tiny_model, toy_examples
 
-OPEN = GateConfig(
-    most_drop=1.0, least_agreement=0.0, least_adoption=0.0, most_longer=1e9, most_drift=99
-)
-BRIEF = TuneConfig(
-    tokens=2,
-    sure=0.0,
-    targets="gold",
-    replay=0.0,
-    start="mean",
-    row_steps=2,
-    epochs=0,
-    batch=8,
-    gate=OPEN,
-)
-RECIPE = tascade.Recipe(max_new_tokens=4, tune=BRIEF)
+TUNING = dataclasses.replace(BRIEF, tokens=2, prompts=1.0, row_steps=2, batch=8)
+RECIPE = tascade.Recipe(max_new_tokens=4, tune=TUNING)
 
 
 def tiny(seed: int = 0) -> tuple[Any, Any]:
@@ -109,7 +96,7 @@ def _other_config(model: Any) -> Any:
 
 
 def _recipe(**tuning: Any) -> dict[str, Any]:
-    return {"recipe": dataclasses.replace(RECIPE, tune=dataclasses.replace(BRIEF, **tuning))}
+    return {"recipe": dataclasses.replace(RECIPE, tune=dataclasses.replace(TUNING, **tuning))}
 
 
 @pytest.mark.parametrize("change", list(CHANGES))

@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tascade
+from brief import OPEN
 from tascade import bundled
 from tascade.bench.pack import BenchOptions, bench_pack
 from tascade.bench.page import report_pack
@@ -24,9 +25,6 @@ from tascade.errors import ConfigError, DataError, PackError
 from tascade.tailor.stage import tailor
 
 # Trained for seconds: what is tested is the way, not how good it gets.
-OPEN = GateConfig(
-    most_drop=1.0, least_agreement=0.0, least_adoption=0.0, most_longer=9.0, most_drift=99
-)
 BRIEF = TuneConfig(
     tokens=12, prompts=0.1, probe_steps=3, row_steps=4, epochs=1, batch=16, gate=OPEN
 )
