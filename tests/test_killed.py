@@ -168,6 +168,7 @@ def test_a_pack_that_is_replaced(model: str, pack: Path, tuned: bool) -> None:
     assert TaskModel.from_pretrained(pack).corpus.n_documents == len(ROWS)
 
 
+@pytest.mark.slow
 def test_processes_that_are_killed_and_those_that_follow(model: str, pack: Path) -> None:
     work, old = pack.parent, {path: path.read_bytes() for path in pack.rglob("*.*")}
     backup = shutil.copytree(pack, work.parent / f"{work.name}-backup")

@@ -18,7 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import tascade
-from brief import OPEN
+from brief import BRIEF, OPEN
 from tascade import SpecConfig, TaskModel, bundled
 from tascade.bench.pack import BenchOptions, bench_pack
 from tascade.config import Recipe, TuneConfig, VocabConfig
@@ -226,6 +226,16 @@ def test_inspecting_leaves_everything_as_it_was(given: tuple[Any, Any]) -> None:
         tascade.inspect(ROWS, given)
 
 
+def test_tuning_leaves_a_model_in_training_as_it_was(
+    given: tuple[Any, Any], tmp_path: Path
+) -> None:
+    brief = dataclasses.replace(BRIEF, prompts=0.1, replay=0.1, row_steps=2, epochs=1, batch=16)
+    recipe = Recipe(max_new_tokens=4, tune=brief)
+    with nothing_changes(*given):
+        tune(given, ROWS[:40], held_out=ROWS[40:], out=tmp_path / "m", recipe=recipe)
+
+
+@pytest.mark.slow
 def test_tuning_leaves_the_base_model_as_it_was(tmp_path: Path) -> None:
     model, tokenizer, _ = load_model(bundled.model_path(), dtype="float32")
     model.train()
@@ -241,6 +251,7 @@ def test_tuning_leaves_the_base_model_as_it_was(tmp_path: Path) -> None:
         tune((model, tokenizer), rows[:40], held_out=rows[40:], out=tmp_path / "m", recipe=recipe)
 
 
+@pytest.mark.slow
 def test_tailoring_and_measuring_draw_nothing(ticket_pack: Path, tmp_path: Path) -> None:
     from tascade.pack import Pack
 

@@ -106,23 +106,26 @@ def test_exact_is_plain_decoding(family, tied, how, share):
     assert misses > 20 or share > 0.5
 
 
-@pytest.mark.parametrize(("family", "tied", "how"), models_and([*PARAMS]))
-def test_exact_as_packs_have_it_is_plain_decoding(family, tied, how):
+@pytest.mark.parametrize(
+    ("family", "tied", "how", "tokens", "kind"),
+    models_and([*PARAMS], [0, 5], ["none", "random", "together"]),
+)
+def test_exact_as_packs_have_it_is_plain_decoding(family, tied, how, tokens, kind):
     """Checks and steps with the full head go by the quickest product here, not by the layer's."""
     whole, asked, params = model(family, tied), prompts(6), PARAMS[how]
     ids, config = np.asarray(static(0.6), np.int32), VocabConfig(head="exact")
     made = tailor_model(whole, ids, config)
     wanted = [plain(whole, prompt, params).tokens for prompt in asked]
-    for tokens in (0, 5):
-        for drafter in (NoDrafter(), RandomTreeDrafter(VOCAB, 1)):
-            decoder = made.decoder(drafter)
-            decoder.schedule = every(tokens)
-            got = [decoder.generate(prompt, params) for prompt in asked]
-            assert [g.tokens for g in got] == wanted
-            assert all((g.extra["full_steps"] > 0) == (tokens == 0) for g in got)
-        together = made.batches(4)
-        together.schedule = every(tokens)
-        assert [g.tokens for g in together.generate(asked, params)] == wanted
+    if kind == "together":
+        decoder = made.batches(4)
+        decoder.schedule = every(tokens)
+        assert [g.tokens for g in decoder.generate(asked, params)] == wanted
+        return
+    decoder = made.decoder(NoDrafter() if kind == "none" else RandomTreeDrafter(VOCAB, 1))
+    decoder.schedule = every(tokens)
+    got = [decoder.generate(prompt, params) for prompt in asked]
+    assert [g.tokens for g in got] == wanted
+    assert all((g.extra["full_steps"] > 0) == (tokens == 0) for g in got)
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 3, 7, 64])
