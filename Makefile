@@ -10,7 +10,7 @@ export TOKENIZERS_PARALLELISM ?= false
 VLLM := .venv-vllm
 PIP := python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo demo-tune test test-unit test-vllm check format bench docs clean
+.PHONY: demo demo-tune test test-all test-unit test-vllm check format bench docs clean
 
 demo: $(VENV)/.ready
 	$(BIN)/tascade demo --out demo-output
@@ -18,10 +18,16 @@ demo: $(VENV)/.ready
 demo-tune: $(VENV)/.ready-tune
 	$(BIN)/tascade demo --tune --out demo-output
 
+# Where CI is set, and with `make test-all`, those marked slow run as well (docs/design.md, Tests).
+SLOW := $(if $(CI),,-m "not slow")
+
 test: check test-unit test-vllm
 
+test-all:
+	$(MAKE) test SLOW=
+
 test-unit: $(VENV)/.ready-dev
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist worksteal $(SLOW)
 
 # On the real vLLM, in an environment of its own; fails where it cannot be installed.
 test-vllm: $(VLLM)/.ready

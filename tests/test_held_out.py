@@ -15,10 +15,11 @@ import pytest
 from typer.testing import CliRunner
 
 import tascade
+from brief import BRIEF
 from tascade import bundled
 from tascade.builder import answering
 from tascade.cli import verbs as cli
-from tascade.config import GateConfig, SpecConfig, TuneConfig, VocabConfig
+from tascade.config import SpecConfig, TuneConfig, VocabConfig
 from tascade.core import silent
 from tascade.data.encode import encode_prompt, end_tokens
 from tascade.data.load import load_examples
@@ -315,10 +316,7 @@ def test_the_gate_says_how_many_prompts_were_left_out(
 ) -> None:
     examples = itertools.islice(load_examples(bundled.data_path("tickets", "train")), 100)
     rows = [{"prompt": row.prompt, "completion": NEVER} for row in examples]
-    open_gate = GateConfig(
-        max_score_drop=1.0, min_agreement=0.0, min_adoption=0.0, max_length_ratio=9.0, max_kl=99
-    )
-    brief = TuneConfig(tokens=4, prompts=0.0, replay=0.0, init="mean", epochs=0, gate=open_gate)
+    brief = dataclasses.replace(BRIEF, targets="own", min_token_prob=0.8)
     recipe = tascade.Recipe(
         max_new_tokens=24, tune=brief, spec=SpecConfig(own_seconds=21.5), dtype="float32"
     )

@@ -23,11 +23,12 @@ import pytest
 import torch
 
 import tascade
+from brief import BRIEF
 from tascade import bundled
 from tascade.bench.pack import BenchOptions, bench_pack
 from tascade.bench.page import report_pack
 from tascade.cli import demo
-from tascade.config import GateConfig, SpecConfig, TuneConfig, VocabConfig
+from tascade.config import SpecConfig, VocabConfig
 from tascade.draft.costs import CostTable
 from tascade.enrich.choose import enrich
 from tascade.enrich.train.checkpoint import load_state, save_state
@@ -42,21 +43,7 @@ from tascade.testing import byte_tokenizer, tiny_model, toy_examples
 
 ROWS = [{"prompt": e.prompt, "completion": e.completion} for e in toy_examples(48)]
 FEW = ROWS[:4]
-OPEN = GateConfig(
-    max_score_drop=1.0, min_agreement=0.0, min_adoption=0.0, max_length_ratio=1e9, max_kl=1e9
-)
-TUNING = TuneConfig(
-    tokens=4,
-    targets="gold",
-    init="mean",
-    prompts=0.0,
-    replay=0.0,
-    epochs=0,
-    min_token_prob=0.0,
-    min_ngram_prob=0.0,
-    gate=OPEN,
-)
-RECIPE = tascade.Recipe(max_new_tokens=4, spec=SpecConfig(calibration_rows=1), tune=TUNING)
+RECIPE = tascade.Recipe(max_new_tokens=4, spec=SpecConfig(calibration_rows=1), tune=BRIEF)
 KILLS = 100
 STEPS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "ctypes.dlsym"}
 
@@ -187,6 +174,7 @@ def test_a_pack_that_is_replaced(model: str, pack: Path, tuned: bool) -> None:
     assert TaskModel.from_pretrained(pack).corpus.n_documents == len(ROWS)
 
 
+@pytest.mark.slow
 def test_processes_that_are_killed_and_those_that_follow(model: str, pack: Path) -> None:
     work, old = pack.parent, {path: path.read_bytes() for path in pack.rglob("*.*")}
     backup = shutil.copytree(pack, work.parent / f"{work.name}-backup")
@@ -276,7 +264,7 @@ def small_demo(model: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     monkeypatch.setattr(bundled, "data_path", lambda _, s: whole if s == "train" else data)
     monkeypatch.setattr(bundled, "tasks", lambda: (demo.TUNED_TASK,))
     monkeypatch.setattr(demo, "METHODS", ("plain",))
-    monkeypatch.setattr(demo, "TUNING", TUNING)
+    monkeypatch.setattr(demo, "TUNING", BRIEF)
     monkeypatch.setattr(demo, "Recipe", lambda **given: dataclasses.replace(RECIPE, **given))
     real = demo.adapt
     monkeypatch.setattr(demo, "adapt", lambda *a, **given: real(*a, recipe=RECIPE, **given))

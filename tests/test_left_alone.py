@@ -18,9 +18,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import tascade
+from brief import BRIEF, OPEN
 from tascade import SpecConfig, TaskModel, bundled
 from tascade.bench.pack import BenchOptions, bench_pack
-from tascade.config import GateConfig, Recipe, TuneConfig, VocabConfig
+from tascade.config import Recipe, TuneConfig, VocabConfig
 from tascade.data.load import load_examples
 from tascade.enrich.train.embeddings import resize_embeddings
 from tascade.enrich.train.lora import wrap
@@ -34,9 +35,6 @@ RECIPE = Recipe(max_new_tokens=8, spec=SpecConfig(calibration_rows=2))
 EXACT = dataclasses.replace(RECIPE, vocab=VocabConfig(head="exact"))
 SHORT: dict[str, Any] = {"max_new_tokens": 6, "ignore_end": True}
 DRAWN: dict[str, Any] = {**SHORT, "temperature": 1.0, "seed": 3}
-OPEN = GateConfig(
-    max_score_drop=1.0, min_agreement=0.0, min_adoption=0.0, max_length_ratio=9.0, max_kl=99
-)
 
 
 def of_model(model: Any) -> dict[str, Any]:
@@ -227,6 +225,17 @@ def test_inspecting_leaves_everything_as_it_was(given: tuple[Any, Any]) -> None:
         tascade.inspect(ROWS, given)
 
 
+def test_tuning_leaves_a_model_in_training_as_it_was(
+    given: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tascade.enrich.train.trainer.EMBEDDING_WARMUP_STEPS", 2)
+    brief = dataclasses.replace(BRIEF, prompts=0.1, replay=0.1, epochs=1, batch=16)
+    recipe = Recipe(max_new_tokens=4, tune=brief)
+    with nothing_changes(*given):
+        tune(given, ROWS[:40], held_out=ROWS[40:], out=tmp_path / "m", recipe=recipe)
+
+
+@pytest.mark.slow
 def test_tuning_leaves_the_base_model_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -244,6 +253,7 @@ def test_tuning_leaves_the_base_model_as_it_was(
         tune((model, tokenizer), rows[:40], held_out=rows[40:], out=tmp_path / "m", recipe=recipe)
 
 
+@pytest.mark.slow
 def test_tailoring_and_measuring_draw_nothing(ticket_pack: Path, tmp_path: Path) -> None:
     from tascade.pack import Pack
 

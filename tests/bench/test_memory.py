@@ -52,6 +52,7 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made.path
 
 
+@pytest.mark.slow
 @needs_account
 def test_a_process_counts_tables_and_a_small_head_has_none(pack: Path, tmp_path: Path) -> None:
     job = MemoryJob(str(pack), dtype="float32", device="cpu", max_new_tokens=4)

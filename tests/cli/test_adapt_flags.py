@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-import random
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,26 +11,15 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from all_pairs import all_pairs
+from brief import BRIEF
 from tascade.cli import verbs as cli
-from tascade.config import GateConfig, TuneConfig
 from tascade.draft.costs import CostTable
 from tascade.errors import ConfigError
 from tascade.model import TaskModel
 from tascade.testing import byte_tokenizer, tiny_model, toy_examples
 
-OPEN = GateConfig(
-    max_score_drop=1.0, min_agreement=0.0, min_adoption=0.0, max_length_ratio=1e9, max_kl=99
-)
-BRIEF = TuneConfig(
-    tokens=3,
-    targets="gold",
-    prompts=0.1,
-    replay=0.0,
-    min_token_prob=0.0,
-    init="mean",
-    epochs=0,
-    gate=OPEN,
-)
+TUNING = replace(BRIEF, tokens=3, prompts=0.1)
 FLAGS: dict[str, tuple[str, ...]] = {
     "--validation": ("", "FILE"),
     "--recipe": ("", "FILE"),
@@ -51,12 +38,6 @@ FLAGS: dict[str, tuple[str, ...]] = {
 """Each flag's values; the first is to leave it out."""
 MOST = 8
 Case = tuple[str, ...]
-PAIRS = [
-    ((a, x), (b, y))
-    for a, b in itertools.combinations(FLAGS, 2)
-    for x in FLAGS[a]
-    for y in FLAGS[b]
-]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -72,22 +53,10 @@ def refused(case: dict[str, str]) -> bool:
     return case["--tune"] != "" and case["--tailor"] == "draft-only"
 
 
-def pairs_of(case: Case) -> set[Any]:
-    return set(itertools.combinations(zip(FLAGS, case, strict=True), 2))
-
-
 def cases() -> list[Case]:
     """Few calls that hold every pair of flags, given or not, that is not refused."""
-    rng = random.Random(4)
-    left = {pair for pair in PAIRS if not refused(dict.fromkeys(FLAGS, "") | dict(pair))}
-    found: list[Case] = []
-    while left:
-        tried = [tuple(rng.choice(values) for values in FLAGS.values()) for _ in range(400)]
-        tried = [case for case in tried if not refused(dict(zip(FLAGS, case, strict=True)))]
-        best = max(tried, key=lambda case: len(left & pairs_of(case)))
-        left -= pairs_of(best)
-        found.append(best)
-    return found
+    possible = lambda *case: not refused(dict(zip(FLAGS, case, strict=True)))  # noqa: E731
+    return all_pairs(*FLAGS.values(), allowed=possible)
 
 
 def given(case: Case) -> str:
@@ -121,7 +90,7 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def short(*flags: Any) -> Any:
         made = wanted(*flags)
-        return replace(made, tune=BRIEF, max_new_tokens=min(MOST, made.max_new_tokens))
+        return replace(made, tune=TUNING, max_new_tokens=min(MOST, made.max_new_tokens))
 
     monkeypatch.setattr(cli, "_recipe", short)
 

@@ -43,6 +43,7 @@ def test_chat_answers_until_an_empty_line(ticket_pack: Path) -> None:
     assert answer in result.stdout
 
 
+@pytest.mark.slow
 def test_bench_then_report(ticket_pack: Path, tmp_path: Path) -> None:
     out = tmp_path / "bench.json"
     methods = "plain,tasc-spec,tasc-paper,hf-generate,hf-prompt-lookup"

@@ -46,6 +46,7 @@ def few_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(bundled, "tasks", lambda: (demo.TUNED_TASK,))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_tuned_model_is_shown_beside_the_others(
     few_rows: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -60,6 +61,7 @@ def test_a_tuned_model_is_shown_beside_the_others(
     assert "tasc-ft" in (tmp_path / "out" / "report.html").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_model_that_the_gate_refuses_is_not_shown(
     few_rows: None,

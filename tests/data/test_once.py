@@ -11,25 +11,15 @@ from typing import Any
 import pytest
 
 import tascade
+from brief import BRIEF
 from tascade.bench.pack import BenchOptions, bench_pack
-from tascade.config import DataConfig, GateConfig, SpecConfig, TuneConfig
+from tascade.config import DataConfig, SpecConfig
 from tascade.data.load import source_hash
 from tascade.pipeline import adapt, adapt_tuned
 from tascade.testing import byte_tokenizer, tiny_model, toy_examples
 
 ROWS = [{"prompt": e.prompt, "completion": e.completion} for e in toy_examples(60)]
 RECIPE = tascade.Recipe(max_new_tokens=4, spec=SpecConfig(calibration_rows=1))
-TUNING = TuneConfig(
-    tokens=3,
-    targets="gold",
-    init="mean",
-    prompts=0.0,
-    replay=0.0,
-    epochs=0,
-    min_token_prob=0.0,
-    min_ngram_prob=0.0,
-    gate=GateConfig(refuse=False),
-)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -112,7 +102,7 @@ def test_tuning_and_adapting_share_one_reading(
     kind: str, hub: Hub, loaded: tuple[Any, Any], tmp_path: Path
 ) -> None:
     data = "owner/name" if kind == "hub" else iter(ROWS)
-    recipe = dataclasses.replace(RECIPE, tune=TUNING)
+    recipe = dataclasses.replace(RECIPE, tune=BRIEF)
     held: Any = {"validation": iter(ROWS[:6]), "out": tmp_path / "pack"}
     made, _ = adapt_tuned(loaded, data, recipe=recipe, **held)
     assert hub.opened == (["train"] if kind == "hub" else [])

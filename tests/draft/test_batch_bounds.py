@@ -177,6 +177,7 @@ assert refused > 100 and drafted > 1000 and told, (refused, drafted, len(told))
 """
 
 
+@pytest.mark.slow
 def test_no_batch_whatever_ends_the_process(tmp_path: Path) -> None:
     documents = [[5, 6, 7, 8, END], [5, 6, 9, END], [7, 8, 9, 9, END]] * 9
     for i in range(2):

@@ -101,6 +101,7 @@ def test_tokens_that_often_stand_over_a_boundary_are_not_chosen() -> None:
     assert free.curve.steps[-1] < within.curve.steps[-1] < within.curve.steps[0]
 
 
+@pytest.mark.slow
 def test_own_answers_are_what_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = list(load_examples(bundled.data_path(TASK)))[:60]
     data = [{"prompt": row.prompt, "completion": "zzz qqq zzz qqq zzz"} for row in rows]

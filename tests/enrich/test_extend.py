@@ -23,7 +23,8 @@ from tascade.enrich.tokens.merger import TokenMerger
 from tascade.enrich.tokens.mine import MiningRules, OutputCounts, choose
 from tascade.errors import ConfigError
 
-REAL = ("pythia-50k", "dolma2-100k", "phi3-32k")
+_SLOW = ("dolma2-100k", "phi3-32k")
+REAL = ("pythia-50k", *(pytest.param(name, marks=pytest.mark.slow) for name in _SLOW))
 RULES = MiningRules(tokens=60, least=2, method="paper")  # unused ones too
 
 

@@ -12,26 +12,14 @@ import pytest
 import torch
 
 import tascade
+from brief import BRIEF, OPEN
 from tascade import pipeline
-from tascade.config import GateConfig, TuneConfig
 from tascade.errors import ConfigError, TascadeError
 from tascade.pipeline import adapt_tuned, tune
 from tascade.testing import byte_tokenizer, tiny_model, toy_examples
 
-OPEN = GateConfig(
-    max_score_drop=1.0, min_agreement=0.0, min_adoption=0.0, max_length_ratio=1e9, max_kl=99
-)
-BRIEF = TuneConfig(
-    tokens=2,
-    min_token_prob=0.0,
-    targets="gold",
-    replay=0.0,
-    init="mean",
-    epochs=0,
-    batch=8,
-    gate=OPEN,
-)
-RECIPE = tascade.Recipe(max_new_tokens=4, tune=BRIEF)
+TUNING = dataclasses.replace(BRIEF, tokens=2, prompts=1.0, batch=8)
+RECIPE = tascade.Recipe(max_new_tokens=4, tune=TUNING)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -117,7 +105,7 @@ def _other_config(model: Any) -> Any:
 
 
 def _recipe(**tuning: Any) -> dict[str, Any]:
-    return {"recipe": dataclasses.replace(RECIPE, tune=dataclasses.replace(BRIEF, **tuning))}
+    return {"recipe": dataclasses.replace(RECIPE, tune=dataclasses.replace(TUNING, **tuning))}
 
 
 @pytest.mark.parametrize("change", list(CHANGES))

@@ -14,6 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tascade
+from brief import BRIEF, OPEN
 from tascade import bundled
 from tascade.bench.pack import BenchOptions, bench_pack
 from tascade.bench.page import report_pack
@@ -23,13 +24,11 @@ from tascade.enrich.run import Tuned
 from tascade.enrich.tokens.stored import read_tokens
 from tascade.errors import ConfigError, DataError, PackError
 from tascade.pipeline import adapt_tuned, tailor, tune
+from tascade.testing import byte_tokenizer, tiny_model, toy_examples
 
 # Trained for seconds: what is tested is the way, not how good it gets.
-OPEN = GateConfig(
-    max_score_drop=1.0, min_agreement=0.0, min_adoption=0.0, max_length_ratio=9.0, max_kl=99
-)
-BRIEF = TuneConfig(tokens=12, prompts=0.1, epochs=1, batch=16, gate=OPEN)
-RECIPE = tascade.Recipe(max_new_tokens=48, tune=BRIEF)
+SHORT = TuneConfig(tokens=12, prompts=0.1, epochs=1, batch=16, gate=OPEN)
+RECIPE = tascade.Recipe(max_new_tokens=48, tune=SHORT)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -46,6 +45,43 @@ def rows(split: str, count: int) -> list[dict[str, Any]]:
     return [{"prompt": row.prompt, "completion": row.completion} for row in examples]
 
 
+def tiny() -> tuple[Any, Any]:
+    model = tiny_model("llama", vocab_size=260, eos_token_id=256)
+    model.generation_config.eos_token_id = 256
+    return model, byte_tokenizer()
+
+
+def toy(count: int, start: int = 0) -> list[dict[str, Any]]:
+    return [{"prompt": e.prompt, "completion": e.completion} for e in toy_examples(count)[start:]]
+
+
+def test_a_tiny_models_export_opens_in_transformers(tmp_path: Path) -> None:
+    taught = dataclasses.replace(BRIEF, prompts=0.1, epochs=1, batch=16)
+    recipe = tascade.Recipe(max_new_tokens=8, tune=taught)
+    made = tune(tiny(), toy(60), held_out=toy(68, 60), out=tmp_path / "tuned", recipe=recipe)
+    assert made.path is not None
+    model = AutoModelForCausalLM.from_pretrained(made.path)
+    tokenizer, base = AutoTokenizer.from_pretrained(made.path), byte_tokenizer()
+    merger = read_tokens(made.path)
+    assert merger is not None
+    assert len(merger) == 4
+    for number, expansion in enumerate(merger.expansions):
+        assert tokenizer.decode([merger.first + number]) == base.decode(list(expansion))
+    ids = tokenizer("Ticket 1", return_tensors="pt")["input_ids"]
+    assert ids.tolist() == [base("Ticket 1")["input_ids"]]
+    assert model.generate(ids, max_new_tokens=8, do_sample=False).shape[1] > ids.shape[1]
+    assert json.loads((made.path / "tuning.json").read_text())["gate"]["passed"] is True
+    assert [path.name for path in tmp_path.iterdir()] == ["tuned"]
+
+
+def test_the_gate_refuses_a_tiny_model_that_learned_nothing(tmp_path: Path) -> None:
+    recipe = tascade.Recipe(max_new_tokens=8, tune=dataclasses.replace(BRIEF, gate=GateConfig()))
+    made = tune(tiny(), toy(60), held_out=toy(80, 60), out=tmp_path / "tuned", recipe=recipe)
+    assert made.path is None
+    assert made.verdict.failures
+    assert [path.name for path in tmp_path.iterdir()] == [".tuned.tuning"]
+
+
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory: pytest.TempPathFactory) -> Tuned:
     out = tmp_path_factory.mktemp("tuned") / "tickets"
@@ -53,6 +89,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Tuned:
     return tune(bundled.model_path(), rows("train", 120), held_out=held_out, out=out, recipe=RECIPE)
 
 
+@pytest.mark.slow
 def test_the_export_opens_in_transformers_and_says_the_base_text(tuned: Tuned) -> None:
     assert tuned.path is not None
     model = AutoModelForCausalLM.from_pretrained(tuned.path)
@@ -74,6 +111,7 @@ def test_the_export_opens_in_transformers_and_says_the_base_text(tuned: Tuned) -
     assert int(answer[-1]) == model.generation_config.eos_token_id or len(answer) == 200
 
 
+@pytest.mark.slow
 def test_the_way_is_written_down_with_it(tuned: Tuned) -> None:
     assert tuned.path is not None
     about = json.loads((tuned.path / "tuning.json").read_text())
@@ -85,6 +123,7 @@ def test_the_way_is_written_down_with_it(tuned: Tuned) -> None:
     assert not list(tuned.path.parent.glob(".*")), "something was left behind"
 
 
+@pytest.mark.slow
 def test_a_pack_of_a_tuned_model_drafts_in_its_tokens(tuned: Tuned, tmp_path: Path) -> None:
     assert tuned.path is not None
     recipe = tascade.Recipe(dtype="float32", max_new_tokens=48)
@@ -106,6 +145,7 @@ def test_a_pack_of_a_tuned_model_drafts_in_its_tokens(tuned: Tuned, tmp_path: Pa
         assert fast == made.plain.generate(prompt, made.params()).tokens
 
 
+@pytest.mark.slow
 def test_a_tuned_model_takes_a_tailored_head_of_its_own_tokens(
     tuned: Tuned, tmp_path: Path
 ) -> None:
@@ -128,11 +168,12 @@ def test_a_tuned_model_takes_a_tailored_head_of_its_own_tokens(
         assert said.tokens == plain.tokens
 
 
+@pytest.mark.slow
 def test_adapt_tuned_makes_one_pack_of_model_and_drafts(tmp_path: Path) -> None:
     recipe = dataclasses.replace(
         RECIPE,
         dtype="float32",
-        tune=dataclasses.replace(BRIEF, init="mean", epochs=0),
+        tune=dataclasses.replace(SHORT, init="mean", epochs=0),
         spec=dataclasses.replace(RECIPE.spec, calibration_rows=2),
     )
     pack = tmp_path / "pack"
@@ -177,8 +218,9 @@ def test_adapt_tuned_makes_one_pack_of_model_and_drafts(tmp_path: Path) -> None:
         report_pack(pack)
 
 
+@pytest.mark.slow
 def test_the_gate_refuses_and_nothing_is_exported(tmp_path: Path) -> None:
-    strict = dataclasses.replace(BRIEF, epochs=0, init="mean", gate=GateConfig())
+    strict = dataclasses.replace(SHORT, epochs=0, init="mean", gate=GateConfig())
     recipe = dataclasses.replace(RECIPE, tune=strict)
     out = tmp_path / "tuned"
     held_out = rows("validation", 12)
@@ -189,6 +231,7 @@ def test_the_gate_refuses_and_nothing_is_exported(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == [".tuned.tuning"]
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tascade.enrich.train.trainer import Trainer
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from all_pairs import sampled
 from tascade import testing
 from tascade.decode.lm_head import head_override
 from tascade.tailor.offload.table import RowTable
@@ -16,7 +18,19 @@ from tascade.tailor.schedule import CheckSchedule
 
 VOCAB = 96
 # Tied random Gemmas, whose embeddings are scaled up, say the same token for ever.
-MODELS = [(name, tied) for name in testing.FAMILIES for tied in {False, "gemma" not in name}]
+_TIED = (False, True)
+
+
+def _speaks(family: str, tied: bool, *_: Any) -> bool:
+    return not (tied and "gemma" in family)
+
+
+MODELS = [case for case in itertools.product(testing.FAMILIES, _TIED) if _speaks(*case)]
+
+
+def models_and(*values: Sequence[Any]) -> list[Any]:
+    """Families, tied or not, and other values: each pair of any two."""
+    return sampled(testing.FAMILIES, _TIED, *values, allowed=_speaks)
 
 
 @cache

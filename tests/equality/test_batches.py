@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import tailored_parts
-from tailored_parts import MODELS, VOCAB, Mask, every, model, small_head, static
+from tailored_parts import VOCAB, Mask, every, model, models_and, small_head, static
 
 from tascade.decode.batch import BatchDecoder
 from tascade.decode.batch_target import BatchTarget
@@ -23,6 +23,7 @@ from tascade.testing import byte_tokenizer, tiny_model
 prompts = partial(tailored_parts.prompts, most=40)
 GREEDY = SamplingParams(max_new_tokens=20)
 SAMPLED = SamplingParams(max_new_tokens=20, temperature=1.2, seed=3)
+PARAMS = {"greedy": GREEDY, "sampled": SAMPLED}
 HEADS = ("full", "masked", "exact")
 
 
@@ -47,11 +48,9 @@ def alone(model, kind, prompt, params, share=0.4, tokenizer=None):
 # --- equality -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("params", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
-@pytest.mark.parametrize("kind", HEADS)
-@pytest.mark.parametrize(("family", "tied"), MODELS)
-def test_each_of_a_batch_gets_what_it_gets_alone(family, tied, kind, params):
-    asked = prompts(7)
+@pytest.mark.parametrize(("family", "tied", "kind", "how"), models_and(HEADS, [*PARAMS]))
+def test_each_of_a_batch_gets_what_it_gets_alone(family, tied, kind, how):
+    asked, params = prompts(7), PARAMS[how]
     made = batch(model(family, tied), kind, size=3).generate(asked, params)
     for prompt, got in zip(asked, made, strict=True):
         wanted = alone(model(family, tied), kind, prompt, params)

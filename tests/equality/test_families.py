@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from all_pairs import sampled
 from tascade.core import Drafter, DraftTree, Source
 from tascade.decode.loop import AllNodes, Decoder
 from tascade.decode.sampling import SamplingParams
@@ -117,27 +118,26 @@ def test_tiny_models_say_more_than_one_thing():
         assert len(set(outputs)) == len(outputs), family
 
 
-def oracles(reference, seed):
-    yield OracleDrafter(reference, wrong_every=5, branching=1.0, seed=seed)
-    yield OracleDrafter(reference, wrong_every=7, branching=0.0, seed=seed)
+DRAFTERS = {
+    "trees": lambda said, seed: OracleDrafter(said, wrong_every=5, branching=1.0, seed=seed),
+    "chains": lambda said, seed: OracleDrafter(said, wrong_every=7, branching=0.0, seed=seed),
+    "random": lambda said, seed: RandomTreeDrafter(VOCAB, seed),
+}
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("length", LENGTHS)
-@pytest.mark.parametrize("family", FAMILIES)
-def test_oracle_trees_and_chains_change_nothing(family, length, seed):
+def oracles(said, seed):
+    return [DRAFTERS[kind](said, seed) for kind in ("trees", "chains")]
+
+
+@pytest.mark.parametrize(
+    ("family", "length", "seed", "kind"), sampled(FAMILIES, LENGTHS, SEEDS, [*DRAFTERS])
+)
+def test_trees_and_chains_change_nothing(family, length, seed, kind):
     expected = plain(family, length, GREEDY, seed)
-    for drafter in oracles(expected, seed):
-        result = decode(family, length, GREEDY, drafter, seed)
-        assert tuple(result.tokens) == expected
-        assert result.tokens_per_step > 2.5  # else acceptance was hardly tested
-
-
-@pytest.mark.parametrize("length", LENGTHS)
-@pytest.mark.parametrize("family", FAMILIES)
-def test_random_trees_change_nothing(family, length):
-    drafter = RandomTreeDrafter(VOCAB, seed=length)
-    assert tuple(decode(family, length, GREEDY, drafter).tokens) == plain(family, length, GREEDY)
+    drafter = DRAFTERS[kind](expected, seed + length)
+    result = decode(family, length, GREEDY, drafter, seed)
+    assert tuple(result.tokens) == expected
+    assert result.tokens_per_step > 2.5 or kind == "random"  # else acceptance was hardly tested
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -188,14 +188,13 @@ SAMPLED = {
 }
 
 
-@pytest.mark.parametrize("kind", SAMPLED)
-@pytest.mark.parametrize("family", FAMILIES)
-def test_sampled_output_is_the_same_with_any_drafter(family, kind):
-    params = SAMPLED[kind]
-    length = 60 if kind in ("plain", "all") else 7
+@pytest.mark.parametrize(("family", "options", "kind"), sampled(FAMILIES, [*SAMPLED], [*DRAFTERS]))
+def test_sampled_output_is_the_same_with_any_drafter(family, options, kind):
+    params = SAMPLED[options]
+    length = 60 if options in ("plain", "all") else 7
     expected = plain(family, length, params)
-    for drafter in (*oracles(expected, 3), RandomTreeDrafter(VOCAB)):
-        assert tuple(decode(family, length, params, drafter).tokens) == expected
+    drafter = DRAFTERS[kind](expected, 3)
+    assert tuple(decode(family, length, params, drafter).tokens) == expected
 
 
 def test_another_seed_gives_other_words():
@@ -203,16 +202,17 @@ def test_another_seed_gives_other_words():
     assert a[:5] != b[:5]
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_processor_of_the_users_own_changes_nothing_but_its_words(family, temperature):
+@pytest.mark.parametrize(
+    ("family", "temperature", "kind"), sampled(FAMILIES, [0.0, 0.8], [*DRAFTERS])
+)
+def test_a_processor_of_the_users_own_changes_nothing_but_its_words(family, temperature, kind):
     params = SamplingParams(temperature=temperature, seed=5, max_new_tokens=48)
     own = Decoder(target(family), NoDrafter()).generate(prompt(7), params, [ban_even_after_odd])
     pairs = zip([prompt(7)[-1], *own.tokens], own.tokens, strict=False)
     assert not any(a % 2 and b % 2 == 0 for a, b in pairs)
-    for drafter in (*oracles(own.tokens, 4), RandomTreeDrafter(VOCAB)):
-        fast = Decoder(target(family), drafter).generate(prompt(7), params, [ban_even_after_odd])
-        assert fast.tokens == own.tokens
+    drafter = DRAFTERS[kind](own.tokens, 4)
+    fast = Decoder(target(family), drafter).generate(prompt(7), params, [ban_even_after_odd])
+    assert fast.tokens == own.tokens
 
 
 # --- where requests end ---------------------------------------------------------------------

@@ -117,7 +117,7 @@ def p_values(pairs, temperature):
     }
 
 
-@pytest.fixture(scope="module", params=[0.5, 1.0])
+@pytest.fixture(scope="module", params=[pytest.param(0.5, marks=pytest.mark.slow), 1.0])
 def plain(request):
     return request.param, draw("none", request.param)
 
@@ -193,10 +193,10 @@ SOUND_CHOOSE = Sampler.choose
 @pytest.mark.parametrize(
     ("plant", "shows_in"),
     [
-        (plant_bias, "first"),
-        (plant_shared_noise, "pair"),
-        (plant_skipped_temperature, "first"),
         (plant_second_choice, "first"),
+        pytest.param(plant_bias, "first", marks=pytest.mark.slow),
+        pytest.param(plant_shared_noise, "pair", marks=pytest.mark.slow),
+        pytest.param(plant_skipped_temperature, "first", marks=pytest.mark.slow),
     ],
 )
 def test_a_planted_bug_is_caught(monkeypatch, plant, shows_in):

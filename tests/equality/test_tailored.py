@@ -5,8 +5,19 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from tailored_parts import MODELS, VOCAB, Mask, every, model, prompts, small_head, static
+from tailored_parts import (
+    MODELS,
+    VOCAB,
+    Mask,
+    every,
+    model,
+    models_and,
+    prompts,
+    small_head,
+    static,
+)
 
+from all_pairs import sampled
 from tascade.config import VocabConfig
 from tascade.decode.lm_head import finisher, head_override
 from tascade.decode.loop import Decoder
@@ -22,6 +33,7 @@ from tascade.testing import FAMILIES, OracleDrafter, RandomTreeDrafter, byte_tok
 
 GREEDY = SamplingParams(max_new_tokens=28)
 SAMPLED = SamplingParams(max_new_tokens=28, temperature=1.2, seed=3)
+PARAMS = {"greedy": GREEDY, "sampled": SAMPLED}
 
 
 def plain(model, prompt, params, processors=()):
@@ -42,9 +54,9 @@ def exact(model, share, drafter=None, schedule=None, tokenizer=None) -> ExactHea
 # --- masked -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("params", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
-@pytest.mark.parametrize(("family", "tied"), MODELS)
-def test_masked_is_the_full_head_with_the_rest_ruled_out(family, tied, params):
+@pytest.mark.parametrize(("family", "tied", "how"), models_and([*PARAMS]))
+def test_masked_is_the_full_head_with_the_rest_ruled_out(family, tied, how):
+    params = PARAMS[how]
     head = small_head(RequestHead, model(family, tied), 0.3)
     decoder = Decoder(Target(model(family, tied), head), NoDrafter())
     differing = 0
@@ -79,11 +91,9 @@ def test_masked_and_drafts_say_what_masked_alone_says():
 # --- exact --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("share", [0.3, 0.9])
-@pytest.mark.parametrize("params", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
-@pytest.mark.parametrize(("family", "tied"), MODELS)
-def test_exact_is_plain_decoding(family, tied, params, share):
-    decoder = exact(model(family, tied), share)
+@pytest.mark.parametrize(("family", "tied", "how", "share"), models_and([*PARAMS], [0.3, 0.9]))
+def test_exact_is_plain_decoding(family, tied, how, share):
+    decoder, params = exact(model(family, tied), share), PARAMS[how]
     misses = 0
     for prompt in prompts(8):
         decoder.schedule = every(5)  # nothing learned of the others
@@ -95,24 +105,26 @@ def test_exact_is_plain_decoding(family, tied, params, share):
     assert misses > 20 or share > 0.5
 
 
-@pytest.mark.parametrize("params", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
-@pytest.mark.parametrize(("family", "tied"), MODELS)
-def test_exact_as_packs_have_it_is_plain_decoding(family, tied, params):
+@pytest.mark.parametrize(
+    ("family", "tied", "how", "tokens", "kind"),
+    models_and([*PARAMS], [0, 5], ["none", "random", "together"]),
+)
+def test_exact_as_packs_have_it_is_plain_decoding(family, tied, how, tokens, kind):
     """Checks and steps with the full head go by the quickest product here, not by the layer's."""
-    whole, asked = model(family, tied), prompts(6)
+    whole, asked, params = model(family, tied), prompts(6), PARAMS[how]
     ids, config = np.asarray(static(0.6), np.int32), VocabConfig(head="exact")
     made = tailor_model(whole, ids, config)
     wanted = [plain(whole, prompt, params).tokens for prompt in asked]
-    for tokens in (0, 5):
-        for drafter in (NoDrafter(), RandomTreeDrafter(VOCAB, 1)):
-            decoder = made.decoder(drafter)
-            decoder.schedule = every(tokens)
-            got = [decoder.generate(prompt, params) for prompt in asked]
-            assert [g.tokens for g in got] == wanted
-            assert all((g.extra["full_steps"] > 0) == (tokens == 0) for g in got)
-        together = made.batches(4)
-        together.schedule = every(tokens)
-        assert [g.tokens for g in together.generate(asked, params)] == wanted
+    if kind == "together":
+        decoder = made.batches(4)
+        decoder.schedule = every(tokens)
+        assert [g.tokens for g in decoder.generate(asked, params)] == wanted
+        return
+    decoder = made.decoder(NoDrafter() if kind == "none" else RandomTreeDrafter(VOCAB, 1))
+    decoder.schedule = every(tokens)
+    got = [decoder.generate(prompt, params) for prompt in asked]
+    assert [g.tokens for g in got] == wanted
+    assert all((g.extra["full_steps"] > 0) == (tokens == 0) for g in got)
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 3, 7, 64])
@@ -124,19 +136,20 @@ def test_exact_however_many_guesses_are_checked_together(tokens):
         assert got.extra["checks"] >= len(got.tokens) / tokens
 
 
-@pytest.mark.parametrize("params", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_exact_with_drafts_is_plain_decoding(family, params):
+DRAFTERS = {
+    "trees": lambda said, seed: OracleDrafter(said, 4, branching=1.0, seed=seed),
+    "chains": lambda said, seed: OracleDrafter(said, 9, branching=0.0, seed=seed),
+    "random": lambda said, seed: RandomTreeDrafter(VOCAB, seed),
+    "mixed": lambda said, seed: NgramDrafter(None),
+}
+
+
+@pytest.mark.parametrize(("family", "how", "kind"), sampled(FAMILIES, [*PARAMS], [*DRAFTERS]))
+def test_exact_with_drafts_is_plain_decoding(family, how, kind):
     for seed, prompt in enumerate(prompts(6)):
-        wanted = plain(model(family), prompt, params).tokens
-        for drafter in (
-            OracleDrafter(wanted, 4, branching=1.0, seed=seed),
-            OracleDrafter(wanted, 9, branching=0.0, seed=seed),
-            RandomTreeDrafter(VOCAB, seed),
-            NgramDrafter(None),
-        ):
-            got = exact(model(family), 0.7, drafter).generate(prompt, params)
-            assert got.tokens == wanted
+        wanted = plain(model(family), prompt, PARAMS[how]).tokens
+        decoder = exact(model(family), 0.7, DRAFTERS[kind](wanted, seed))
+        assert decoder.generate(prompt, PARAMS[how]).tokens == wanted
 
 
 def test_drafts_and_guesses_are_both_worth_something():

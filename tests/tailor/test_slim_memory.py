@@ -87,7 +87,7 @@ def measure(folders: list[str], how: str) -> dict[str, int]:
 SLACK = 4 << 20  # allocator, page tables, the interpreter's own objects
 
 
-@pytest.mark.parametrize("dtype", ["auto", "float32"])
+@pytest.mark.parametrize("dtype", ["auto", pytest.param("float32", marks=pytest.mark.slow)])
 def test_a_slim_model_never_needs_memory_for_a_table(folders, dtype):
     paths, table, body = folders
     grown = measure(paths, f"slim-{dtype}")

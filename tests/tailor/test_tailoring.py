@@ -237,6 +237,7 @@ def test_scripts_reach_the_list_from_flags_and_recipes(pack: Path, tmp_path: Pat
     assert letters not in listed_texts(made.pack.path)
 
 
+@pytest.mark.slow
 def test_the_verb_and_the_bench(
     pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
