@@ -34,7 +34,7 @@ class ClientRequest:
         self._pieces: asyncio.Queue[tuple[int, Delta]] = asyncio.Queue()
         settings = engine.settings
         if request.n > settings.max_n:
-            raise APIError(400, f"n is at most {settings.max_n} here", param="n")
+            raise APIError(400, f"n is at most {settings.max_n} here (--max-n)", param="n")
         deadline = time.monotonic() + settings.timeout
         seed = secrets.randbits(62) if request.seed is None else request.seed
         self.jobs: list[Job] = []
@@ -110,7 +110,8 @@ def encoded(engine: Engine, request: ChatRequest | CompletionRequest) -> list[In
         param = "chat_template_kwargs" if chat else "messages"
         raise APIError(400, error.message, param=param) from error
     except Exception as error:  # a chat template raises whatever it likes
-        raise APIError(400, f"the prompt cannot be encoded: {type(error).__name__}") from error
+        said = f"the prompt cannot be encoded: {type(error).__name__}: {error}"
+        raise APIError(400, said, param="messages") from error
     context = engine.model.target.context
     param = "messages" if isinstance(request, ChatRequest) else "prompt"
     for ids in found:
@@ -120,7 +121,8 @@ def encoded(engine: Engine, request: ChatRequest | CompletionRequest) -> list[In
             most = limit if context is None else min(limit, context - 1)
             raise APIError(
                 400,
-                f"the prompt has {len(ids)} tokens; at most {most} are read",
+                f"the prompt has {len(ids)} tokens; at most {most} are read"
+                + (" (--max-prompt-tokens)" if most == limit else ", by the model's positions"),
                 param=param,
                 code="context_length_exceeded",
             )
@@ -147,7 +149,8 @@ def sampling(
     if wanted is not None and wanted > most:
         raise APIError(
             400,
-            f"{wanted} tokens behind a prompt of {prompt_tokens} are too many; {most} fit",
+            f"{wanted} tokens behind a prompt of {prompt_tokens} are too many; {most} fit"
+            + (" (--max-tokens)" if most == engine.settings.max_tokens else " into the context"),
             param=param,
             code="context_length_exceeded",
         )
@@ -171,12 +174,3 @@ def sampling(
         )
     except TascadeError as error:
         raise APIError(400, error.message) from error
-
-
-def token_text(tokenizer: Any) -> Any:
-    """A function from one token id to its text."""
-
-    def decode(token: int) -> str:
-        return str(tokenizer.decode([token]))
-
-    return decode
