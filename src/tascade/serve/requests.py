@@ -25,6 +25,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "safety_identifier": (_ANYTHING,),
     "prompt_cache_key": (_ANYTHING,),
     "prompt_cache_retention": (_ANYTHING,),
+    "prompt_cache_options": (_ANYTHING,),
     "service_tier": (_ANYTHING,),
     "parallel_tool_calls": (_ANYTHING,),
     "store": (False,),
@@ -167,7 +168,7 @@ class CompletionRequest(_Options):
             list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1, max_length=64)
         ]
     )
-    max_tokens: int = Field(16, ge=1, lt=2**31)
+    max_tokens: int | None = Field(None, ge=1, lt=2**31)
     logprobs: int | None = Field(None, ge=0, le=20)
 
     def prompts(self) -> list[str | list[int]]:

@@ -154,7 +154,8 @@ def sampling(
             param=param,
             code="context_length_exceeded",
         )
-    wanted = wanted or min(most, engine.model.pack.info.max_new_tokens)
+    usual = engine.model.pack.info.max_new_tokens if isinstance(request, ChatRequest) else 16
+    wanted = wanted or min(most, usual)
     asked: int | None = None
     if isinstance(request, ChatRequest):
         asked = (request.top_logprobs or 0) if request.logprobs else None
