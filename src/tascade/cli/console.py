@@ -17,8 +17,8 @@ from rich.text import Text
 from tascade.core import Generation, Progress, Source
 from tascade.decode.text import Detokenizer
 
-out = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
-err = Console(stderr=True, highlight=False)
+out = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 150)
+err = Console(stderr=True, highlight=False, emoji=False)
 
 STYLES = {
     Source.TARGET: "bold",
@@ -85,9 +85,20 @@ def rows_used(rows: dict[str, int]) -> str:
     return text
 
 
+def say(text: str) -> None:
+    """Text on stdout, byte for byte, and a newline: nothing in it is markup, wrapped or coloured.
+
+    For whatever a program may read: answers, paths, figures. Half a surrogate pair, which is no
+    text, is escaped.
+    """
+    sys.stdout.flush()
+    sys.stdout.buffer.write(text.encode("utf-8", "backslashreplace") + b"\n")
+    sys.stdout.buffer.flush()
+
+
 def print_json(value: object) -> None:
     """One machine-readable object on stdout."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+    say(json.dumps(value, ensure_ascii=False))
 
 
 def explain(tokenizer: Any, result: Generation) -> Text:

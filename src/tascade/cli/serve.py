@@ -103,7 +103,7 @@ def learned(
     if json:
         console.print_json(facts)
         return
-    console.out.print(
-        f"[bold]{folder}[/bold]: {facts['documents']} documents, {facts['tokens']} tokens, "
+    console.say(
+        f"{folder}: {facts['documents']} documents, {facts['tokens']} tokens, "
         f"{facts['bytes']} bytes; {gone} forgotten"
     )

@@ -62,7 +62,7 @@ def enrich(
     if json:
         console.print_json(made.to_json())
     else:
-        console.out.print(made.describe())
+        console.say(made.describe())
 
 
 def tune(
@@ -121,8 +121,8 @@ def tune(
     if json and first:
         console.print_json(made.to_json())
     elif first:
-        console.out.print(made.enrichment.describe())
-        console.out.print(made.verdict.describe())
+        console.say(made.enrichment.describe())
+        console.say(made.verdict.describe())
     if made.path is None:
         raise typer.Exit(1)
 
@@ -172,4 +172,4 @@ def tailor(
     if json:
         console.print_json(made.to_json())
     else:
-        console.out.print(made.describe())
+        console.say(made.describe())
