@@ -13,6 +13,7 @@ from tascade.errors import ConfigError
 from tascade.util.fields import build, check_types
 from tascade.util.files import write_atomic
 
+DEFAULT_NEW_TOKENS = 256
 SCRIPTS = (
     "english",
     "code",
@@ -246,7 +247,7 @@ class Recipe:
     model: str = ""
     dtype: str = "auto"
     device: str = "auto"
-    max_new_tokens: int = 256
+    max_new_tokens: int = DEFAULT_NEW_TOKENS
     data: DataConfig = field(default_factory=DataConfig)
     chat: ChatConfig = field(default_factory=ChatConfig)
     spec: SpecConfig = field(default_factory=SpecConfig)

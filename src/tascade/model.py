@@ -10,22 +10,23 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, cast
 
+from tascade.config import DEFAULT_NEW_TOKENS
 from tascade.core import Drafter, Generation, IntArray
 from tascade.data.encode import Prompt, encode_prompt, end_tokens, fingerprint
 from tascade.decode.batch import BatchDecoder
 from tascade.decode.batch_target import BatchTarget
+from tascade.decode.generation import sampling_params
 from tascade.decode.loop import Decoder, NodeBudget
 from tascade.decode.sampling import Processor, SamplingParams, argmax_of
 from tascade.decode.target import Target
 from tascade.decode.text import TextStream
 from tascade.draft.budget import Budget, NoDrafter
-from tascade.draft.costs import CostTable
+from tascade.draft.costs import SIZES, CostTable
 from tascade.draft.neural.combined import assisted
 from tascade.draft.neural.draft_model import AssistantDrafter, open_assistant
 from tascade.draft.ngram.drafter import NgramDrafter
 from tascade.draft.ngram.mixer_calibration import Calibration
 from tascade.draft.ngram.sources import open_task
-from tascade.errors import ConfigError
 from tascade.index.view import CorpusView
 from tascade.load import ModelRef, load_model, machine_key
 from tascade.pack import Pack
@@ -201,16 +202,22 @@ class TaskModel:
         return key if self.tailored is None else f"{key}/{self.tailored.config.head} head"
 
     def params(self, **options: Any) -> SamplingParams:
-        """Sampling options with this model's end tokens and the pack's token limit filled in."""
-        options.setdefault("max_new_tokens", self.pack.info.max_new_tokens)
-        options.setdefault("end_tokens", self.ends)
-        if isinstance(options.get("stop"), str):
-            options["stop"] = (options["stop"],)
-        options["stop"] = tuple(options.get("stop") or ())
-        try:
-            return SamplingParams(**options)
-        except TypeError as error:
-            raise ConfigError("unknown sampling option", got=error) from error
+        """Sampling options: the caller's, the checkpoint's, the pack's token limit, the defaults.
+
+        Raises:
+            ConfigError: see :func:`tascade.decode.generation.sampling_params`.
+        """
+        limit = self.pack.info.max_new_tokens
+        if limit != DEFAULT_NEW_TOKENS and options.get("max_new_tokens") is None:
+            options["max_new_tokens"] = limit  # the recipe says it, no default
+        return sampling_params(
+            self.model, options.pop("end_tokens", self.ends), limit=limit, **options
+        )
+
+    @property
+    def samples(self) -> bool:
+        """Whether the checkpoint says that its answers are drawn."""
+        return bool(getattr(self.model.generation_config, "do_sample", False))
 
     def encode(
         self, prompt: Prompt, chat_template_kwargs: Mapping[str, Any] | None = None
@@ -314,6 +321,9 @@ def measure_cost(target: Target, *, seconds: float = 2.0, past: int = 96) -> Cos
 
     from tascade.core import DraftTree
 
+    room = target.positions or past + SIZES[-1]
+    past = min(past, room // 2)
+    sizes = [n for n in SIZES if past + n <= room]
     with torch.inference_mode(), target.lock:
         target.begin()
         target.forward([1] * past)
@@ -325,7 +335,7 @@ def measure_cost(target: Target, *, seconds: float = 2.0, past: int = 96) -> Cos
             argmax_of(target.forward([1], tree))(0)
             return time.perf_counter() - start
 
-        table = CostTable.measure(step, seconds=seconds)
+        table = CostTable.measure(step, sizes=sizes, seconds=seconds)
         target.begin()
     return table
 

@@ -187,6 +187,9 @@ ChatKwargs = Annotated[
         help="Variables of the chat template, and tools: a JSON object.",
     ),
 ]
+Temperature = Annotated[
+    float | None, typer.Option(help="0 is greedy; by default what the checkpoint says, else 0.")
+]
 MaxTokens = Annotated[int, typer.Option("--max-new-tokens", help="Most tokens to generate.")]
 
 

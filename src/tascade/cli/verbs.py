@@ -19,6 +19,7 @@ from tascade.cli.console import (
     OnError,
     PackArg,
     System,
+    Temperature,
     Threads,
     use_threads,
 )
@@ -196,7 +197,7 @@ def generate(
     ] = None,
     model: Annotated[str, typer.Option("--model", "-m", help="Another copy of the model.")] = "",
     max_new_tokens: MaxTokens = 0,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    temperature: Temperature = None,
     seed: Annotated[int, typer.Option(help="Fixes every draw.")] = 0,
     stop: Annotated[list[str] | None, typer.Option(help="End the text before this string.")] = None,
     explain: Annotated[bool, typer.Option(help="Colour tokens by who drafted them.")] = False,
@@ -220,7 +221,7 @@ def generate(
     from tascade.model import TaskModel
 
     use_threads(threads)
-    options: dict[str, Any] = {"temperature": temperature, "seed": seed, "stop": tuple(stop or ())}
+    options: dict[str, Any] = {"temperature": temperature, "seed": seed, "stop": stop}
     if max_new_tokens:
         options["max_new_tokens"] = max_new_tokens
     task_model = TaskModel.from_pretrained(
@@ -269,7 +270,7 @@ def _prompt_in(path: Path) -> str:
 def chat(
     pack: PackArg,
     model: Annotated[str, typer.Option("--model", "-m", help="Another copy of the model.")] = "",
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    temperature: Temperature = None,
     seed: Annotated[int, typer.Option(help="Fixes every draw.")] = 0,
     dtype: Dtype = "auto",
     threads: Threads = 0,

@@ -140,6 +140,11 @@ class Target:
         return int(most) if most else None
 
     @property
+    def positions(self) -> int | None:
+        """Most tokens that it can place: the length of its table of positions; ``None`` for any."""
+        return table_of_positions(self.config)
+
+    @property
     def length(self) -> int:
         """Tokens whose keys and values are cached."""
         return self.cache.length
@@ -291,6 +296,12 @@ class Target:
     def keep(self, base: int, slots: Sequence[int]) -> None:
         """Keep ``base`` cached tokens and the slots behind it that were accepted."""
         self.cache.keep(base, slots)
+
+
+def table_of_positions(config: Any) -> int | None:
+    """Rows of a model's table of positions; ``None`` for positions of another kind."""
+    most, rope = (getattr(config, n, None) for n in ("max_position_embeddings", "rope_parameters"))
+    return int(most) if most and rope is None and not getattr(config, "alibi", False) else None
 
 
 def _position_edge(config: Any) -> tuple[int | None, bool]:

@@ -15,6 +15,8 @@ from tascade.serve.engine import Delta, Engine, Job
 from tascade.serve.failures import APIError
 from tascade.serve.requests import ChatRequest, CompletionRequest
 
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+
 
 class ClientRequest:
     """The jobs of one request: ``n`` for each prompt, seeds counting up from the given one.
@@ -163,15 +165,20 @@ def sampling(
         asked = request.logprobs
     try:
         return engine.model.params(
-            temperature=request.temperature,
-            top_k=max(request.top_k, 0),
-            top_p=request.top_p,
-            min_p=request.min_p,
-            repetition_penalty=request.repetition_penalty,
-            seed=seed,
-            max_new_tokens=wanted,
-            stop=request.stops(),
-            logprobs=asked,
+            **_said(engine, request), seed=seed, max_new_tokens=wanted, logprobs=asked
         )
     except TascadeError as error:
         raise APIError(400, error.message) from error
+
+
+def _said(engine: Engine, request: ChatRequest | CompletionRequest) -> dict[str, Any]:
+    """What the request says of sampling; the checkpoint says the rest, and then OpenAI's API."""
+    given = request.model_fields_set
+    said = {name: getattr(request, name) for name in _SAMPLING if name in given}
+    if "top_k" in said:
+        said["top_k"] = max(said["top_k"], 0)
+    if request.stops():
+        said["stop"] = request.stops()
+    if not engine.model.samples:
+        said.setdefault("temperature", request.temperature)
+    return said
