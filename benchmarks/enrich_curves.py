@@ -23,7 +23,7 @@ from tascade.bench.machine import machine_info
 from tascade.data.load import load_examples
 from tascade.enrich.tokens.curve import best_at, choose_among
 from tascade.enrich.tokens.family import TokenizerFamily
-from tascade.enrich.tokens.merger import Merger
+from tascade.enrich.tokens.merger import TokenMerger
 from tascade.enrich.tokens.mine import Method, MiningRules, OutputCounts, choose
 
 BEGIN, END = "<!-- enrich -->", "<!-- /enrich -->"
@@ -59,7 +59,7 @@ def curve(options: argparse.Namespace, task: str, tokenizer: Any) -> dict[str, A
             choice = best_at(choices, size)
             tokens = choice.tokens
             seconds = time.perf_counter() - begin
-            merger = Merger(tokens, family.size)
+            merger = TokenMerger(tokens, family.size)
             fewer[size] = {
                 "fewer": base / test.steps(merger),
                 "tokens": len(tokens),

@@ -1,4 +1,4 @@
-"""What leaving places to the prompt is worth: one tuning with ``tune.foretold`` and one without.
+"""What leaving places to the prompt is worth: one tuning with ``tune.min_ngram_prob``, one without.
 
     python benchmarks/foretold.py --foretold 0.7 --epochs 4 --json benchmarks/foretold.json
 
@@ -34,26 +34,26 @@ def verdict(work: Path, stage: TuneConfig, task: str) -> Any:
         recipe=Recipe(tune=dataclasses.replace(stage, gate=GateConfig(refuse=False))),
         progress=lambda stage, done, total: None,
     )
-    return {"foretold": stage.foretold, **made.to_json()}
+    return {"foretold": stage.min_ngram_prob, **made.to_json()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--task", default=demo.TUNED_TASK, choices=bundled.tasks())
-    parser.add_argument("--foretold", type=float, default=demo.LESSONS.foretold)
-    parser.add_argument("--epochs", type=int, default=demo.LESSONS.epochs)
+    parser.add_argument("--foretold", type=float, default=demo.TUNING.min_ngram_prob)
+    parser.add_argument("--epochs", type=int, default=demo.TUNING.epochs)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    given = {"foretold": options.foretold, "epochs": options.epochs}
-    lessons, results = dataclasses.replace(demo.LESSONS, **given), []
+    given = {"min_ngram_prob": options.foretold, "epochs": options.epochs}
+    config, results = dataclasses.replace(demo.TUNING, **given), []
     with tempfile.TemporaryDirectory() as folder:
-        for least in (0.0, lessons.foretold):
-            stage = dataclasses.replace(lessons, foretold=least)
+        for least in (0.0, config.min_ngram_prob):
+            stage = dataclasses.replace(config, min_ngram_prob=least)
             results.append(verdict(Path(folder) / "work", stage, options.task))
     report = {
         "command": " ".join(["python", *sys.argv]),
         "machine": machine_info(),
-        "settings": {"task": options.task, "tune": dataclasses.asdict(lessons)},
+        "settings": {"task": options.task, "tune": dataclasses.asdict(config)},
         "results": results,
     }
     text = json.dumps(report, indent=1) + "\n"

@@ -33,9 +33,9 @@ from tascade.data.load import load_examples
 from tascade.decode.loop import Decoder
 from tascade.decode.target import Target
 from tascade.draft.budget import NoDrafter
-from tascade.enrich.gate import Said, judge
+from tascade.enrich.gate import Answer, evaluate
 from tascade.enrich.stage import tune
-from tascade.enrich.tokens.merger import Merger
+from tascade.enrich.tokens.merger import TokenMerger
 from tascade.enrich.tokens.stored import read_tokens
 from tascade.model import TaskModel
 
@@ -149,7 +149,7 @@ def measure(task: str, files: dict[str, str], options: argparse.Namespace, plan:
     }
 
 
-def judged(test: str, tuned: Any, merger: Merger, packs: dict[str, TaskModel]) -> Any:
+def judged(test: str, tuned: Any, merger: TokenMerger, packs: dict[str, TaskModel]) -> Any:
     """The gate's figures, on test rows."""
     base, new = packs["base"], packs["tuned"]
     examples = [e for e in load_examples(test) if e.prompt is not None]
@@ -159,12 +159,12 @@ def judged(test: str, tuned: Any, merger: Merger, packs: dict[str, TaskModel]) -
     # Drafts change no answer, and these are many.
     for name, decoder in (("base", base.decoder), ("tuned", new.decoder), ("control", control)):
         said[name] = [
-            Said(ids, base.tokenizer.decode(merger.unmerge(ids), skip_special_tokens=True))
+            Answer(ids, base.tokenizer.decode(merger.unmerge(ids), skip_special_tokens=True))
             for ids in answers(decoder, base, prompts)
         ]
     wanted = [e.completion for e in examples]
     nothing = GateConfig(refuse=False)
-    verdict = judge(
+    verdict = evaluate(
         said["tuned"], said["base"], wanted, merger, nothing, equal, control=said["control"]
     )
     found = verdict.to_json()

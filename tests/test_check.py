@@ -14,7 +14,7 @@ from tascade.config import SpecConfig
 from tascade.decode import loop
 from tascade.draft.budget import Budget
 from tascade.draft.costs import CostTable
-from tascade.enrich.distill_data import own_lessons
+from tascade.enrich.distill_data import make_distill_data
 from tascade.errors import TascadeError
 from tascade.pipeline import adapt, prepare, silent
 from tascade.testing import byte_tokenizer, tiny_model, toy_examples
@@ -104,7 +104,7 @@ def test_what_is_broken_is_refused_before_the_long_work(monkeypatch: pytest.Monk
     loaded = (*tiny(), "tiny")
     prepared = prepare(loaded[1], (256,), ROWS, None, RECIPE, silent)
     with pytest.raises(TascadeError, match="changed an answer"):
-        own_lessons(loaded, prepared, RECIPE, tell)
+        make_distill_data(loaded, prepared, RECIPE, tell)
     assert "indexing outputs" in stages
     assert "answering training prompts" not in stages
 

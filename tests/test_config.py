@@ -3,13 +3,23 @@ from __future__ import annotations
 import dataclasses
 import json
 import typing
+import warnings
 from pathlib import Path
 
 import pytest
 
 from tascade import Recipe
-from tascade.config import SCRIPTS, SpecConfig, TuneConfig, VocabConfig
-from tascade.errors import ConfigError
+from tascade.config import (
+    REMOVED,
+    RENAMED,
+    SCRIPTS,
+    GateConfig,
+    SpecConfig,
+    TuneConfig,
+    VocabConfig,
+)
+from tascade.errors import ConfigError, PackError
+from tascade.pack import Pack
 from tascade.tailor import required as letters
 
 
@@ -166,3 +176,101 @@ def test_numbers_for_a_chat_template_are_such_as_a_pack_can_keep(value: typing.A
             Recipe.from_dict({"chat": chat})
         assert (caught.value.where or "").startswith("chat.")
         assert len(str(caught.value)) < 400
+
+
+# --- keys of 0.1.0 ------------------------------------------------------------------------------
+
+OLD = json.loads((Path(__file__).parents[1] / "benchmarks" / "foretold.json").read_text())[
+    "settings"
+]["tune"]
+"""A whole section as 0.1.0 wrote it."""
+
+
+def _nested(name: str, value: typing.Any) -> typing.Any:
+    for part in reversed(name.split(".")):
+        value = {part: value}
+    return value
+
+
+def _at(config: typing.Any, name: str) -> typing.Any:
+    for part in name.split("."):
+        config = getattr(config, part)
+    return config
+
+
+def _old(name: str) -> typing.Any:
+    found = OLD
+    for part in name.split(".")[1:]:
+        found = found[part]
+    return found
+
+
+def test_the_tables_name_every_key_that_changed() -> None:
+    now = {f"{section}{name}" for _, section, name, _ in _fields(Recipe)}
+    was = {f"tune.{key}" for key in OLD if key != "gate"}
+    was |= {f"tune.gate.{key}" for key in OLD["gate"]}
+    assert was - now == {*RENAMED, *REMOVED}
+    assert len(now & was) == len(was) - len(RENAMED) - len(REMOVED)
+    for old, new in RENAMED.items():
+        assert old not in now
+        assert f"{old.rpartition('.')[0]}.{new}" in now
+
+
+@pytest.mark.parametrize("name", RENAMED)
+def test_an_old_name_is_read_and_the_new_one_is_told(name: str) -> None:
+    section, _, old = name.rpartition(".")
+    new = f"{section}.{RENAMED[name]}"
+    value = {"init": "first", "max_length": 77}.get(RENAMED[name], 1.0)
+    with pytest.warns(FutureWarning, match=rf"{name} is called {new} now"):
+        made = Recipe.from_dict(_nested(name, value))
+    assert _at(made, new) == value
+    assert made == Recipe.from_dict(_nested(new, value))
+    assert Recipe.from_dict(_nested(name, value), stored=True) == made  # and nobody is warned
+    both = {old: value, RENAMED[name]: value}
+    for stored in (True, False):
+        with pytest.raises(ConfigError, match="its old name and its new one"):
+            Recipe.from_dict(_nested(section, both), stored=stored)
+
+
+@pytest.mark.parametrize("name", REMOVED)
+def test_a_key_that_is_gone_is_told_and_what_it_cannot_have_any_more_is_refused(name: str) -> None:
+    with pytest.warns(FutureWarning, match=f"{name} has no effect any more"):
+        assert Recipe.from_dict(_nested(name, _old(name))) == Recipe()
+    other = {int: 3, float: 0.25, str: "4bit"}[type(REMOVED[name])]
+    with pytest.raises(ConfigError, match="leave the key out") as caught:
+        Recipe.from_dict(_nested(name, other), "here: ")
+    assert caught.value.where == f"here: {name}"
+    assert Recipe.from_dict(_nested(name, other), stored=True) == Recipe()
+    for wrong in _WRONG[type(REMOVED[name])]:
+        for stored in (True, False):
+            with pytest.raises(ConfigError) as caught:
+                Recipe.from_dict(_nested(name, wrong), stored=stored)
+            assert caught.value.where == name
+
+
+def test_alpha_may_be_twice_the_rank_that_stands_beside_it() -> None:
+    with pytest.warns(FutureWarning, match=r"tune\.alpha"):
+        assert Recipe.from_dict({"tune": {"alpha": 16, "rank": 8}}).tune.rank == 8
+    with pytest.raises(ConfigError, match="cannot be had any more"):
+        Recipe.from_dict({"tune": {"alpha": 64, "rank": 8}})
+
+
+def test_a_pack_of_the_release_before_opens_and_nobody_is_warned(
+    ticket_pack: Path, tmp_path: Path
+) -> None:
+    Pack.open(ticket_pack).copy_to(tmp_path / "pack")
+    file = tmp_path / "pack" / "pack.json"
+    info = json.loads(file.read_text())
+    info["recipe"]["tune"] = OLD | {"kl": 0.5, "load": "4bit"}
+    file.write_text(json.dumps(info))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Pack.open(tmp_path / "pack").info.recipe == info["recipe"]
+    read = Recipe.from_dict(info["recipe"], stored=True).tune
+    assert (read.tokens, read.epochs, read.init) == (40, 4, "first")
+    assert (read.min_token_prob, read.min_ngram_prob) == (0.8, 0.7)
+    assert read.gate == GateConfig()
+    info["recipe"]["tune"] = OLD | {"kl": "much"}
+    file.write_text(json.dumps(info))
+    with pytest.raises(PackError, match=r"tune\.kl"):
+        Pack.open(tmp_path / "pack")

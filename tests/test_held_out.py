@@ -27,7 +27,7 @@ from tascade.decode.target import Target
 from tascade.draft.budget import NoDrafter
 from tascade.draft.costs import CostTable
 from tascade.enrich.choose import enrich
-from tascade.enrich.distill_data import Lessons, own_lessons
+from tascade.enrich.distill_data import DistillData, make_distill_data
 from tascade.enrich.stage import tune
 from tascade.errors import ConfigError
 from tascade.forecast.inspection import inspect
@@ -200,15 +200,15 @@ def test_held_out_answers_not_reached_are_left_out_never_references(
     recipe = tascade.Recipe(max_new_tokens=8, spec=SpecConfig(own_seconds=24.5))
     found = prepare(loaded[1], ENDS, toy(60, NEVER), toy(50, NEVER), recipe, silent)
     Clock(monkeypatch)
-    lessons = own_lessons(loaded, found, recipe, silent)
-    assert len(lessons.train) == len(lessons.held_out) == 25
-    assert (lessons.left_out["train"], lessons.left_out["held_out"]) == (35, 25)
+    made = make_distill_data(loaded, found, recipe, silent)
+    assert len(made.train) == len(made.held_out) == 25
+    assert (made.left_out["train"], made.left_out["held_out"]) == (35, 25)
     references = {answer.tobytes() for _, answer in (*found.train, *found.validation)}
-    assert not references & {row[1].tobytes() for row in (*lessons.train, *lessons.held_out)}
-    for (prompt, _), at in zip(lessons.held_out, lessons.places, strict=True):
+    assert not references & {row[1].tobytes() for row in (*made.train, *made.held_out)}
+    for (prompt, _), at in zip(made.held_out, made.places, strict=True):
         assert np.array_equal(prompt, found.validation[at][0])
     # Spread over the file, as the rows that were reached are.
-    assert max(np.diff([*lessons.places, 50])) <= 6
+    assert max(np.diff([*made.places, 50])) <= 6
 
 
 def test_tokens_chosen_from_own_answers_say_what_was_left_out(
@@ -220,20 +220,20 @@ def test_tokens_chosen_from_own_answers_say_what_was_left_out(
     made = enrich(toy(60, NEVER), tiny(), held_out=toy(100, NEVER)[60:], own_answers=True)
     told = made.to_json()
     assert told["held_out_rows"] == 25
-    assert told["left_out"] == {"train": 35, "written": 0, "held_out": 15}
+    assert told["left_out"] == {"train": 35, "synthetic": 0, "held_out": 15}
 
 
-def test_lessons_are_read_as_they_were_written(
+def test_data_to_learn_from_is_read_as_it_was_written(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     loaded = (*tiny(), "tiny")
     recipe = tascade.Recipe(max_new_tokens=8, spec=SpecConfig(own_seconds=24.5))
     found = prepare(loaded[1], ENDS, toy(60), toy(50), recipe, silent)
     Clock(monkeypatch)
-    lessons = own_lessons(loaded, found, recipe, silent)
-    lessons.save(tmp_path / "lessons")
-    again = Lessons.load(tmp_path / "lessons")
-    assert (again.places, again.left_out) == (lessons.places, lessons.left_out)
+    made = make_distill_data(loaded, found, recipe, silent)
+    made.save(tmp_path / "data")
+    again = DistillData.load(tmp_path / "data")
+    assert (again.places, again.left_out) == (made.places, made.left_out)
 
 
 @pytest.mark.parametrize("seconds", [0.0, 6.5])
@@ -245,7 +245,7 @@ def test_too_few_answers_in_time_are_an_error_that_names_the_time(
     found = prepare(loaded[1], ENDS, toy(60), toy(50), recipe, silent)
     Clock(monkeypatch)
     with pytest.raises(ConfigError, match="own_seconds"):
-        own_lessons(loaded, found, recipe, silent)
+        make_distill_data(loaded, found, recipe, silent)
 
 
 def test_gold_targets_need_no_answers_to_training_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,9 +262,9 @@ def test_gold_targets_need_no_answers_to_training_prompts(monkeypatch: pytest.Mo
         return generate(decoder, prompt, *args, **options)
 
     monkeypatch.setattr(Decoder, "generate", noted)
-    lessons = own_lessons(loaded, found, recipe, silent)
-    assert lessons.train == found.train
-    assert len(lessons.held_out) == 20
+    made = make_distill_data(loaded, found, recipe, silent)
+    assert made.train == found.train
+    assert len(made.held_out) == 20
     assert not {p.tobytes() for p, _ in found.train if p is not None} & set(asked)
 
 
@@ -316,14 +316,13 @@ def test_the_gate_says_how_many_prompts_were_left_out(
     examples = itertools.islice(load_examples(bundled.data_path("tickets", "train")), 100)
     rows = [{"prompt": row.prompt, "completion": NEVER} for row in examples]
     open_gate = GateConfig(
-        most_drop=1.0, least_agreement=0.0, least_adoption=0.0, most_longer=9.0, most_drift=99
+        max_score_drop=1.0, min_agreement=0.0, min_adoption=0.0, max_length_ratio=9.0, max_kl=99
     )
-    brief = TuneConfig(
-        tokens=4, prompts=0.0, replay=0.0, start="mean", row_steps=1, epochs=0, gate=open_gate
-    )
+    brief = TuneConfig(tokens=4, prompts=0.0, replay=0.0, init="mean", epochs=0, gate=open_gate)
     recipe = tascade.Recipe(
         max_new_tokens=24, tune=brief, spec=SpecConfig(own_seconds=21.5), dtype="float32"
     )
+    monkeypatch.setattr("tascade.enrich.train.trainer.EMBEDDING_WARMUP_STEPS", 1)
     Clock(monkeypatch)
     seen: set[tuple[str, str]] = set()
 
@@ -342,7 +341,11 @@ def test_the_gate_says_how_many_prompts_were_left_out(
     assert tuned.verdict.rows == 11
     assert tuned.verdict.left_out == 18
     assert "18 others were not reached" in tuned.verdict.describe()
-    assert tuned.to_json()["lessons"]["left_out"] == {"train": 38, "written": 0, "held_out": 18}
+    assert tuned.to_json()["distill_data"]["left_out"] == {
+        "train": 38,
+        "synthetic": 0,
+        "held_out": 18,
+    }
     # Each prompt's answer is scored against its own reference, not its neighbour's.
     model, tokenizer, _ = load_model(bundled.model_path(), dtype="float32")
     plain = Decoder(Target(model), NoDrafter(), None, tokenizer)

@@ -45,18 +45,17 @@ from tascade.testing import byte_tokenizer, tiny_model, toy_examples
 ROWS = [{"prompt": e.prompt, "completion": e.completion} for e in toy_examples(48)]
 FEW = ROWS[:4]
 OPEN = GateConfig(
-    most_drop=1.0, least_agreement=0.0, least_adoption=0.0, most_longer=1e9, most_drift=1e9
+    max_score_drop=1.0, min_agreement=0.0, min_adoption=0.0, max_length_ratio=1e9, max_kl=1e9
 )
 TUNING = TuneConfig(
     tokens=4,
     targets="gold",
-    start="mean",
+    init="mean",
     prompts=0.0,
     replay=0.0,
-    row_steps=0,
     epochs=0,
-    sure=0.0,
-    foretold=0.0,
+    min_token_prob=0.0,
+    min_ngram_prob=0.0,
     gate=OPEN,
 )
 RECIPE = tascade.Recipe(max_new_tokens=4, spec=SpecConfig(calibration_rows=1), tune=TUNING)
@@ -65,6 +64,14 @@ STEPS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "c
 
 Look = Callable[[], Any]
 _watched: tuple[str, Callable[[], None]] | None = None
+
+
+@pytest.fixture(autouse=True, scope="module")
+def short() -> Iterator[None]:
+    """New rows learn alone for no steps."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tascade.enrich.train.trainer.EMBEDDING_WARMUP_STEPS", 0)
+        yield
 
 
 def _hook(event: str, args: tuple[Any, ...]) -> None:
@@ -271,7 +278,7 @@ def small_demo(model: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     monkeypatch.setattr(bundled, "data_path", lambda _, s: whole if s == "train" else data)
     monkeypatch.setattr(bundled, "tasks", lambda: (demo.TUNED_TASK,))
     monkeypatch.setattr(demo, "METHODS", ("plain",))
-    monkeypatch.setattr(demo, "LESSONS", TUNING)
+    monkeypatch.setattr(demo, "TUNING", TUNING)
     monkeypatch.setattr(demo, "Recipe", lambda **given: dataclasses.replace(RECIPE, **given))
     real = demo.adapt
     monkeypatch.setattr(demo, "adapt", lambda *a, **given: real(*a, recipe=RECIPE, **given))

@@ -23,7 +23,7 @@ from tascade.bench.pack import BenchOptions, bench_pack
 from tascade.config import GateConfig, Recipe, TuneConfig, VocabConfig
 from tascade.data.load import load_examples
 from tascade.enrich.stage import tune
-from tascade.enrich.train.embeddings import make_room
+from tascade.enrich.train.embeddings import resize_embeddings
 from tascade.enrich.train.lora import wrap
 from tascade.integrations.transformers import speculative_generate
 from tascade.load import load_model
@@ -36,7 +36,7 @@ EXACT = dataclasses.replace(RECIPE, vocab=VocabConfig(head="exact"))
 SHORT: dict[str, Any] = {"max_new_tokens": 6, "ignore_end": True}
 DRAWN: dict[str, Any] = {**SHORT, "temperature": 1.0, "seed": 3}
 OPEN = GateConfig(
-    most_drop=1.0, least_agreement=0.0, least_adoption=0.0, most_longer=9.0, most_drift=99
+    max_score_drop=1.0, min_agreement=0.0, min_adoption=0.0, max_length_ratio=9.0, max_kl=99
 )
 
 
@@ -201,8 +201,8 @@ def test_a_model_that_was_used_can_be_tuned(given: tuple[Any, Any], pack: Path) 
     made.run("abc", **SHORT)
     made.generate(["abc", "d"], batch_size=2, **SHORT)
     drawn = draws()
-    make_room(used, 270)
-    wrapped = wrap(used, 260, 4, TuneConfig(rank=2, alpha=2))
+    resize_embeddings(used, 270)
+    wrapped = wrap(used, 260, 4, TuneConfig(rank=2))
     assert any("lm_head" in name for name, _ in wrapped.named_parameters())
     assert draws() == drawn
 
@@ -228,16 +228,18 @@ def test_inspecting_leaves_everything_as_it_was(given: tuple[Any, Any]) -> None:
         tascade.inspect(ROWS, given)
 
 
-def test_tuning_leaves_the_base_model_as_it_was(tmp_path: Path) -> None:
+def test_tuning_leaves_the_base_model_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tascade.enrich.train.trainer.EMBEDDING_WARMUP_STEPS", 2)
+    monkeypatch.setattr("tascade.enrich.train.train.PROBE_STEPS", 1)
     model, tokenizer, _ = load_model(bundled.model_path(), dtype="float32")
     model.train()
     rows = [
         {"prompt": row.prompt, "completion": row.completion}
         for row in list(load_examples(bundled.data_path("tickets", "train")))[:48]
     ]
-    brief = TuneConfig(
-        tokens=4, prompts=0.1, replay=0.1, probe_steps=1, row_steps=2, epochs=1, batch=16, gate=OPEN
-    )
+    brief = TuneConfig(tokens=4, prompts=0.1, replay=0.1, epochs=1, batch=16, gate=OPEN)
     recipe = Recipe(max_new_tokens=32, tune=brief)
     with nothing_changes(model, tokenizer):
         tune((model, tokenizer), rows[:40], held_out=rows[40:], out=tmp_path / "m", recipe=recipe)

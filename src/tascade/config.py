@@ -4,45 +4,32 @@ from __future__ import annotations
 
 import dataclasses
 import typing
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tascade.data.chat import ChatConfig
 from tascade.errors import ConfigError
-from tascade.util.fields import build, check_types
+from tascade.util.fields import build, check_types, typed
 from tascade.util.files import write_atomic
 
 DEFAULT_NEW_TOKENS = 256
 SCRIPTS = (
-    "english",
-    "code",
-    "math",
-    "spanish",
-    "portuguese",
-    "italian",
-    "german",
-    "french",
-    "hindi",
-    "thai",
-    "chinese",
-    "japanese",
-    "korean",
-    "arabic",
-    "cyrillic",
-    "greek",
-    "hebrew",
-    "emoji",
-)
+    "english", "code", "math", "spanish", "portuguese", "italian", "german", "french", "hindi",
+    "thai", "chinese", "japanese", "korean", "arabic", "cyrillic", "greek", "hebrew", "emoji",
+)  # fmt: skip
 """What a task may write. Which characters these are: :data:`tascade.tailor.required.SCRIPTS`."""
 
 
 @dataclass(frozen=True, slots=True)
 class DataConfig:
-    """Where the task's examples are.
+    """Where the task's examples are: each a file, a folder or a hub id.
 
-    ``train`` is indexed; ``validation`` calibrates (a share of train is held out for it when
-    absent). Both are a file, a folder or a hub id. ``max_examples`` 0 means all.
+    train: What is indexed.
+    validation: What calibrates; a share of ``train`` is held out for it when this is empty.
+    on_error: ``raise`` at the first bad row, or ``skip`` it.
+    max_examples: Rows read of each; 0 reads all.
     """
 
     train: str = ""
@@ -60,10 +47,15 @@ class DataConfig:
 class SpecConfig:
     """TASC-spec: the corpus index, its sources and the draft budget.
 
-    ``calibration_rows`` validation prompts are decoded to learn how far each source can be
-    trusted; ``max_nodes`` caps a draft; ``similar`` and ``context`` switch sources on or off.
-    ``own_answers`` indexes the model's own greedy answers to the training prompts instead of the
-    reference ones, as many as ``own_seconds`` allow: slower to build, far better drafts.
+    shards: Parts of the corpus index, 1 to 8.
+    calibration_rows: Validation prompts decoded to learn how far each source can be trusted.
+    calibration_seconds: Calibration stops after the row that passes this.
+    max_nodes: Most nodes of a draft.
+    similar: Whether to draft from similar examples.
+    context: Whether to draft from the request's own prompt and output.
+    own_answers: Whether to index the model's own greedy answers to the training prompts instead
+        of the reference ones: slower to build, far better drafts.
+    own_seconds: Time for own answers.
     """
 
     shards: int = 1
@@ -89,15 +81,16 @@ class SpecConfig:
 class VocabConfig:
     """VocabTailor: an LM head of the task's tokens and the prompt's.
 
-    ``head``: ``full``, the model's own; ``masked``, which cannot say other tokens (approximate);
-    ``exact``, which guesses and has the full head check (lossless); or ``draft-only``, that of an
-    assistant, whose drafts the model verifies with its own head (lossless). ``tolerance``: how many
-    tokens of an answer the task's list may lack, on the data it was made from, the prompt's own
-    left out. ``scripts``: tokens with characters that none of these writes are left out first, as
-    far as ``tolerance`` allows (names: :data:`SCRIPTS`); without any, the rarest alone.
-    ``deferred``: most guesses before a check. ``tables``: where a tailored model's embedding and
-    full head are: in the checkpoint's ``file``, or on the ``device``, where checks need not carry
-    them.
+    head: ``full``, the model's own; ``masked``, which cannot say other tokens (approximate);
+        ``exact``, which guesses and has the full head check (lossless); or ``draft-only``, that of
+        an assistant, whose drafts the model verifies with its own head (lossless).
+    tolerance: Tokens of an answer that the task's list may lack, on the data it was made from,
+        the prompt's own left out.
+    deferred: Most guesses before a check.
+    scripts: What the task writes (names: :data:`SCRIPTS`). Tokens with other characters are left
+        out first, as far as ``tolerance`` allows; without any, the rarest alone.
+    tables: Where a tailored model's embedding and full head are: in the checkpoint's ``file``, or
+        on the ``device``, where checks need not carry them.
     """
 
     head: str = "full"
@@ -128,77 +121,63 @@ class VocabConfig:
 class GateConfig:
     """What a tuned model must hold to be exported, on held-out prompts.
 
-    ``most_drop``: of the mean task score, and of the share of valid JSON, below the base model's
-    (and the control's). ``least_agreement``: share of answers that are the base model's own.
-    ``least_adoption``: steps saved over those that the same texts could save. ``most_longer``: how
-    many times longer or shorter answers may be, in bytes. ``most_drift``: divergence from the base
-    model on other text, in nats a token. ``refuse``: whether a model that fails is not exported;
-    else it is, and says so.
+    max_score_drop: Loss of mean task score, and of valid JSON, against the base model and the
+        control.
+    min_agreement: Share of answers that are the base model's own.
+    min_adoption: Steps saved, over those that the same texts could save.
+    max_length_ratio: How many times longer or shorter answers may be, in bytes.
+    max_kl: Divergence from the base model on other text, in nats a token.
+    refuse: Whether a model that fails is not exported; else it is, and says so.
     """
 
-    most_drop: float = 0.01
-    least_agreement: float = 0.25
-    least_adoption: float = 0.95
-    most_longer: float = 1.1
-    most_drift: float = 0.5
+    max_score_drop: float = 0.01
+    min_agreement: float = 0.25
+    min_adoption: float = 0.95
+    max_length_ratio: float = 1.1
+    max_kl: float = 0.5
     refuse: bool = True
 
     def __post_init__(self) -> None:
         check_types(self, "tune.gate.")
-        for name in ("most_drop", "least_agreement", "least_adoption"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                got = getattr(self, name)
-                raise ConfigError(f"tune.gate.{name} is out of range", got=got, wanted="0 to 1")
-        _at_least("tune.gate.most_longer", self.most_longer, 1)
-        _at_least("tune.gate.most_drift", self.most_drift, 0)
+        for name in ("max_score_drop", "min_agreement", "min_adoption"):
+            _share(f"tune.gate.{name}", getattr(self, name))
+        _at_least("tune.gate.max_length_ratio", self.max_length_ratio, 1)
+        _at_least("tune.gate.max_kl", self.max_kl, 0)
 
 
 @dataclass(frozen=True, slots=True)
 class TuneConfig:
     """TASC-ft: new tokens, and the training that teaches a model to say them.
 
-    ``tokens``: how many, 0 for as many as are worth it. ``sure``: the model decides where it gives
-    a base token less probability than this, and no new token reaches over such a place; 0: any may.
-    ``foretold``: nor over one where the task's other answers give the base token less than this,
-    which the prompt has to settle; 0: any may.
-    ``firm``: tokens that would do so in more than ``1 - firm`` of their places are not chosen.
-    ``targets``: what is learned, the model's ``own`` answers or the ``gold`` ones of the data.
-    ``prompts``: how many prompts the model writes itself, for each training prompt, to answer and
-    learn from as well. ``replay``: how many texts of its own making are said again, for each of all
-    these prompts, so that what is not of the task stays. ``start``: how new rows begin (see
-    :data:`tascade.enrich.train.embeddings.STARTS`), or ``probe`` to try each for ``probe_steps``.
-    ``row_steps`` steps with the rows alone at ``row_rate``; then ``epochs`` rounds with LoRA
-    (``rank``, ``alpha``, ``dropout``) at ``rate``, 0 for 0.4 over the model's width, and the rows
-    at ``row_factor`` times that. ``batch``: samples a step; ``longest``: tokens of a sample, longer
-    ones are left out. ``precision``: of training, float32, bfloat16, or auto for what the machine
-    is fast at. ``load``: ``4bit`` or ``8bit`` to train over a quantised base (bitsandbytes).
-    ``length_power``: a token of n base tokens weighs n to this power. ``kl``: weight of the
-    divergence from the base model's next token. ``control``: also train LoRA alone, for comparison.
+    tokens: How many new tokens; 0 for as many as are worth it.
+    min_token_prob: No new token reaches over a base token that the model gives less probability.
+    min_ngram_prob: Nor over one that the task's other answers, without the prompt, give less.
+    targets: What is learned: the model's ``own`` answers, or the ``gold`` ones of the data.
+    prompts: Prompts the model writes itself to learn from, for each training prompt.
+    replay: Texts of its own making that it says again, for each of all these prompts.
+    init: How new rows begin (:data:`tascade.enrich.train.embeddings.INITS`); ``probe`` tries each.
+    epochs: Rounds over all samples with LoRA and rows.
+    learning_rate: LoRA's; 0 is 0.4 over the model's width.
+    batch: Samples a step.
+    max_length: Tokens of a sample; longer ones are left out.
+    rank: LoRA's rank; its alpha is twice that.
+    control: Whether to train LoRA alone too, for comparison.
+    seed: Of everything random in it.
+    gate: What the tuned model must hold.
     """
 
     tokens: int = 0
-    sure: float = 0.8
-    foretold: float = 0.0
-    firm: float = 0.7
+    min_token_prob: float = 0.8
+    min_ngram_prob: float = 0.0
     targets: str = "own"
     prompts: float = 1.0
     replay: float = 0.1
-    start: str = "probe"
-    probe_steps: int = 50
-    row_steps: int = 100
-    row_rate: float = 5e-3
+    init: str = "probe"
     epochs: int = 3
-    rate: float = 0.0
-    row_factor: float = 5.0
+    learning_rate: float = 0.0
     batch: int = 32
-    longest: int = 1024
-    precision: str = "auto"
-    load: str = ""
+    max_length: int = 1024
     rank: int = 32
-    alpha: int = 64
-    dropout: float = 0.0
-    length_power: float = 0.0
-    kl: float = 0.0
     control: bool = False
     seed: int = 0
     gate: GateConfig = field(default_factory=GateConfig)
@@ -206,34 +185,12 @@ class TuneConfig:
     def __post_init__(self) -> None:
         check_types(self, "tune.")
         _one_of("tune.targets", self.targets, ("own", "gold"))
-        _one_of("tune.load", self.load, ("", "4bit", "8bit"))
-        _one_of("tune.precision", self.precision, ("auto", "float32", "bfloat16"))
-        for name in ("batch", "longest", "rank", "alpha"):
+        for name in ("batch", "max_length", "rank"):
             _at_least(f"tune.{name}", getattr(self, name), 1)
-        for name in (
-            "tokens",
-            "prompts",
-            "replay",
-            "probe_steps",
-            "row_steps",
-            "epochs",
-            "rate",
-            "length_power",
-            "kl",
-            "seed",
-        ):
+        for name in ("tokens", "prompts", "replay", "epochs", "learning_rate", "seed"):
             _at_least(f"tune.{name}", getattr(self, name), 0)
-        for name in ("row_rate", "row_factor"):
-            if getattr(self, name) <= 0.0:
-                got = getattr(self, name)
-                raise ConfigError(f"tune.{name} is out of range", got=got, wanted="above 0")
-        for name in ("sure", "foretold", "firm"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                got = getattr(self, name)
-                raise ConfigError(f"tune.{name} is out of range", got=got, wanted="0 to 1")
-        if not 0.0 <= self.dropout < 1.0:
-            got = self.dropout
-            raise ConfigError("tune.dropout is out of range", got=got, wanted="0 to below 1")
+        for name in ("min_token_prob", "min_ngram_prob"):
+            _share(f"tune.{name}", getattr(self, name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +199,16 @@ class Recipe:
 
     The command line reads ``model`` and ``data`` where its own flags are absent; in Python they
     are arguments of :func:`tascade.adapt`, and what stands here is kept with the pack.
+
+    model: The model it is meant for.
+    dtype: ``auto``, as the weights were saved, or a precision.
+    device: ``auto``, CUDA where there is one, or a torch device.
+    max_new_tokens: Most tokens of an answer.
+    data: Where the examples are.
+    chat: What prompts take along into the chat template.
+    spec: TASC-spec's settings.
+    vocab: VocabTailor's.
+    tune: TASC-ft's.
     """
 
     model: str = ""
@@ -277,18 +244,19 @@ class Recipe:
         return cls.from_dict({} if raw is None else raw, f"{path}: ")
 
     @classmethod
-    def from_dict(cls, raw: object, where: str = "") -> Recipe:
+    def from_dict(cls, raw: object, where: str = "", *, stored: bool = False) -> Recipe:
         """The recipe that :meth:`to_dict` gave; what it does not say has its default.
 
         Args:
             raw: nested mappings, from a file that nobody vouches for.
             where: what to put before a field's name in an error.
+            stored: whether it is kept with what was made from it (see :func:`current_keys`).
 
         Raises:
             ConfigError: an unknown key, a wrong type, or a value out of range.
         """
         try:
-            return typing.cast(Recipe, build(cls, raw, ""))
+            return typing.cast(Recipe, build(cls, current_keys(raw, stored=stored), ""))
         except ConfigError as error:
             raise ConfigError(
                 error.message,
@@ -320,3 +288,95 @@ def _at_least(name: str, value: float, least: int) -> None:
         raise ConfigError(
             f"{name} is out of range", got=value, wanted=f"{least} or more", where=name
         )
+
+
+def _share(name: str, value: float) -> None:
+    if not 0.0 <= value <= 1.0:
+        raise ConfigError(f"{name} is out of range", got=value, wanted="0 to 1", where=name)
+
+
+RENAMED = {
+    "tune.sure": "min_token_prob",
+    "tune.foretold": "min_ngram_prob",
+    "tune.start": "init",
+    "tune.rate": "learning_rate",
+    "tune.longest": "max_length",
+    "tune.gate.most_drop": "max_score_drop",
+    "tune.gate.least_agreement": "min_agreement",
+    "tune.gate.least_adoption": "min_adoption",
+    "tune.gate.most_longer": "max_length_ratio",
+    "tune.gate.most_drift": "max_kl",
+}
+"""Keys of 0.1.0 that are read for one release more, and what they are called now."""
+REMOVED: dict[str, int | float | str] = {
+    "tune.firm": 0.7,
+    "tune.probe_steps": 50,
+    "tune.row_steps": 100,
+    "tune.row_rate": 5e-3,
+    "tune.row_factor": 5.0,
+    "tune.precision": "auto",
+    "tune.load": "",
+    "tune.alpha": 64,
+    "tune.dropout": 0.0,
+    "tune.length_power": 0.0,
+    "tune.kl": 0.0,
+}
+"""Keys of 0.1.0 that are gone, and what holds now; ``alpha`` is twice the rank."""
+
+
+def current_keys(raw: object, section: str = "", *, stored: bool = False) -> Any:
+    """A recipe with today's keys in the place of those of 0.1.0.
+
+    Args:
+        raw: nested mappings that nobody vouches for.
+        section: which part of a recipe ``raw`` is, with its dot; empty for the whole.
+        stored: whether it tells how something was made. Then nobody is warned, and keys that are
+            gone may have had any value.
+
+    Raises:
+        ConfigError: a key that is gone with a value that cannot be had any more, a wrong type, or
+            a key under both of its names.
+    """
+    if not isinstance(raw, dict):
+        return raw
+    found = {}
+    for key, value in raw.items():
+        name = f"{section}{key}" if isinstance(key, str) else ""
+        if name in REMOVED:
+            holds = REMOVED[name] if key != "alpha" else _twice(raw.get("rank", TuneConfig().rank))
+            got = typed(type(holds), value, name)
+            if stored:
+                continue
+            if got != holds:
+                raise ConfigError(
+                    "this key is gone, and what it asks for cannot be had any more",
+                    got=got,
+                    wanted=f"{holds!r}, which holds for all now",
+                    where=name,
+                    fix="leave the key out, or stay with tascade 0.1.0",
+                )
+            _warn(f"{name} has no effect any more: leave it out of the recipe")
+        elif name in RENAMED:
+            new = RENAMED[name]
+            if new in raw:
+                raise ConfigError(
+                    "a key under its old name and its new one",
+                    got=f"{key} and {new}",
+                    wanted=new,
+                    where=name,
+                )
+            found[new] = value
+            if not stored:
+                _warn(f"{name} is called {section}{new} now: the next release reads that alone")
+        else:
+            nested = name in ("tune", "tune.gate")
+            found[key] = current_keys(value, f"{name}.", stored=stored) if nested else value
+    return found
+
+
+def _twice(rank: object) -> int:
+    return 2 * rank if isinstance(rank, int) else 0
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, FutureWarning, stacklevel=5)

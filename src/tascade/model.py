@@ -10,7 +10,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, cast
 
-from tascade.config import DEFAULT_NEW_TOKENS
 from tascade.core import Drafter, Generation, IntArray
 from tascade.data.encode import Prompt, encode_prompt, end_tokens, fingerprint
 from tascade.decode.batch import BatchDecoder
@@ -27,6 +26,7 @@ from tascade.draft.neural.draft_model import AssistantDrafter, open_assistant
 from tascade.draft.ngram.drafter import NgramDrafter
 from tascade.draft.ngram.mixer_calibration import Calibration
 from tascade.draft.ngram.sources import open_task
+from tascade.errors import ConfigError
 from tascade.index.view import CorpusView
 from tascade.load import ModelRef, load_model, machine_key
 from tascade.pack import Pack
@@ -208,11 +208,10 @@ class TaskModel:
             ConfigError: see :func:`tascade.decode.generation.sampling_params`.
         """
         limit = self.pack.info.max_new_tokens
-        if limit != DEFAULT_NEW_TOKENS and options.get("max_new_tokens") is None:
-            options["max_new_tokens"] = limit  # the recipe says it, no default
-        return sampling_params(
-            self.model, options.pop("end_tokens", self.ends), limit=limit, **options
-        )
+        ends = options.pop("end_tokens", None)
+        if ends is None:
+            ends = end_tokens(self.model, self.tokenizer)
+        return sampling_params(self.model, ends, limit=limit, **options)
 
     @property
     def samples(self) -> bool:
@@ -260,9 +259,21 @@ class TaskModel:
 
         Returns:
             One text, or a list of texts for a list of strings.
+
+        Raises:
+            ConfigError: a prompt, or an option, that is none; a prompt that leaves no room for an
+                answer; see :meth:`params`.
         """
-        if isinstance(prompt, str) or (prompt and isinstance(prompt[0], dict)):
+        if isinstance(prompt, str | Mapping) or not isinstance(prompt, list | tuple):
             return self.run(cast(Prompt, prompt), processors, **options).text
+        if prompt and isinstance(prompt[0], Mapping):
+            return self.run(cast(Prompt, prompt), processors, **options).text
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise ConfigError(
+                "batch_size is out of range",
+                got=repr(batch_size),
+                wanted="a whole number, 1 or more",
+            )
         if batch_size == 1:
             return [self.run(cast(str, p), processors, **options).text for p in prompt]
         ids = [self.encode(cast(str, p)) for p in prompt]

@@ -281,7 +281,7 @@ def _check_info(info: PackInfo) -> None:
     if info.vocabulary not in VOCABULARIES:
         wanted = " or ".join(VOCABULARIES)
         raise ConfigError("unknown file", got=info.vocabulary, wanted=wanted, where="vocabulary")
-    Recipe.from_dict(info.recipe, "recipe.")
+    Recipe.from_dict(info.recipe, "recipe.", stored=True)
     for at, stage in enumerate(typed(list, info.stages, "stages")):
         typed(str, stage, f"stages[{at}]")
     for at, source in enumerate(typed(list, info.data, "data")):

@@ -30,7 +30,7 @@ from tascade.core import Example, Progress, Row
 from tascade.data.choose import spread, thin
 from tascade.data.encode import encode_example, end_tokens, fingerprint
 from tascade.data.load import LoadReport, load_examples, source_hash
-from tascade.enrich.tokens.merger import Merger
+from tascade.enrich.tokens.merger import TokenMerger
 from tascade.enrich.tokens.stored import read_tokens
 from tascade.errors import DataError
 from tascade.index.corpus import CorpusIndex
@@ -158,7 +158,7 @@ def prepare(
     validation: Any,
     recipe: Recipe,
     tell: Progress,
-    merger: Merger | None = None,
+    merger: TokenMerger | None = None,
 ) -> Prepared:
     """Load and encode all examples; hold a share out for calibration if there is no other.
 
@@ -197,7 +197,7 @@ def prepare(
     return out
 
 
-def _written(rows: Sequence[Row], merger: Merger) -> list[Row]:
+def _written(rows: Sequence[Row], merger: TokenMerger) -> list[Row]:
     return [(prompt, merger.merge(answer)) for prompt, answer in rows]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,16 +21,15 @@ from tascade.model import TaskModel
 from tascade.testing import byte_tokenizer, tiny_model, toy_examples
 
 OPEN = GateConfig(
-    most_drop=1.0, least_agreement=0.0, least_adoption=0.0, most_longer=1e9, most_drift=99
+    max_score_drop=1.0, min_agreement=0.0, min_adoption=0.0, max_length_ratio=1e9, max_kl=99
 )
 BRIEF = TuneConfig(
     tokens=3,
     targets="gold",
     prompts=0.1,
     replay=0.0,
-    sure=0.0,
-    start="mean",
-    row_steps=2,
+    min_token_prob=0.0,
+    init="mean",
     epochs=0,
     gate=OPEN,
 )
@@ -57,6 +57,14 @@ PAIRS = [
     for x in FLAGS[a]
     for y in FLAGS[b]
 ]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def short() -> Iterator[None]:
+    """New rows learn alone for two steps."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tascade.enrich.train.trainer.EMBEDDING_WARMUP_STEPS", 2)
+        yield
 
 
 def refused(case: dict[str, str]) -> bool:

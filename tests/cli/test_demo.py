@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,11 +17,18 @@ LITTLE = TuneConfig(
     epochs=1,
     prompts=0.0,
     replay=0.0,
-    row_steps=2,
-    start="first",
-    foretold=0.7,
+    init="first",
+    min_ngram_prob=0.7,
     gate=GateConfig(refuse=False),
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def short() -> Iterator[None]:
+    """New rows learn alone for two steps."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tascade.enrich.train.trainer.EMBEDDING_WARMUP_STEPS", 2)
+        yield
 
 
 @pytest.fixture
@@ -42,7 +50,7 @@ def few_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_a_tuned_model_is_shown_beside_the_others(
     few_rows: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(demo, "LESSONS", LITTLE)
+    monkeypatch.setattr(demo, "TUNING", LITTLE)
     results = demo.run(tmp_path / "out", rows=1, repeats=1, tune=True)
     assert len(results) == 2
     for result in results:
@@ -61,8 +69,8 @@ def test_a_model_that_the_gate_refuses_is_not_shown(
 ) -> None:
     import dataclasses
 
-    strict = dataclasses.replace(LITTLE, gate=GateConfig(least_agreement=1.0))
-    monkeypatch.setattr(demo, "LESSONS", strict)
+    strict = dataclasses.replace(LITTLE, gate=GateConfig(min_agreement=1.0))
+    monkeypatch.setattr(demo, "TUNING", strict)
     results = demo.run(tmp_path / "out", rows=1, repeats=1, tune=True)
     assert len(results) == 1
     assert not (tmp_path / "out" / "tickets-tuned").exists()

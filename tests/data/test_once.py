@@ -23,15 +23,22 @@ RECIPE = tascade.Recipe(max_new_tokens=4, spec=SpecConfig(calibration_rows=1))
 TUNING = TuneConfig(
     tokens=3,
     targets="gold",
-    start="mean",
+    init="mean",
     prompts=0.0,
     replay=0.0,
-    row_steps=0,
     epochs=0,
-    sure=0.0,
-    foretold=0.0,
+    min_token_prob=0.0,
+    min_ngram_prob=0.0,
     gate=GateConfig(refuse=False),
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def short() -> Iterator[None]:
+    """New rows learn alone for no steps."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tascade.enrich.train.trainer.EMBEDDING_WARMUP_STEPS", 0)
+        yield
 
 
 class Hub:

@@ -16,11 +16,11 @@ from tascade import bundled
 from tascade.cli import app
 from tascade.data.encode import fingerprint
 from tascade.data.load import load_examples
-from tascade.enrich.choose import TOKENS_FILE, Decided, Enrichment, choose_tokens, enrich
-from tascade.enrich.tokens.boundaries import firm_shares
-from tascade.enrich.tokens.check import check_extension
+from tascade.enrich.boundaries import boundary_free_shares
+from tascade.enrich.choose import TOKENS_FILE, Enrichment, choose_tokens, enrich
 from tascade.enrich.tokens.curve import StepCurve, stop_at
-from tascade.enrich.tokens.merger import Merger, pieces
+from tascade.enrich.tokens.extend import check_extension
+from tascade.enrich.tokens.merger import TokenMerger, split_at
 from tascade.enrich.tokens.mine import MiningRules
 from tascade.errors import ConfigError, DataError
 from tascade.load import load_model
@@ -49,7 +49,7 @@ def test_the_written_tokenizer_says_and_reads_the_same(made: tuple[Enrichment, P
     base = AutoTokenizer.from_pretrained(bundled.model_path())
     written = json.loads((out / TOKENS_FILE).read_text())
     assert written["fingerprint"] == fingerprint(base)
-    merger = Merger(written["expansions"], written["first"])
+    merger = TokenMerger(written["expansions"], written["first"])
     rows = list(load_examples(bundled.data_path(TASK, "test")))
     report = check_extension(
         base,
@@ -79,7 +79,7 @@ def test_no_token_holds_the_end_of_an_answer(made: tuple[Enrichment, Path]) -> N
     assert all(not ends & set(expansion) for expansion in found.expansions)
 
 
-def test_tokens_that_often_stand_over_a_decision_are_not_chosen() -> None:
+def test_tokens_that_often_stand_over_a_boundary_are_not_chosen() -> None:
     loaded = load_model(bundled.model_path())
     a, b, c, d, e = (np.array(x, np.int32) for x in ([10, 11], [12, 13], [14], [15], [16, 17]))
     # Behind a, b always comes, and mostly as a matter of course; behind c it may be b or d.
@@ -89,16 +89,15 @@ def test_tokens_that_often_stand_over_a_decision_are_not_chosen() -> None:
     cuts = [np.array(at, np.int32) for at in places]
     rules = MiningRules(tokens=20, least=5)
     free = choose_tokens((rows, rows), loaded, rules, wanted=20)
-    decided = Decided((cuts, cuts), 0.7)
-    firm = choose_tokens((rows, rows), loaded, rules, wanted=20, decided=decided)
+    within = choose_tokens((rows, rows), loaded, rules, wanted=20, boundaries=(cuts, cuts))
     assert any(14 in token for token in free.expansions)
-    assert not any(14 in token for token in firm.expansions)
-    merger = Merger(firm.expansions, firm.first)
-    assert firm_shares(merger, [row[1] for row in rows], cuts).min() >= 0.7
+    assert not any(14 in token for token in within.expansions)
+    merger = TokenMerger(within.expansions, within.first)
+    assert boundary_free_shares(merger, [row[1] for row in rows], cuts).min() >= 0.7
     steps = sum(len(merger.merge(piece)) for row, at in zip(rows, cuts, strict=True)
-                for piece in pieces(row[1], at))  # fmt: skip
-    assert firm.curve.steps[-1] == steps + len(rows)  # and the end of each answer
-    assert free.curve.steps[-1] < firm.curve.steps[-1] < firm.curve.steps[0]
+                for piece in split_at(row[1], at))  # fmt: skip
+    assert within.curve.steps[-1] == steps + len(rows)  # and the end of each answer
+    assert free.curve.steps[-1] < within.curve.steps[-1] < within.curve.steps[0]
 
 
 def test_own_answers_are_what_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:

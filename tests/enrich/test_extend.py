@@ -12,10 +12,14 @@ import pytest
 from families import FAMILIES, SENTENCES, make
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from tascade.enrich.tokens.check import ExtensionReport, check_extension
-from tascade.enrich.tokens.extend import TOKENIZER_FILE, save_extended
+from tascade.enrich.tokens.extend import (
+    TOKENIZER_FILE,
+    ExtensionReport,
+    check_extension,
+    save_extended,
+)
 from tascade.enrich.tokens.family import TokenizerFamily
-from tascade.enrich.tokens.merger import Merger
+from tascade.enrich.tokens.merger import TokenMerger
 from tascade.enrich.tokens.mine import MiningRules, OutputCounts, choose
 from tascade.errors import ConfigError
 
@@ -31,7 +35,7 @@ def extend(tokenizer: Any, texts: Sequence[str], folder: Path, rules: MiningRule
     family = TokenizerFamily(tokenizer)
     counted = OutputCounts(answers(tokenizer, [text for text in texts for _ in range(3)]))
     chosen = choose(counted, family.size, rules, family.spell)
-    merger = Merger(chosen, family.size)
+    merger = TokenMerger(chosen, family.size)
     save_extended(tokenizer, chosen, family.size, folder)
     return AutoTokenizer.from_pretrained(folder), merger
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tascade.enrich.tokens.counts import BARRIER, Documents, NgramCounts
-from tascade.enrich.tokens.curve import best_at, choose_among, envelope
-from tascade.enrich.tokens.merger import Merger
+from tascade.enrich.tokens.curve import best_at, best_curve, choose_among
+from tascade.enrich.tokens.merger import TokenMerger
 from tascade.enrich.tokens.mine import MiningRules, OutputCounts, choose
 from tascade.errors import ConfigError
 
@@ -81,7 +81,7 @@ def task() -> tuple[OutputCounts, OutputCounts]:
 
 
 def fewer(chosen: list[tuple[int, ...]], test: OutputCounts) -> float:
-    return (test.n_ids + test.n_outputs) / test.steps(Merger(chosen, FIRST))
+    return (test.n_ids + test.n_outputs) / test.steps(TokenMerger(chosen, FIRST))
 
 
 def test_pruning_beats_the_paper_and_the_paper_beats_flat(
@@ -116,7 +116,7 @@ def test_nearly_every_token_is_used_after_pruning(task: tuple[OutputCounts, Outp
     train, _ = task
     chosen = choose(train, FIRST, MiningRules(tokens=60, least=5, method="pruned"))
     weights = np.array(train.weights, np.int64)
-    _, uses = Merger(chosen, FIRST).usage(train.flat, train.starts, weights)
+    _, uses = TokenMerger(chosen, FIRST).usage(train.flat, train.starts, weights)
     assert len(chosen) >= 12  # the phrases
     assert np.mean(uses > 0) >= 0.95
 
@@ -145,7 +145,8 @@ def test_nothing_to_choose_from() -> None:
 
 
 @pytest.mark.parametrize(
-    "rules", [{"tokens": 0}, {"items": 1}, {"longest": 99}, {"over": 0.5}, {"method": "other"}]
+    "rules",
+    [{"tokens": 0}, {"items": 1}, {"longest": 99}, {"overgenerate": 0.5}, {"method": "other"}],
 )
 def test_rules_out_of_range(rules: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match="out of range"):
@@ -155,7 +156,7 @@ def test_rules_out_of_range(rules: dict[str, object]) -> None:
 def test_held_out_outputs_settle_how_to_choose(task: tuple[OutputCounts, OutputCounts]) -> None:
     train, test = task
     choices = choose_among(train, test, FIRST, MiningRules(tokens=60), repr)
-    steps = envelope(choices)
+    steps = best_curve(choices)
     assert {choice.rules.method for choice in choices} == {"pruned", "paper"}
     for size in steps.sizes:
         assert steps.at(size) == min(round(choice.curve.at(size)) for choice in choices)

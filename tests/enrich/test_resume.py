@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +19,27 @@ from tascade.errors import ConfigError, TascadeError
 from tascade.testing import byte_tokenizer, tiny_model, toy_examples
 
 OPEN = GateConfig(
-    most_drop=1.0, least_agreement=0.0, least_adoption=0.0, most_longer=1e9, most_drift=99
+    max_score_drop=1.0, min_agreement=0.0, min_adoption=0.0, max_length_ratio=1e9, max_kl=99
 )
 BRIEF = TuneConfig(
     tokens=2,
-    sure=0.0,
+    min_token_prob=0.0,
     targets="gold",
     replay=0.0,
-    start="mean",
-    row_steps=2,
+    init="mean",
     epochs=0,
     batch=8,
     gate=OPEN,
 )
 RECIPE = tascade.Recipe(max_new_tokens=4, tune=BRIEF)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def short() -> Iterator[None]:
+    """New rows learn alone for two steps."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tascade.enrich.train.trainer.EMBEDDING_WARMUP_STEPS", 2)
+        yield
 
 
 def tiny(seed: int = 0) -> tuple[Any, Any]:
@@ -47,7 +55,7 @@ def rows(count: int, start: int = 0) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def stopped(tmp_path: Path) -> tuple[Path, tuple[Any, Any], dict[str, Any]]:
-    """A run that was stopped once its lessons were made: where to, its model, its options."""
+    """A run that was stopped once its data were made: where to, its model, its options."""
     model = tiny()
     options: dict[str, Any] = {"held_out": rows(8, 60), "recipe": RECIPE}
     out = tmp_path / "tuned"
@@ -125,7 +133,7 @@ def test_another_run_is_refused_and_told_what_differs(stopped: Stopped, change: 
 
 def test_what_comes_after_training_may_change(stopped: Stopped) -> None:
     out, model, options = stopped
-    gate = dataclasses.replace(OPEN, most_drift=98)
+    gate = dataclasses.replace(OPEN, max_kl=98)
     assert tune(model, rows(60), out=out, resume=True, **{**options, **_recipe(gate=gate)}).path
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tascade.enrich.tokens.merger import Merger
+from tascade.enrich.tokens.merger import TokenMerger
 from tascade.errors import ConfigError
 
 FIRST = 100
@@ -37,7 +37,7 @@ def greedy(base: list[int], tokens: list[tuple[int, ...]]) -> int:
 @settings(max_examples=300, deadline=None)
 @given(ids, expansions)
 def test_merging_is_undone_and_shortest(base: list[int], tokens: list[tuple[int, ...]]) -> None:
-    merger = Merger(tokens, FIRST)
+    merger = TokenMerger(tokens, FIRST)
     merged = merger.merge(base)
     assert merger.unmerge(merged).tolist() == base
     assert len(merged) == shortest(base, tokens) <= min(len(base), greedy(base, tokens))
@@ -50,18 +50,18 @@ def test_one_more_token_never_makes_longer(
     base: list[int], tokens: list[tuple[int, ...]], data: st.DataObject
 ) -> None:
     some = tokens[: data.draw(st.integers(0, len(tokens)))]
-    assert len(Merger(tokens, FIRST).merge(base)) <= len(Merger(some, FIRST).merge(base))
+    assert len(TokenMerger(tokens, FIRST).merge(base)) <= len(TokenMerger(some, FIRST).merge(base))
 
 
 def test_of_equal_ways_the_longest_token_comes_first() -> None:
-    merger = Merger([(1, 2), (2, 3), (1, 2, 3), (3, 4)], FIRST)
+    merger = TokenMerger([(1, 2), (2, 3), (1, 2, 3), (3, 4)], FIRST)
     assert merger.merge([1, 2, 3, 4]).tolist() == [FIRST + 2, 4]
 
 
 def test_uses_and_costs() -> None:
     import numpy as np
 
-    merger = Merger([(1, 2), (3, 4), (1, 2, 3, 4)], FIRST)
+    merger = TokenMerger([(1, 2), (3, 4), (1, 2, 3, 4)], FIRST)
     flat, starts = np.array([1, 2, 3, 4, 1, 2], np.int32), np.array([0, 4, 6])
     total, uses = merger.usage(flat, starts, np.array([5, 7]))
     assert (total, uses.tolist()) == (5 + 7, [7, 0, 5])
@@ -74,4 +74,4 @@ def test_uses_and_costs() -> None:
 )
 def test_expansions_must_make_sense(bad: list[tuple[int, ...]]) -> None:
     with pytest.raises(ConfigError, match="new token"):
-        Merger(bad, FIRST)
+        TokenMerger(bad, FIRST)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import tascade
 from tascade import bundled
 from tascade.bench.pack import BenchOptions, bench_pack
 from tascade.bench.page import report_pack
-from tascade.config import GateConfig, TuneConfig, VocabConfig
+from tascade.config import RENAMED, GateConfig, TuneConfig, VocabConfig
 from tascade.data.load import load_examples
 from tascade.enrich.stage import Tuned, adapt_tuned, tune
 from tascade.enrich.tokens.stored import read_tokens
@@ -25,12 +26,19 @@ from tascade.tailor.stage import tailor
 
 # Trained for seconds: what is tested is the way, not how good it gets.
 OPEN = GateConfig(
-    most_drop=1.0, least_agreement=0.0, least_adoption=0.0, most_longer=9.0, most_drift=99
+    max_score_drop=1.0, min_agreement=0.0, min_adoption=0.0, max_length_ratio=9.0, max_kl=99
 )
-BRIEF = TuneConfig(
-    tokens=12, prompts=0.1, probe_steps=3, row_steps=4, epochs=1, batch=16, gate=OPEN
-)
+BRIEF = TuneConfig(tokens=12, prompts=0.1, epochs=1, batch=16, gate=OPEN)
 RECIPE = tascade.Recipe(max_new_tokens=48, tune=BRIEF)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def short() -> Iterator[None]:
+    """New rows learn alone for four steps, three in a trial."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tascade.enrich.train.trainer.EMBEDDING_WARMUP_STEPS", 4)
+        patch.setattr("tascade.enrich.train.train.PROBE_STEPS", 3)
+        yield
 
 
 def rows(split: str, count: int) -> list[dict[str, Any]]:
@@ -73,7 +81,7 @@ def test_the_way_is_written_down_with_it(tuned: Tuned) -> None:
     assert about["gate"]["rows"] == 12
     assert about["recipe"]["tokens"] == 12
     assert set(about["probe"]) == {"mean", "weighted", "first"}
-    assert about["start"] == min(about["probe"], key=about["probe"].__getitem__)
+    assert about["init"] == min(about["probe"], key=about["probe"].__getitem__)
     assert not list(tuned.path.parent.glob(".*")), "something was left behind"
 
 
@@ -124,7 +132,7 @@ def test_adapt_tuned_makes_one_pack_of_model_and_drafts(tmp_path: Path) -> None:
     recipe = dataclasses.replace(
         RECIPE,
         dtype="float32",
-        tune=dataclasses.replace(BRIEF, start="mean", epochs=0),
+        tune=dataclasses.replace(BRIEF, init="mean", epochs=0),
         spec=dataclasses.replace(RECIPE.spec, calibration_rows=2),
     )
     pack = tmp_path / "pack"
@@ -158,13 +166,19 @@ def test_adapt_tuned_makes_one_pack_of_model_and_drafts(tmp_path: Path) -> None:
         "passed the gate",
     ):
         assert text in page, text
+    about = json.loads((pack / "model" / "tuning.json").read_text())
+    was = {name.rpartition(".")[2]: about["recipe"]["gate"][new]
+           for name, new in RENAMED.items() if name.startswith("tune.gate.")}  # fmt: skip
+    about["recipe"]["gate"] = {**was, "refuse": True}  # as 0.1.0 wrote it
+    (pack / "model" / "tuning.json").write_text(json.dumps(about))
+    assert report_pack(pack).read_text() == page
     (pack / "model" / "tuning.json").write_text('{"gate": {}}')
     with pytest.raises(PackError, match="how the pack's model was tuned"):
         report_pack(pack)
 
 
 def test_the_gate_refuses_and_nothing_is_exported(tmp_path: Path) -> None:
-    strict = dataclasses.replace(BRIEF, epochs=0, row_steps=1, start="mean", gate=GateConfig())
+    strict = dataclasses.replace(BRIEF, epochs=0, init="mean", gate=GateConfig())
     recipe = dataclasses.replace(RECIPE, tune=strict)
     out = tmp_path / "tuned"
     held_out = rows("validation", 12)
@@ -214,6 +228,14 @@ def test_a_missing_library_is_named_before_any_work(
 ) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ConfigError, match=r"pip install 'tascade\[tune\]'"):
+        tune("no-such-model", rows("train", 4), out=tmp_path / "new")
+
+
+def test_several_processes_are_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="without torchrun"):
         tune("no-such-model", rows("train", 4), out=tmp_path / "new")
 
 

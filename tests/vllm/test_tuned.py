@@ -19,8 +19,8 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from tascade.enrich.tokens.family import TokenizerFamily
-    from tascade.enrich.tokens.merger import Merger
-    from tascade.enrich.train.embeddings import make_room, start_rows
+    from tascade.enrich.tokens.merger import TokenMerger
+    from tascade.enrich.train.embeddings import init_rows, resize_embeddings
     from tascade.enrich.train.export import reopen, write_model
 
     model = AutoModelForCausalLM.from_pretrained(bundled.model_path(), dtype="float32").eval()
@@ -28,12 +28,12 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     family = TokenizerFamily(tokenizer)
     spelled = [tuple(tokenizer(t, add_special_tokens=False).input_ids) for t in EXPANSION_TEXTS]
     expansions = [ids for ids in spelled if len(ids) > 1 and family.spell(ids)]
-    make_room(model, family.size + len(expansions))
-    start_rows(model, expansions, family.size)
+    resize_embeddings(model, family.size + len(expansions))
+    init_rows(model, expansions, family.size)
     out = tmp_path_factory.mktemp("tuned") / "model"
     write_model(model, tokenizer, expansions, family.size, out)
     reopen(out, model, [[3, 4, family.size]])
-    return out, Merger(expansions, family.size)
+    return out, TokenMerger(expansions, family.size)
 
 
 def test_vllm_says_the_new_tokens_text_and_what_transformers_says(tuned: tuple[Path, Any]) -> None:

@@ -14,7 +14,7 @@ from tascade.decode.loop import Decoder, best_chain
 from tascade.decode.mask import depths
 from tascade.decode.sampling import SamplingParams
 from tascade.draft.ngram.mixer_calibration import Calibration
-from tascade.enrich.tokens.merger import Merger
+from tascade.enrich.tokens.merger import TokenMerger
 
 
 @dataclass(slots=True)
@@ -168,7 +168,7 @@ class InBaseTokens:
     """
 
     inner: DecoderMethod
-    merger: Merger
+    merger: TokenMerger
     name: str
     guarantee: str = "retrained"
 

@@ -9,6 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from tascade.bench.charts import Curve, steps_chart
+from tascade.config import current_keys
 
 Json = Mapping[str, Any]
 _DASH = "–"
@@ -44,7 +45,8 @@ def tuned_view(tuning: Json, tokens: Json) -> TunedView:
     Raises:
         KeyError: something is missing from them.
     """
-    gate, bounds = tuning["gate"], tuning["recipe"]["gate"]
+    gate = tuning["gate"]
+    bounds = current_keys(tuning["recipe"]["gate"], "tune.gate.", stored=True)
     return TunedView(
         claim=f"{gate['fewer_steps']:.2f}×",
         note=f"{tuning['tokens']} new tokens; {tuning['predicted_fewer_steps']:.2f}× was predicted "
@@ -58,7 +60,7 @@ def tuned_view(tuning: Json, tokens: Json) -> TunedView:
 
 
 def _rows(gate: Json, bounds: Json) -> list[GateRow]:
-    drop, longer = bounds["most_drop"], bounds["most_longer"]
+    drop, longer = bounds["max_score_drop"], bounds["max_length_ratio"]
     rows = [
         GateRow(
             "task score",
@@ -75,8 +77,8 @@ def _rows(gate: Json, bounds: Json) -> list[GateRow]:
             GateRow("… less LoRA's alone", _points(gate["against_control"]), "", "", "", None)
         )
     rows += [
-        _least("same answer as the base model", gate, "agreement", bounds["least_agreement"]),
-        _least("adoption of the new tokens", gate, "adoption", bounds["least_adoption"]),
+        _least("same answer as the base model", gate, "agreement", bounds["min_agreement"]),
+        _least("adoption of the new tokens", gate, "adoption", bounds["min_adoption"]),
         GateRow(
             "length in bytes, of the base model's",
             f"{gate['bytes_ratio']:.3f}",
@@ -103,8 +105,8 @@ def _rows(gate: Json, bounds: Json) -> list[GateRow]:
             f"{gate['drift']:.3f}",
             "0",
             _DASH,
-            f"at most {bounds['most_drift']:g}",
-            gate["drift"] <= bounds["most_drift"],
+            f"at most {bounds['max_kl']:g}",
+            gate["drift"] <= bounds["max_kl"],
         )
     )
     return rows

@@ -17,11 +17,11 @@ from tascade.pipeline import adapt
 
 METHODS = ("plain", "tasc-paper", "tasc-spec", "hf-generate", "hf-prompt-lookup")
 TUNED_TASK = "tickets"
-LESSONS = TuneConfig(
-    tokens=40, epochs=6, start="first", foretold=0.9, gate=GateConfig(most_drop=0.05)
+TUNING = TuneConfig(
+    tokens=40, epochs=6, init="first", min_ngram_prob=0.9, gate=GateConfig(max_score_drop=0.05)
 )
-"""How the bundled model is taught. It is sure of nearly all it says, so ``sure`` finds few places;
-and it is judged on 100 prompts, which cannot tell one point from another.
+"""How the bundled model is taught. It is sure of nearly all it says, so ``min_token_prob`` finds
+few places; and it is judged on 100 prompts, which cannot tell one point from another.
 """
 
 
@@ -110,7 +110,7 @@ def _tuned(task: str, out: Path, rows: int, repeats: int) -> list[dict[str, Any]
                 bundled.data_path(task, "train"),
                 validation=bundled.data_path(task, "validation"),
                 out=pack,
-                recipe=Recipe(tune=LESSONS),
+                recipe=Recipe(tune=TUNING),
                 overwrite=True,
                 progress=progress,
             )

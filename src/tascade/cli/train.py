@@ -94,7 +94,6 @@ def tune(
     from tascade.cli import console
     from tascade.config import Recipe
     from tascade.enrich.stage import tune as run
-    from tascade.enrich.train.distributed import join_fleet
 
     use_threads(threads)
     chosen = Recipe.from_yaml(recipe) if recipe else Recipe()
@@ -117,10 +116,9 @@ def tune(
             resume=resume,
             progress=progress,
         )
-    first = join_fleet(chosen.device).first
-    if json and first:
+    if json:
         console.print_json(made.to_json())
-    elif first:
+    else:
         console.say(made.enrichment.describe())
         console.say(made.verdict.describe())
     if made.path is None:

@@ -122,13 +122,10 @@ def adapt(
     with console.progress_bar() as progress:
         if tune:
             from tascade.enrich.stage import adapt_tuned
-            from tascade.enrich.train.distributed import join_fleet
 
             made, tuned = adapt_tuned(wanted.model, wanted.data.train, progress=progress, **options)
         else:
             made = build(wanted.model, wanted.data.train, progress=progress, **options)
-    if tune and not join_fleet(wanted.device).first:
-        return
     if tune and not json:
         console.say(tuned.verdict.describe())
     facts = {

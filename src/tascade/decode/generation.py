@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from tascade.config import DEFAULT_NEW_TOKENS
 from tascade.core import IntArray
 from tascade.decode.sampling import SamplingParams
 from tascade.errors import ConfigError
@@ -59,6 +60,25 @@ PROCESSED = (
 """Fields that Transformers makes logits processors of."""
 OTHERS = ("do_sample", "max_length", "stop_strings", "eos_token_id")
 """Fields that are honoured in ways of their own."""
+IGNORED = (
+    "pad_token_id", "bos_token_id", "decoder_start_token_id", "use_cache", "cache_implementation",
+    "cache_config", "max_cache_len", "disable_compile", "compile_config", "prefill_chunk_size",
+    "low_memory", "output_attentions", "output_hidden_states", "output_scores", "output_logits",
+    "return_dict_in_generate", "early_stopping", "length_penalty", "diversity_penalty",
+    "is_assistant", "num_assistant_tokens", "num_assistant_tokens_schedule",
+    "assistant_confidence_threshold", "max_matching_ngram_size", "assistant_lookbehind",
+    "target_lookbehind", "assistant_ensemble_weight", "speculation_type",
+    "continuous_batching_config", "transformers_version",
+)  # fmt: skip
+"""Fields that change no answer of a loop without beams: for caches, outputs and assistants."""
+_NAMES = {
+    "max_tokens": "max_new_tokens",
+    "max_completion_tokens": "max_new_tokens",
+    "stop_strings": "stop",
+    "eos_token_id": "end_tokens",
+    "ignore_eos": "ignore_end",
+    "top_logprobs": "logprobs",
+}
 _GREEDY = ("repetition_penalty", "max_new_tokens")
 _SAMPLED_TOP_K = 50
 """What Transformers draws from where a checkpoint samples and does not say from how many."""
@@ -187,13 +207,16 @@ def sampling_params(
         said.setdefault("temperature", 1.0)
     if "max_new_tokens" in given:  # as in Transformers, the other limit then says nothing
         said.pop("max_length", None)
-    merged = {"max_new_tokens": limit, "end_tokens": tuple(end_tokens), **said, **given}
+    if "max_new_tokens" in said and limit != DEFAULT_NEW_TOKENS:  # a recipe's own limit holds too
+        said["max_new_tokens"] = min(int(said["max_new_tokens"]), limit)
+    merged = {"max_new_tokens": limit, "end_tokens": end_tokens, **said, **given}
     known = {f.name for f in fields(SamplingParams)} - {"rules"}
     if unknown := sorted(set(merged) - known):
         raise ConfigError(
             "unknown sampling option",
             got=", ".join(unknown),
             wanted=", ".join(sorted([*known, "do_sample", *PROCESSED])),
+            fix="; ".join(f"{n} is {_NAMES[n]} here" for n in unknown if n in _NAMES),
         )
     return SamplingParams(**merged, rules=rules if rules.needs_processors else None)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
@@ -56,11 +57,11 @@ class SamplingParams:
                 value = _typed(option.name, getattr(self, option.name), option.default)
                 object.__setattr__(self, option.name, value)
         checks = (
-            ("temperature", self.temperature >= 0, "0 (greedy) or more"),
+            ("temperature", 0 <= self.temperature < math.inf, "0 (greedy) or more"),
             ("top_k", self.top_k >= 0, "0 (off) or more"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1 (off)"),
             ("min_p", 0 <= self.min_p < 1, "0 (off) or more, below 1"),
-            ("repetition_penalty", self.repetition_penalty > 0, "above 0 (1 is off)"),
+            ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "above 0 (1 is off)"),
             ("max_new_tokens", self.max_new_tokens >= 1, "1 or more"),
             ("max_length", self.max_length >= 0, "0 (any) or more"),
             ("stop", all(self.stop), "non-empty strings"),

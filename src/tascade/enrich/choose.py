@@ -13,21 +13,21 @@ from tascade.core import IntArray, Progress, Row
 from tascade.data.chat import ChatConfig
 from tascade.data.choose import spread
 from tascade.data.encode import end_tokens, fingerprint
-from tascade.enrich.distill_data import own_lessons
-from tascade.enrich.tokens.boundaries import firm_shares
+from tascade.enrich.boundaries import MIN_BOUNDARY_FREE, boundary_free_shares
+from tascade.enrich.distill_data import make_distill_data
 from tascade.enrich.tokens.counts import BARRIER
 from tascade.enrich.tokens.curve import (
     Choice,
     StepCurve,
     best_at,
+    best_curve,
     choose_among,
-    envelope,
     step_curve,
     stop_at,
 )
 from tascade.enrich.tokens.extend import save_extended
 from tascade.enrich.tokens.family import TokenizerFamily
-from tascade.enrich.tokens.merger import Merger, pieces
+from tascade.enrich.tokens.merger import TokenMerger, split_at
 from tascade.enrich.tokens.mine import MiningRules, OutputCounts
 from tascade.enrich.tokens.stored import FORMAT, TOKENS_FILE, VERSION
 from tascade.errors import DataError
@@ -37,19 +37,10 @@ from tascade.util.files import folder_beside, install_folder, without_folders, w
 from tascade.util.places import place_for
 
 _HELD_OUT_ROWS = 500
-_FIRM_ROUNDS = 5
+_ROUNDS = 5
 
-
-@dataclass(frozen=True, slots=True)
-class Decided:
-    """Where decisions fall in the answers to choose from, and in held-out ones.
-
-    ``cuts``: of each part, each answer's ascending places; ``firm``: a token may stand over one in
-    no more than ``1 - firm`` of its places.
-    """
-
-    cuts: tuple[Sequence[IntArray], Sequence[IntArray]]
-    firm: float
+Boundaries = tuple[Sequence[IntArray], Sequence[IntArray]]
+"""Each answer's ascending places that no new token is to reach over: chosen from, and held out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,10 +154,10 @@ def enrich(
         )
     rows, left_out = (prepared.train, spread(prepared.validation, _HELD_OUT_ROWS)), {}
     if own_answers:
-        lessons = own_lessons(
+        answered = make_distill_data(
             (loaded, tokenizer, name), prepared, recipe, tell, held_out=_HELD_OUT_ROWS
         )
-        rows, left_out = (lessons.train, lessons.held_out), lessons.left_out
+        rows, left_out = (answered.train, answered.held_out), answered.left_out
     tell("choosing tokens", 0, None)
     made = choose_tokens(rows, (loaded, tokenizer, name), rules, wanted=tokens, own=own_answers)
     made = replace(made, left_out=left_out)
@@ -182,7 +173,7 @@ def choose_tokens(
     *,
     wanted: int = 0,
     own: bool = False,
-    decided: Decided | None = None,
+    boundaries: Boundaries | None = None,
 ) -> Enrichment:
     """Choose new tokens from answers, and predict the steps on others.
 
@@ -192,19 +183,19 @@ def choose_tokens(
         rules: how to choose, and how many at most.
         wanted: how many; 0 for as many as are worth it.
         own: whether the answers are the model's own.
-        decided: where decisions fall in these answers, which no new token is to reach over.
+        boundaries: places of these answers that no new token is to reach over.
 
     Raises:
         ConfigError: a tokenizer that cannot be given tokens.
     """
     model, tokenizer, name = loaded
     family, ends = TokenizerFamily(tokenizer), end_tokens(model, tokenizer)
-    if decided is None:
+    if boundaries is None:
         train, kept = (OutputCounts(_without_ends((a for _, a in part), ends)) for part in rows)
         choices = choose_among(train, kept, family.size, rules, family.spell)
     else:
-        choices = [_choose_firm(rows, decided, family, ends, rules)]
-    curve = envelope(choices)
+        choices = [_choose_within(rows, boundaries, family, ends, rules)]
+    curve = best_curve(choices)
     size, why = curve.sizes[-1], "as many as asked for"
     if not wanted:
         size, why = stop_at(curve, _row_share(model))
@@ -226,22 +217,22 @@ def choose_tokens(
     )
 
 
-def _choose_firm(
+def _choose_within(
     rows: tuple[Sequence[Row], Sequence[Row]],
-    decided: Decided,
+    boundaries: Boundaries,
     family: TokenizerFamily,
     ends: Sequence[int],
     rules: MiningRules,
 ) -> Choice:
-    """Tokens from the pieces between decisions, without those that often reach over one.
+    """Tokens from the pieces between boundaries, without those that often reach over one.
 
-    What is certain in one answer may be a decision in another, where the token would stand as well.
+    What is certain in one answer may be a boundary in another, where the token would stand as well.
     Such are refused, and others chosen in their place, a few times over.
     """
     answers = [answer for _, answer in rows[0]]
     cut = [
-        [piece for row, at in zip(part, places, strict=True) for piece in pieces(row[1], at)]
-        for part, places in zip(rows, decided.cuts, strict=True)
+        [piece for row, at in zip(part, places, strict=True) for piece in split_at(row[1], at)]
+        for part, places in zip(rows, boundaries, strict=True)
     ]
     train, kept = (
         OutputCounts(_without_ends(parts, ends), len(part))
@@ -249,15 +240,16 @@ def _choose_firm(
     )
     refused: set[tuple[int, ...]] = set()
     settled = rules
-    for _ in range(_FIRM_ROUNDS):
+    for _ in range(_ROUNDS):
         more = replace(settled, tokens=rules.tokens + len(refused))
         choice = best_at(choose_among(train, kept, family.size, more, family.spell), more.tokens)
         settled = choice.rules  # what generalises best is found out once
         tokens = [token for token in choice.tokens if token not in refused][: rules.tokens]
-        shares = firm_shares(Merger(tokens, family.size), answers, decided.cuts[0])
-        infirm = {t for t, share in zip(tokens, shares, strict=True) if share < decided.firm}
-        refused |= infirm
-        if not infirm:
+        merger = TokenMerger(tokens, family.size)
+        shares = boundary_free_shares(merger, answers, boundaries[0])
+        low = {t for t, share in zip(tokens, shares, strict=True) if share < MIN_BOUNDARY_FREE}
+        refused |= low
+        if not low:
             break
     tokens = [token for token in tokens if token not in refused]
     return Choice(

@@ -1,4 +1,4 @@
-"""What a model is taught: its own answers, to the task's prompts and to some it wrote itself."""
+"""What a model is distilled from: its own answers, to the task's prompts and to ones of its own."""
 
 from __future__ import annotations
 
@@ -14,61 +14,65 @@ from safetensors.numpy import load_file, save
 
 from tascade.answers import count_prompts, enough_own, own_answers
 from tascade.calibration import check
-from tascade.config import Recipe
+from tascade.config import Recipe, TuneConfig
 from tascade.core import IntArray, Progress, Row
 from tascade.data.choose import spread
-from tascade.enrich.kl import free_text
-from tascade.enrich.prompts import own_prompts, spliced_prompts
+from tascade.enrich.boundaries import NgramModel, uncertain_positions
+from tascade.enrich.prompts import free_text, own_prompts, spliced_prompts
 from tascade.enrich.tokens.family import TokenizerFamily
-from tascade.enrich.tokens.ngram_model import Foretelling
-from tascade.enrich.uncertain import decisions
 from tascade.errors import ConfigError
 from tascade.model import TaskModel
 from tascade.pipeline import Prepared, build
 from tascade.util.files import write_atomic
 
 _NOTHING = np.empty(0, np.int32)
-_PARTS = ("train", "written", "free", "held_out")
-_ASKED = ("train", "written", "held_out")
+_PARTS = ("train", "synthetic", "replay", "held_out")
+_ASKED = ("train", "synthetic", "held_out")
 
 
 @dataclass(slots=True)
-class Lessons:
+class DistillData:
     """Rows (prompt, answer) in base token ids, the answers the model's own (but for ``gold``
     targets, where ``train`` has the data's).
 
-    ``train``: the training prompts; ``written``: prompts the model wrote; ``free``: text it wrote
-    from a single token on, to remember by; ``held_out``: prompts to judge by, which nothing is
-    learned from. ``cuts``: of each part, where decisions fall in each answer (:meth:`decide`,
-    :meth:`leave_to_prompts`). ``places``: which of the held-out rows given each of ``held_out`` is.
-    ``left_out``: of each part, how many prompts there was no time to answer.
+    ``train``: the training prompts; ``synthetic``: prompts the model wrote; ``replay``: text it
+    wrote from a single token on, to remember by; ``held_out``: prompts to judge by, which nothing
+    is learned from. ``boundaries``: of each part, the places of each answer that no new token
+    reaches over (:meth:`mark_boundaries`). ``places``: which of the held-out rows given each of
+    ``held_out`` is. ``left_out``: of each part, how many prompts there was no time to answer.
     """
 
     train: list[Row] = field(default_factory=list)
-    written: list[Row] = field(default_factory=list)
-    free: list[Row] = field(default_factory=list)
+    synthetic: list[Row] = field(default_factory=list)
+    replay: list[Row] = field(default_factory=list)
     held_out: list[Row] = field(default_factory=list)
-    cuts: dict[str, list[IntArray]] = field(default_factory=dict)
+    boundaries: dict[str, list[IntArray]] = field(default_factory=dict)
     places: list[int] = field(default_factory=list)
     left_out: dict[str, int] = field(default_factory=dict)
 
-    def decide(self, model: Any, least: float, longest: int) -> None:
-        """Find where the model decides (see :func:`tascade.enrich.uncertain.decisions`)."""
-        for part in _PARTS:
-            self.cuts[part] = decisions(model, getattr(self, part), least, longest)
+    def mark_boundaries(self, model: Any, config: TuneConfig) -> None:
+        """Find the places where the model is uncertain, and those that depend on the prompt.
 
-    def leave_to_prompts(self, least: float) -> None:
-        """Add the places that the task's other answers do not foretell.
-
-        (See :class:`tascade.enrich.tokens.ngram_model.Foretelling`; ``least``: probability.)
+        (See :mod:`tascade.enrich.boundaries`; ``config``: ``min_token_prob``, ``min_ngram_prob``.)
         """
-        known = Foretelling([answer for _, answer in (*self.train, *self.written)])
-        for part in ("train", "written", "held_out"):
+        if config.min_token_prob:
+            for part in _PARTS:
+                rows: list[Row] = getattr(self, part)
+                self.boundaries[part] = uncertain_positions(
+                    model, rows, config.min_token_prob, config.max_length
+                )
+        if config.min_ngram_prob:
+            self._mark_prompt_dependent(config.min_ngram_prob)
+
+    def _mark_prompt_dependent(self, min_prob: float) -> None:
+        known = NgramModel([answer for _, answer in (*self.train, *self.synthetic)])
+        for part in _ASKED:
             rows: list[Row] = getattr(self, part)
-            cuts = self.cuts.get(part, [_NOTHING] * len(rows))
-            self.cuts[part] = [
-                np.union1d(found, known.unforeseen(answer, least, counted=part != "held_out"))
-                for found, (_, answer) in zip(cuts, rows, strict=True)
+            marked = self.boundaries.get(part, [_NOTHING] * len(rows))
+            counted = part != "held_out"
+            self.boundaries[part] = [
+                np.union1d(found, known.unlikely_positions(answer, min_prob, counted=counted))
+                for found, (_, answer) in zip(marked, rows, strict=True)
             ]
 
     def save(self, file: Path) -> None:
@@ -76,11 +80,11 @@ class Lessons:
         tensors = {}
         for part in _PARTS:
             rows = getattr(self, part)
-            cuts = self.cuts.get(part, [_NOTHING] * len(rows))
+            boundaries = self.boundaries.get(part, [_NOTHING] * len(rows))
             sides = {
                 "prompts": [_NOTHING if row[0] is None else row[0] for row in rows],
                 "answers": [row[1] for row in rows],
-                "cuts": cuts,
+                "boundaries": boundaries,
             }
             for side, ids in sides.items():
                 tensors[f"{part}.{side}"] = np.concatenate([_NOTHING, *ids])
@@ -90,7 +94,7 @@ class Lessons:
         write_atomic(file, save(tensors))
 
     @classmethod
-    def load(cls, file: Path) -> Lessons:
+    def load(cls, file: Path) -> DistillData:
         """Read what :meth:`save` wrote.
 
         Raises:
@@ -102,19 +106,19 @@ class Lessons:
             for part in _PARTS:
                 sides = [
                     np.split(tensors[f"{part}.{side}"], tensors[f"{part}.{side}.ends"][1:-1])
-                    for side in ("prompts", "answers", "cuts")
+                    for side in ("prompts", "answers", "boundaries")
                 ]
                 count = len(tensors[f"{part}.answers.ends"]) - 1
                 setattr(made, part, list(zip(*sides[:2], strict=True))[:count])
-                made.cuts[part] = sides[2][:count]
+                made.boundaries[part] = sides[2][:count]
             made.places = tensors["held_out.places"].tolist()
             made.left_out = dict(zip(_ASKED, tensors["left_out"].tolist(), strict=True))
         except (OSError, KeyError, ValueError, SafetensorError) as error:
-            raise ConfigError("cannot read the lessons", got=error, where=str(file)) from error
+            raise ConfigError("cannot read what to learn", got=error, where=str(file)) from error
         return made
 
 
-def own_lessons(
+def make_distill_data(
     loaded: tuple[Any, Any, str],
     prepared: Prepared,
     recipe: Recipe,
@@ -123,7 +127,7 @@ def own_lessons(
     held_out: int = 500,
     prompts: float = 0.0,
     replay: float = 0.0,
-) -> Lessons:
+) -> DistillData:
     """Let the model answer the task's prompts, and others that it writes itself.
 
     The references' index drafts meanwhile, so that it runs at the task's speed already. A prompt
@@ -143,42 +147,41 @@ def own_lessons(
         ConfigError: too few answers in the time allowed.
         TascadeError: drafts change words (see :func:`tascade.calibration.check`).
     """
-    lessons = Lessons(left_out=dict.fromkeys(_ASKED, 0))
-    with tempfile.TemporaryDirectory(prefix="tascade-lessons-") as folder:
+    made = DistillData(left_out=dict.fromkeys(_ASKED, 0))
+    with tempfile.TemporaryDirectory(prefix="tascade-distill-") as folder:
         pack = build(Path(folder) / "pack", loaded, prepared, recipe, tell)
         task_model = TaskModel(loaded[0], loaded[1], pack, loaded[2], head="full")
         check(task_model, prepared.asked, recipe)
 
         def answer(part: str, rows: Sequence[Row]) -> None:
-            params, limit = task_model.params(), recipe.spec.own_seconds
+            params, limit = task_model.params(temperature=0), recipe.spec.own_seconds
             own, places = own_answers(task_model.decoder, rows, params, seconds=limit, tell=tell)
-            if part != "written":  # which are a help and no need
+            if part != "synthetic":  # which are a help and no need
                 enough_own(len(own), rows, part.replace("_", "-") + " prompts", limit)
-            lessons.left_out[part] = count_prompts(rows) - len(own)
+            made.left_out[part] = count_prompts(rows) - len(own)
             said = [n for n, (_, ids) in enumerate(own) if len(ids)]
-            setattr(lessons, part, [own[n] for n in said])
+            setattr(made, part, [own[n] for n in said])
             if part == "held_out":
-                lessons.places = [places[n] for n in said]
+                made.places = [places[n] for n in said]
 
         known = [prompt for prompt, _ in prepared.train if prompt is not None]
         answer("held_out", spread(prepared.validation, held_out))
         if recipe.tune.targets == "gold":
-            lessons.train = prepared.train
+            made.train = prepared.train
         else:
             answer("train", prepared.train)
             wanted, seed = round(prompts * len(known)), recipe.tune.seed
             if wanted:
                 written = own_prompts(loaded[0], known, wanted, seed=seed, tell=tell)
                 written += spliced_prompts(known, wanted - len(written), seed=seed)
-                answer("written", [(prompt, _NOTHING) for prompt in written])
-        lessons.free = _free_rows(
-            loaded, round(replay * (len(known) + len(lessons.written))), recipe.tune.seed
-        )
+                answer("synthetic", [(prompt, _NOTHING) for prompt in written])
+        count = round(replay * (len(known) + len(made.synthetic)))
+        made.replay = _replay_rows(loaded, count, recipe.tune.seed)
         task_model.corpus.close()
-    return lessons
+    return made
 
 
-def _free_rows(loaded: tuple[Any, Any, str], count: int, seed: int) -> list[Row]:
+def _replay_rows(loaded: tuple[Any, Any, str], count: int, seed: int) -> list[Row]:
     """Texts of the model's own: the first token as the prompt, the rest as the answer."""
     if not count:
         return []

@@ -8,10 +8,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
+from torch.nn import functional
 
 from tascade.config import GateConfig
 from tascade.core import IntArray
-from tascade.enrich.tokens.merger import Merger
+from tascade.decode.exclusive import exclusive
+from tascade.enrich.tokens.merger import TokenMerger
 from tascade.errors import TascadeError
 
 Score = Callable[[str, str], float]
@@ -20,7 +23,7 @@ _DRAWS = 2000
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class Answer:
     """One answer: the model's ids [T], and its text."""
 
     ids: IntArray
@@ -36,7 +39,7 @@ class Interval:
     high: float
 
 
-def paired(ours: Sequence[float], theirs: Sequence[float], seed: int = 0) -> Interval:
+def paired_bootstrap(ours: Sequence[float], theirs: Sequence[float], seed: int = 0) -> Interval:
     """How much more ``ours`` is than ``theirs``, row by row."""
     gaps = np.asarray(ours, float) - np.asarray(theirs, float)
     rng = np.random.default_rng(seed)
@@ -46,7 +49,7 @@ def paired(ours: Sequence[float], theirs: Sequence[float], seed: int = 0) -> Int
 
 
 @dataclass(slots=True)
-class Verdict:
+class GateResult:
     """What the gate found.
 
     ``rows``: held-out prompts asked. ``left_out``: those that the base model was given no time to
@@ -85,14 +88,6 @@ class Verdict:
         """One JSON-ready object."""
         return {"passed": self.passed, **asdict(self)}
 
-    @classmethod
-    def from_json(cls, found: dict[str, Any]) -> Verdict:
-        """What :meth:`to_json` made it."""
-        kept = {name: value for name, value in found.items() if name != "passed"}
-        for name in ("against_base", "against_control"):
-            kept[name] = Interval(**kept[name]) if kept[name] else None
-        return cls(**kept)
-
     def describe(self) -> str:
         """A few lines for a person."""
         gap = self.against_base
@@ -118,18 +113,18 @@ def _beside(control: float | None) -> str:
     return "" if control is None else f" (LoRA alone: {control:.1%})"
 
 
-def judge(
-    tuned: Sequence[Said],
-    base: Sequence[Said],
+def evaluate(
+    tuned: Sequence[Answer],
+    base: Sequence[Answer],
     references: Sequence[str],
-    merger: Merger,
+    merger: TokenMerger,
     config: GateConfig,
     score: Score,
     *,
     drift: float = 0.0,
-    control: Sequence[Said] = (),
+    control: Sequence[Answer] = (),
     left_out: int = 0,
-) -> Verdict:
+) -> GateResult:
     """Compare a tuned model's answers with the base model's, and with a control's.
 
     Args:
@@ -149,10 +144,10 @@ def judge(
     counts = {len(tuned), len(base), len(references), len(control) or len(tuned)}
     if len(counts) > 1 or not tuned:
         raise TascadeError("nothing to judge, or not in pairs", got=f"{sorted(counts)} rows")
-    scores = [[score(s.text, r) for s, r in zip(said, references, strict=True)]
-              for said in (tuned, base, control or base)]  # fmt: skip
+    scores = [[score(s.text, r) for s, r in zip(answers, references, strict=True)]
+              for answers in (tuned, base, control or base)]  # fmt: skip
     taken, written, spelled = _steps(tuned, merger)
-    verdict = Verdict(
+    result = GateResult(
         rows=len(tuned),
         fewer_steps=spelled / taken,
         adoption=(spelled - taken) / max(1, spelled - written),
@@ -161,33 +156,33 @@ def judge(
         drift=drift,
         score=float(np.mean(scores[0])),
         base_score=float(np.mean(scores[1])),
-        against_base=paired(scores[0], scores[1]),
+        against_base=paired_bootstrap(scores[0], scores[1]),
         left_out=left_out,
     )
     if sum(_parses(r) for r in references) > len(references) / 2:
-        verdict.valid = float(np.mean([_parses(said.text) for said in tuned]))
-        verdict.base_valid = float(np.mean([_parses(said.text) for said in base]))
+        result.valid = float(np.mean([_parses(answers.text) for answers in tuned]))
+        result.base_valid = float(np.mean([_parses(answers.text) for answers in base]))
     if control:
-        verdict.control_agreement = _agreement(control, base)
-        verdict.control_score = float(np.mean(scores[2]))
-        verdict.against_control = paired(scores[0], scores[2])
-    verdict.failures = _failures(verdict, config)
-    return verdict
+        result.control_agreement = _agreement(control, base)
+        result.control_score = float(np.mean(scores[2]))
+        result.against_control = paired_bootstrap(scores[0], scores[2])
+    result.failures = _failures(result, config)
+    return result
 
 
-def _steps(said: Sequence[Said], merger: Merger) -> tuple[int, int, int]:
+def _steps(answers: Sequence[Answer], merger: TokenMerger) -> tuple[int, int, int]:
     """(steps taken, fewest for the same texts, steps in base tokens)."""
-    base = [merger.unmerge(s.ids) for s in said]
+    base = [merger.unmerge(s.ids) for s in answers]
     fewest = sum(len(merger.merge(ids)) for ids in base)
-    return sum(len(s.ids) for s in said), fewest, sum(map(len, base))
+    return sum(len(s.ids) for s in answers), fewest, sum(map(len, base))
 
 
-def _agreement(ours: Sequence[Said], theirs: Sequence[Said]) -> float:
+def _agreement(ours: Sequence[Answer], theirs: Sequence[Answer]) -> float:
     return float(np.mean([a.text == b.text for a, b in zip(ours, theirs, strict=True)]))
 
 
-def _bytes(said: Sequence[Said]) -> int:
-    return sum(len(s.text.encode()) for s in said)
+def _bytes(answers: Sequence[Answer]) -> int:
+    return sum(len(s.text.encode()) for s in answers)
 
 
 def _parses(text: str) -> bool:
@@ -197,28 +192,42 @@ def _parses(text: str) -> bool:
         return False
 
 
-def _failures(found: Verdict, config: GateConfig) -> list[str]:
+def _failures(found: GateResult, config: GateConfig) -> list[str]:
     failures = []
 
     def least(what: str, value: float, bound: float) -> None:
         if value < bound:
             failures.append(f"{what} is {value:.3f}, {bound - value:.3f} below {bound:.3f}")
 
-    drop = config.most_drop
+    drop = config.max_score_drop
     least("the task score less the base model's", found.against_base.value, -drop)
     if found.against_control is not None:
         least("the task score less the control's", found.against_control.value, -drop)
-    least("agreement with the base model", found.agreement, config.least_agreement)
-    least("adoption of the new tokens", found.adoption, config.least_adoption)
+    least("agreement with the base model", found.agreement, config.min_agreement)
+    least("adoption of the new tokens", found.adoption, config.min_adoption)
     if found.valid is not None and found.base_valid is not None:
         least(
             "the share of valid JSON less the base model's", found.valid - found.base_valid, -drop
         )
-    if not 1 / config.most_longer <= found.bytes_ratio <= config.most_longer:
+    if not 1 / config.max_length_ratio <= found.bytes_ratio <= config.max_length_ratio:
         failures.append(
             f"answers are {found.bytes_ratio:.3f} times as long as the base model's, "
-            f"not within {config.most_longer} times"
+            f"not within {config.max_length_ratio} times"
         )
-    if found.drift > config.most_drift:
-        failures.append(f"drift on other text is {found.drift:.3f}, above {config.most_drift:.3f}")
+    if found.drift > config.max_kl:
+        failures.append(f"drift on other text is {found.drift:.3f}, above {config.max_kl:.3f}")
     return failures
+
+
+@torch.inference_mode()
+def log_probs(model: Any, text: torch.Tensor, size: int) -> torch.Tensor:
+    """Log-probabilities of the next base token: [rows * tokens, size]."""
+    with exclusive(model):
+        logits = model(input_ids=text.to(model.device)).logits.float()
+    found: torch.Tensor = logits.log_softmax(-1)[..., :size].reshape(-1, size).cpu()
+    return found
+
+
+def kl_divergence(base: torch.Tensor, tuned: torch.Tensor) -> float:
+    """KL(base || tuned) in nats a token, from log-probabilities [N, V] of each."""
+    return float(functional.kl_div(tuned, base, reduction="batchmean", log_target=True))

@@ -1,4 +1,4 @@
-"""Prompts that the model writes itself, to learn from more than the examples.
+"""Prompts and texts that the model writes itself, to learn from more than the examples.
 
 A model asked only about prompts it was trained on shows how it remembers, not how it decides; with
 prompts of its own making there is as much to learn from as there is time (the idea of Magpie,
@@ -16,12 +16,13 @@ import torch
 
 from tascade.core import IntArray, Progress
 from tascade.decode.exclusive import exclusive
-from tascade.enrich.train.seeding import seeded
+from tascade.enrich.train.samples import seeded
 
 _SHARED = 0.02
 _FEWEST = 4
 _STEMS = 32
 _DRAWS = 40
+_ROWS, _TOKENS, _SIDE_BY_SIDE = 16, 32, 64
 
 
 def own_prompts(
@@ -137,15 +138,11 @@ def _write(
     """Sampled continuations of ``stem`` that reach the ending."""
     if room < 1:
         return
-    device = model.device
-    with exclusive(model), seeded(seed, device):
-        out = model.generate(
-            torch.tensor([stem] * batch, device=device),
-            attention_mask=torch.ones(batch, len(stem), dtype=torch.long, device=device),
-            do_sample=True,
-            temperature=1.0,
-            top_k=0,
-            top_p=1.0,
+    with exclusive(model), seeded(seed, model.device):
+        begin = torch.tensor([stem] * batch, device=model.device)
+        out = _sampled(
+            model,
+            begin,
             max_new_tokens=room,
             eos_token_id=ending[-1],
             pad_token_id=ending[-1],
@@ -159,3 +156,30 @@ def _write(
 def _find(row: Sequence[int], ending: list[int], start: int) -> int:
     k = len(ending)
     return next((i for i in range(start, len(row) - k + 1) if row[i : i + k] == ending), -1)
+
+
+def free_text(model: Any, size: int, *, rows: int = _ROWS, seed: int = 0) -> torch.Tensor:
+    """Text the base model writes from random tokens: [rows, tokens] ids, below ``size``."""
+    parts = []
+    for at in range(0, rows, _SIDE_BY_SIDE):
+        count, most = min(_SIDE_BY_SIDE, rows - at), _TOKENS - 1
+        with exclusive(model), seeded(seed * 1_000_003 + at, model.device):
+            begin = torch.randint(size, (count, 1)).to(model.device)
+            parts.append(
+                _sampled(model, begin, max_new_tokens=most, min_new_tokens=most, pad_token_id=0)
+            )
+    return torch.cat(parts)
+
+
+def _sampled(model: Any, begin: torch.Tensor, **options: int) -> torch.Tensor:
+    """``begin`` [rows, T], continued by draws from all of the model's distribution."""
+    text: torch.Tensor = model.generate(
+        begin,
+        attention_mask=torch.ones_like(begin),
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        **options,
+    )
+    return text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -13,11 +14,11 @@ from tascade.core import Progress
 from tascade.data.choose import spread
 from tascade.data.encode import end_tokens, fingerprint
 from tascade.data.load import reread
-from tascade.enrich.distill_data import Lessons, own_lessons
-from tascade.enrich.run import Score, Tuned, TuningRun
+from tascade.enrich.distill_data import DistillData, make_distill_data
+from tascade.enrich.gate import Score
+from tascade.enrich.run import Tuned, TuningRun
 from tascade.enrich.tokens.family import TokenizerFamily
 from tascade.enrich.train.checkpoint import begin_run, model_digest, rows_digest
-from tascade.enrich.train.distributed import join_fleet
 from tascade.enrich.train.lora import load_peft
 from tascade.errors import ConfigError, DataError, GateError
 from tascade.load import ModelRef, load_model
@@ -28,7 +29,7 @@ from tascade.util.files import install_folder
 from tascade.util.places import place_for
 
 _HELD_OUT_ROWS = 600
-_LESSONS = "lessons.safetensors"
+_DATA = "distill_data.safetensors"
 
 
 def tune(
@@ -58,16 +59,14 @@ def tune(
         resume: go on with the run that was stopped; its state lies beside ``out``.
         progress: called with (stage, done, total).
 
-    Started by ``accelerate launch``, the processes train together, and all return the same.
-
     Raises:
         DataError: a row cannot be used, or there are too few.
         ConfigError: a tokenizer that cannot be given tokens, ``out`` exists, PEFT is not
-            installed, or the stopped run was another.
+            installed, several processes were started, or the stopped run was another.
     """
     recipe, target = recipe or Recipe(), place_for(out)
     tuned = _tune(model, data, target, held_out, recipe, score or _equal, resume, progress)
-    if tuned.path is not None and join_fleet(recipe.device).first:
+    if tuned.path is not None:
         shutil.rmtree(_work(target), ignore_errors=True)
     return tuned
 
@@ -83,34 +82,29 @@ def _tune(
     progress: Progress | None,
 ) -> Tuned:
     """:func:`tune`, but what there is to resume from stays."""
-    load_peft()  # what cannot be done is said at once
-    if recipe.tune.load and isinstance(model, tuple):
+    if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):  # as torchrun and accelerate set it
         raise ConfigError(
-            "a model in memory cannot be loaded quantised",
-            got=f"tune.load: {recipe.tune.load}",
-            wanted="a hub id or a folder",
-            where="model",
+            "several processes were started to tune one model",
+            got=f"WORLD_SIZE={os.environ['WORLD_SIZE']}",
+            wanted="one process",
+            fix="run `tascade tune` without torchrun or accelerate launch",
         )
-    fleet = join_fleet(recipe.device)
-    tell = progress if progress and fleet.first else silent
+    load_peft()  # what cannot be done is said at once
+    tell = progress or silent
     loaded = load_model(model, dtype=_dtype(recipe), device=recipe.device)
     TokenizerFamily(loaded[1])
     ends = end_tokens(*loaded[:2])
     prepared = _prepare(loaded[1], ends, data, held_out, recipe, tell)
     work = _work(target)
-    if fleet.first:
-        begin_run(work, _made_from(loaded, prepared, recipe), resume=resume)
-        _make_lessons(loaded, prepared, recipe, work / _LESSONS, tell)
-    fleet.wait()
-    lessons = Lessons.load(work / _LESSONS)
-    run = TuningRun(loaded, ends, lessons, recipe, work, tell, fleet)
+    begin_run(work, _made_from(loaded, prepared, recipe), resume=resume)
+    _make_data(loaded, prepared, recipe, work / _DATA, tell)
+    distilled = DistillData.load(work / _DATA)
+    run = TuningRun(loaded, ends, distilled, recipe, work, tell)
     references = [
         loaded[1].decode(prepared.validation[at][1], skip_special_tokens=True)
-        for at in lessons.places[1::2]
+        for at in distilled.places[1::2]
     ]
-    tuned = run.finish(target, references, score)
-    fleet.wait()
-    return tuned
+    return run.finish(target, references, score)
 
 
 def _work(target: Path) -> Path:
@@ -158,10 +152,8 @@ def adapt_tuned(
             where="vocab.head",
             fix="no assistant knows the new tokens: tune, or tailor for drafts, not both",
         )
-    staged, fleet = target.with_name(f".{target.name}.staged"), join_fleet(recipe.device)
-    if fleet.first:
-        shutil.rmtree(staged / "model", ignore_errors=True)
-    fleet.wait()
+    staged = target.with_name(f".{target.name}.staged")
+    shutil.rmtree(staged / "model", ignore_errors=True)
     # The run's folder stays until the pack is made: if that fails, nothing is trained again.
     model_folder = staged / "model"
     tuned = _tune(model, data, model_folder, validation, recipe, _equal, resume, progress)
@@ -173,12 +165,10 @@ def adapt_tuned(
             where=str(data),
             fix="train longer or on more, add fewer tokens, or loosen tune.gate in the recipe",
         )
-    if fleet.first:
-        made = _pack(tuned, data, staged, validation, recipe, progress)
-        place_for(target, overwrite=overwrite, used=used)
-        install_folder(made.path, target)
-        shutil.rmtree(staged, ignore_errors=True)
-    fleet.wait()
+    made = _pack(tuned, data, staged, validation, recipe, progress)
+    place_for(target, overwrite=overwrite, used=used)
+    install_folder(made.path, target)
+    shutil.rmtree(staged, ignore_errors=True)
     opened = TaskModel.from_pretrained(target, dtype=recipe.dtype, device=recipe.device)
     return opened, replace(tuned, path=target / "model")
 
@@ -249,13 +239,13 @@ def _made_from(loaded: tuple[Any, Any, str], prepared: Prepared, recipe: Recipe)
     }
 
 
-def _make_lessons(
+def _make_data(
     loaded: tuple[Any, Any, str], prepared: Prepared, recipe: Recipe, file: Path, tell: Progress
 ) -> None:
     """Write the model's own answers, unless the stopped run did."""
     if file.is_file():
         return
-    lessons = own_lessons(
+    made = make_distill_data(
         loaded,
         prepared,
         recipe,
@@ -264,12 +254,9 @@ def _make_lessons(
         prompts=recipe.tune.prompts,
         replay=recipe.tune.replay,
     )
-    if recipe.tune.sure:
-        tell("looking for decisions", 0, None)
-        lessons.decide(loaded[0], recipe.tune.sure, recipe.tune.longest)
-    if recipe.tune.foretold:
-        lessons.leave_to_prompts(recipe.tune.foretold)
-    lessons.save(file)
+    tell("looking for boundaries", 0, None)
+    made.mark_boundaries(loaded[0], recipe.tune)
+    made.save(file)
 
 
 def _equal(text: str, reference: str) -> float:

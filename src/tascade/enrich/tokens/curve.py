@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tascade.enrich.tokens.merger import Merger
+from tascade.enrich.tokens.merger import TokenMerger
 from tascade.enrich.tokens.mine import MiningRules, OutputCounts, Spell, choose
 
 STRIDE = 25
@@ -54,7 +54,7 @@ def step_curve(tokens: Sequence[tuple[int, ...]], first: int, held_out: OutputCo
     """
     stride = min(STRIDE, max(1, len(tokens) // _POINTS))
     sizes = [*range(0, len(tokens), stride), len(tokens)] if tokens else [0]
-    merger = Merger(tokens, first)
+    merger = TokenMerger(tokens, first)
     weights = np.array(held_out.weights, np.int64)
     steps = []
     for size in sizes:
@@ -104,7 +104,7 @@ def best_at(choices: Sequence[Choice], size: int) -> Choice:
     return max(choices, key=lambda choice: choice.curve.fewer(size))
 
 
-def envelope(choices: Sequence[Choice]) -> StepCurve:
+def best_curve(choices: Sequence[Choice]) -> StepCurve:
     """The fewest steps of any choice, size by size."""
     sizes = max((choice.curve.sizes for choice in choices), key=len)
     steps = [round(best_at(choices, n).curve.at(n)) for n in sizes]

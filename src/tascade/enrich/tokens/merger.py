@@ -33,7 +33,7 @@ def _child(keys: Any, nodes: Any, node: int, token: int) -> int:
 
 
 @kernel
-def _cheapest(
+def fewest_tokens(
     ids: Any, trie: Any, alive: Any, most: int, cost: Any, pick: Any, without: int
 ) -> Any:
     """Fewest tokens from every place of ``ids`` [T] to its end: backwards, longest on a tie.
@@ -87,7 +87,7 @@ def _count_uses(
     total = 0
     for d in range(len(weights)):
         ids = flat[starts[d] : starts[d + 1]]
-        total += weights[d] * _cheapest(ids, trie, alive, most, cost, pick, -1)
+        total += weights[d] * fewest_tokens(ids, trie, alive, most, cost, pick, -1)
         i = 0
         while i < len(ids):
             if pick[i] >= 0:
@@ -106,10 +106,10 @@ def _cost_without(
     cost, pick = np.empty(most + 1, np.int32), np.empty(most + 1, np.int32)
     for x in range(len(lengths)):
         if alive[x]:
-            out[x] = _cheapest(expansions[x, : lengths[x]], trie, alive, most, cost, pick, x)
+            out[x] = fewest_tokens(expansions[x, : lengths[x]], trie, alive, most, cost, pick, x)
 
 
-class Merger:
+class TokenMerger:
     """Writes answers with new tokens, in as few ids as can be.
 
     Args:
@@ -145,7 +145,7 @@ class Merger:
         """The fewest ids that stand for base ``ids`` [T]; of equal ways the longest token first."""
         base = np.ascontiguousarray(ids, np.int32)
         cost, pick = np.empty(len(base) + 1, np.int32), np.empty(len(base) + 1, np.int32)
-        n = int(_cheapest(base, self._trie, self._all, self.longest, cost, pick, -1))
+        n = int(fewest_tokens(base, self._trie, self._all, self.longest, cost, pick, -1))
         out = np.empty(n, np.int32)
         _write(base, pick, self.lengths, self.first, out)
         return out
@@ -221,7 +221,7 @@ def _build_trie(expansions: Sequence[tuple[int, ...]]) -> tuple[Any, Any, Any]:
     return keys, nodes, np.array(ends, np.int64)
 
 
-def pieces(answer: IntArray, places: IntArray) -> list[IntArray]:
+def split_at(answer: IntArray, places: IntArray) -> list[IntArray]:
     """An answer [T] cut before each of ``places``, ascending."""
     bounds = [0, *places.tolist(), len(answer)]
     return [answer[start:end] for start, end in pairwise(bounds)]

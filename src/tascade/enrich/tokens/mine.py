@@ -17,7 +17,7 @@ import numpy as np
 
 from tascade.core import IntArray
 from tascade.enrich.tokens.counts import Documents, NgramCounts
-from tascade.enrich.tokens.merger import Merger
+from tascade.enrich.tokens.merger import TokenMerger
 from tascade.errors import ConfigError
 
 Method = Literal["best", "pruned", "paper", "flat"]
@@ -32,18 +32,20 @@ _DROPPED = 0.05
 class MiningRules:
     """How new tokens are chosen.
 
-    ``tokens``: how many at most; ``items``: how many tokens of the moment may become one at a time;
-    ``longest``: base ids a token stands for at most, for beyond that it is memorisation; ``least``:
-    how often it must occur; ``over``: how many times more are made before pruning; ``method``: one
-    of the three, or ``best``: held-out outputs tell
-    (:func:`tascade.enrich.tokens.curve.choose_among`).
+    tokens: How many at most.
+    items: How many tokens of the moment may become one at a time.
+    longest: Base ids a token stands for at most; beyond that it is memorisation.
+    least: How often it must occur.
+    overgenerate: How many times more are made before pruning.
+    method: One of the three, or ``best``: held-out outputs tell
+        (:func:`tascade.enrich.tokens.curve.choose_among`).
     """
 
     tokens: int = 500
     items: int = 4
     longest: int = 16
     least: int = 20
-    over: float = 2.0
+    overgenerate: float = 2.0
     method: Method = "best"
 
 
@@ -70,7 +72,7 @@ class OutputCounts:
         """Base ids of all outputs."""
         return int(np.diff(self.starts) @ np.array(self.weights, np.int64))
 
-    def steps(self, merger: Merger) -> int:
+    def steps(self, merger: TokenMerger) -> int:
         """Steps to say all outputs: their ids after merging, and an end token for each."""
         total, _ = merger.usage(self.flat, self.starts, np.array(self.weights, np.int64))
         return total + self.n_outputs
@@ -97,10 +99,10 @@ def choose(
     if rules.method == "flat":
         return _flat(outputs, rules, spell)
     prune = rules.method != "paper"
-    wanted = round(rules.tokens * (rules.over if prune else 1.0))
+    wanted = round(rules.tokens * (rules.overgenerate if prune else 1.0))
     found = _merge_on(outputs, first, rules, wanted, spell)
     if prune and found:
-        found = _by_usefulness(outputs, found, first)
+        found = _prune_order(outputs, found, first)
     return found[: rules.tokens]
 
 
@@ -114,12 +116,17 @@ def _check(rules: MiningRules) -> None:
                 wanted=f"{low} to {high}",
                 where=name,
             )
-    if not 1.0 <= rules.over <= 10.0 or rules.method not in ("best", "pruned", "paper", "flat"):
+    if not 1.0 <= rules.overgenerate <= 10.0 or rules.method not in (
+        "best",
+        "pruned",
+        "paper",
+        "flat",
+    ):
         raise ConfigError(
             "a rule for choosing tokens is out of range",
-            got=(rules.method, rules.over),
+            got=(rules.method, rules.overgenerate),
             wanted="best, pruned, paper or flat, and 1.0 to 10.0 times as many before pruning",
-            where="method, over",
+            where="method, overgenerate",
         )
 
 
@@ -178,7 +185,7 @@ def _best(counts: NgramCounts, rules: MiningRules, refused: set[int]) -> int | N
     return min(np.flatnonzero(scores == top).tolist(), key=counts.items_of)
 
 
-def _by_usefulness(
+def _prune_order(
     outputs: OutputCounts, tokens: list[tuple[int, ...]], first: int
 ) -> list[tuple[int, ...]]:
     """Order tokens by when they would be dropped, if the least useful ones always went first.
@@ -186,7 +193,7 @@ def _by_usefulness(
     A token's use is what its absence would cost, the others taking its place as they can. Those
     without any are left out.
     """
-    merger = Merger(tokens, first)
+    merger = TokenMerger(tokens, first)
     weights = np.array(outputs.weights, np.int64)
     alive = np.ones(len(tokens), np.bool_)
     dropped: list[int] = []

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tascade.enrich.tokens.merger import Merger
+from tascade.enrich.tokens.merger import TokenMerger
 from tascade.errors import ConfigError
 
 TOKENS_FILE = "tokens.json"
@@ -17,7 +17,7 @@ _LARGEST = 64 << 20
 _MOST = 1 << 20
 
 
-def read_tokens(folder: str | Path) -> Merger | None:
+def read_tokens(folder: str | Path) -> TokenMerger | None:
     """The new tokens of a model in a folder; ``None`` where it has none.
 
     Raises:
@@ -38,7 +38,7 @@ def read_tokens(folder: str | Path) -> Merger | None:
             raise ValueError("first or expansions of a wrong type")
         if not all(type(token) is int for expansion in expansions for token in expansion):
             raise ValueError("an expansion that is not a list of ids")
-        return Merger(expansions, first)
+        return TokenMerger(expansions, first)
     except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
         raise ConfigError(
             "cannot read the new tokens",

@@ -1,6 +1,6 @@
-"""Rows of the embedding and of the LM head for new tokens, started from their constituents'.
+"""Rows of the embedding and of the LM head for new tokens, begun from their constituents'.
 
-A model that has never seen a token still knows its parts. Which start is best differs between
+A model that has never seen a token still knows its parts. Which init is best differs between
 models (arXiv 2608.03494 compares twenty), so that a short probe picks among these.
 """
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from tascade.enrich.train.seeding import seeded
+from tascade.enrich.train.samples import seeded
 from tascade.errors import ConfigError, UnsupportedModelError
 
 Table = torch.Tensor
@@ -40,7 +40,7 @@ def _towards(first: bool) -> Callable[[Table], Table]:
     return weigh
 
 
-STARTS: dict[str, tuple[Callable[[Table], Table], Callable[[Table], Table]]] = {
+INITS: dict[str, tuple[Callable[[Table], Table], Callable[[Table], Table]]] = {
     "mean": (_mean_of_their_length, _mean),
     "weighted": (_towards(first=False), _towards(first=True)),
     "first": (_towards(first=False), lambda rows: rows[0]),
@@ -54,7 +54,7 @@ read.
 """
 
 
-def make_room(model: Any, rows: int) -> None:
+def resize_embeddings(model: Any, rows: int) -> None:
     """Give a model at least ``rows`` rows, the old ones bit for bit as they were.
 
     Raises:
@@ -71,23 +71,23 @@ def make_room(model: Any, rows: int) -> None:
             model.resize_token_embeddings(rows, mean_resizing=False)
 
 
-def start_rows(
-    model: Any, expansions: Sequence[Sequence[int]], first: int, start: str = "mean"
+def init_rows(
+    model: Any, expansions: Sequence[Sequence[int]], first: int, init: str = "mean"
 ) -> None:
     """Set the rows of new tokens from those of the base ids they stand for.
 
     Args:
-        model: with room for them (see :func:`make_room`).
+        model: with room for them (see :func:`resize_embeddings`).
         expansions: base ids of each new token.
         first: the id of the first one.
-        start: one of :data:`STARTS`.
+        init: one of :data:`INITS`.
 
     Raises:
-        ConfigError: an unknown start.
+        ConfigError: an unknown init.
     """
-    if start not in STARTS:
-        raise ConfigError("unknown start", got=start, wanted=", ".join(STARTS), where="tune.start")
-    of_input, of_head = STARTS[start]
+    if init not in INITS:
+        raise ConfigError("unknown init", got=init, wanted=", ".join(INITS), where="tune.init")
+    of_input, of_head = INITS[init]
     inputs, head = model.get_input_embeddings().weight, model.get_output_embeddings()
     with torch.no_grad():
         for number, ids in enumerate(expansions):

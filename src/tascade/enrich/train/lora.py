@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from tascade.config import TuneConfig
-from tascade.enrich.train.seeding import seeded
+from tascade.enrich.train.samples import seeded
 from tascade.errors import ConfigError
 
 
@@ -41,8 +41,7 @@ def wrap(model: Any, first: int, rows: int, config: TuneConfig) -> Any:
     adapter = peft.LoraConfig(
         task_type="CAUSAL_LM",
         r=config.rank,
-        lora_alpha=config.alpha,
-        lora_dropout=config.dropout,
+        lora_alpha=2 * config.rank,  # never varied
         target_modules="all-linear",
         trainable_token_indices={name: ids for name in tables} if rows else None,
     )

@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from tascade.core import IntArray
-from tascade.enrich.tokens.merger import Merger, pieces
+from tascade.enrich.tokens.merger import TokenMerger, split_at
 
 Pair = tuple[IntArray | None, IntArray]
 """A prompt [P], if there is one, and its answer [A], in base ids."""
-NOTHING = -100
-"""A target that is not asked for."""
+IGNORE_INDEX = -100
+"""A target that is not asked for, as torch has it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """``prompt`` [P]; ``answer`` [A], its end token included, in new tokens; ``base``: the same
-    answer in base tokens; ``starts`` [A]: where each token of ``answer`` begins in ``base``.
-    """
+    """``prompt`` [P]; ``answer`` [A], its end token included, in new tokens."""
 
     prompt: IntArray
     answer: IntArray
-    base: IntArray
-    starts: IntArray
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.answer)
@@ -36,46 +34,54 @@ class Sample:
 class Batch:
     """Padded samples.
 
-    ``ids``, ``mask``: [B, T], padded on the right; ``kept``: how many last places the LM head is
-    asked for; ``targets``: [B, kept], what each of them should say, :data:`NOTHING` where none is
-    asked; ``base``: the same answers in base tokens, targets only where a token of this batch's
-    answers begins.
+    ``ids``, ``mask``: [B, T], padded on the right; ``logits_to_keep``: how many last places the LM
+    head is asked for; ``targets``: [B, logits_to_keep], what each of them should say,
+    :data:`IGNORE_INDEX` where none is asked.
     """
 
     ids: torch.Tensor
     mask: torch.Tensor
-    kept: int
+    logits_to_keep: int
     targets: torch.Tensor
-    base: Batch | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
         ids, mask, targets = (part.to(device) for part in (self.ids, self.mask, self.targets))
-        base = None if self.base is None else self.base.to(device)
-        return Batch(ids, mask, self.kept, targets, base)
+        return Batch(ids, mask, self.logits_to_keep, targets)
+
+    def logits(self, model: Any) -> torch.Tensor:
+        """A model's logits where targets stand: [B, logits_to_keep, V]."""
+        output = model(
+            input_ids=self.ids,
+            attention_mask=self.mask,
+            logits_to_keep=self.logits_to_keep,
+            use_cache=False,
+        )
+        logits: torch.Tensor = output.logits
+        return logits[:, -self.logits_to_keep :]
 
 
-def merged(
+def make_samples(
     rows: Sequence[Pair],
-    merger: Merger,
-    longest: int,
-    cuts: Sequence[IntArray] | None = None,
+    merger: TokenMerger,
+    max_length: int,
+    boundaries: Sequence[IntArray] | None = None,
 ) -> list[Sample]:
     """Samples from (prompt, answer) pairs in base ids, the answers written with new tokens.
 
     Args:
-        rows: pairs; those without a prompt, or longer than ``longest`` tokens, are left out.
+        rows: pairs; those without a prompt, or longer than ``max_length``, are left out.
         merger: of the new tokens.
-        longest: tokens of a prompt and its answer in base ids.
-        cuts: ascending places of each row's answer that no new token reaches over.
+        max_length: tokens of a prompt and its answer in base ids.
+        boundaries: ascending places of each row's answer that no new token reaches over.
     """
     found = []
     for number, (prompt, base) in enumerate(rows):
         if prompt is None or not len(prompt) or not len(base):
             continue
-        if len(prompt) + len(base) <= longest:
-            parts = [base] if cuts is None else pieces(base, cuts[number])
-            found.append(Sample(prompt, *_written(base, merger, parts)))
+        if len(prompt) + len(base) <= max_length:
+            parts = [base] if boundaries is None else split_at(base, boundaries[number])
+            found.append(Sample(prompt, np.concatenate([merger.merge(part) for part in parts])))
     return found
 
 
@@ -84,45 +90,21 @@ def prompt_length(row: Pair) -> int:
     return 0 if row[0] is None else len(row[0])
 
 
-def _written(
-    base: IntArray, merger: Merger, parts: Sequence[IntArray]
-) -> tuple[IntArray, IntArray, IntArray]:
-    answer = np.concatenate([merger.merge(part) for part in parts])
-    lengths = merger.lengths_of(answer)
-    starts = (np.cumsum(lengths) - lengths).astype(np.int32)
-    return answer, base, starts
-
-
-def collate(samples: Sequence[Sample], *, with_base: bool = False) -> Batch:
+def collate(samples: Sequence[Sample]) -> Batch:
     """One batch of samples, the head asked only where an answer stands."""
-    answers = [sample.answer for sample in samples]
-    every = [np.arange(len(answer), dtype=np.int32) for answer in answers]
-    batch = _padded([sample.prompt for sample in samples], answers, every)
-    if not with_base:
-        return batch
-    base = [sample.base for sample in samples]
-    starts = [sample.starts for sample in samples]
-    return replace(batch, base=_padded([sample.prompt for sample in samples], base, starts))
-
-
-def _padded(
-    prompts: Sequence[IntArray], answers: Sequence[IntArray], asked: Sequence[IntArray]
-) -> Batch:
-    """A batch whose targets are those tokens of the answers that are asked for."""
-    lengths = [len(p) + len(a) for p, a in zip(prompts, answers, strict=True)]
-    longest = max(lengths)
-    kept = longest - min(map(len, prompts)) + 1
-    ids = np.zeros((len(prompts), longest), np.int64)
+    longest = max(map(len, samples))
+    to_keep = longest - min(len(sample.prompt) for sample in samples) + 1
+    ids = np.zeros((len(samples), longest), np.int64)
     mask = np.zeros_like(ids)
-    targets = np.full((len(prompts), longest + 1), NOTHING, np.int64)
-    for row, (prompt, answer, places) in enumerate(zip(prompts, answers, asked, strict=True)):
-        p = len(prompt)
-        ids[row, :p], ids[row, p : lengths[row]] = prompt, answer
-        mask[row, : lengths[row]] = 1
-        targets[row, p + places] = answer[places]
-    targets = np.ascontiguousarray(targets[:, 1:][:, longest - kept :])
+    targets = np.full((len(samples), longest + 1), IGNORE_INDEX, np.int64)
+    for row, sample in enumerate(samples):
+        p, end = len(sample.prompt), len(sample)
+        ids[row, :p], ids[row, p:end] = sample.prompt, sample.answer
+        mask[row, :end] = 1
+        targets[row, p:end] = sample.answer
+    targets = np.ascontiguousarray(targets[:, 1:][:, longest - to_keep :])
     # ^ a place says what comes behind it
-    return Batch(torch.from_numpy(ids), torch.from_numpy(mask), kept, torch.from_numpy(targets))
+    return Batch(torch.from_numpy(ids), torch.from_numpy(mask), to_keep, torch.from_numpy(targets))
 
 
 def batches(samples: Sequence[Sample], size: int, seed: int) -> Iterator[list[Sample]]:
@@ -138,3 +120,20 @@ def batches(samples: Sequence[Sample], size: int, seed: int) -> Iterator[list[Sa
         groups += [[samples[i] for i in near[at : at + size]] for at in range(0, len(near), size)]
     for group in rng.permutation(len(groups)).tolist():
         yield groups[group]
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Have torch draw by ``seed`` in the block, and as if nothing had been drawn behind it.
+
+    Args:
+        seed: of the draws.
+        device: whose draws these are, beside the host's. No other's are touched.
+    """
+    cuda = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if cuda else []):
+        torch.default_generator.manual_seed(seed)
+        if cuda:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield

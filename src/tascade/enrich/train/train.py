@@ -1,4 +1,4 @@
-"""From a base model to one that says new tokens: rows, a start for them, LoRA, and the merge."""
+"""From a base model to one that says new tokens: rows, their init, LoRA, and the merge."""
 
 from __future__ import annotations
 
@@ -10,57 +10,52 @@ from typing import Any
 
 from tascade.config import TuneConfig
 from tascade.core import Progress
-from tascade.enrich.tokens.merger import Merger
-from tascade.enrich.train.distributed import Fleet
-from tascade.enrich.train.embeddings import STARTS, make_room, start_rows
+from tascade.enrich.tokens.merger import TokenMerger
+from tascade.enrich.train.embeddings import INITS, init_rows, resize_embeddings
 from tascade.enrich.train.lora import merge, wrap
-from tascade.enrich.train.loss import AnswerLoss
-from tascade.enrich.train.quantised import merge_into
 from tascade.enrich.train.samples import Sample
 from tascade.enrich.train.trainer import Trainer
 from tascade.errors import DataError
 
+PROBE_STEPS = 50
+"""Of each trial. Never varied: the 50 of arXiv 2608.03494."""
 _PROBED = 256
 _SHORT = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Taught:
+class TrainResult:
     """A plain model with everything learned in its weights, and how that went.
 
-    ``start``: how the new rows began; ``probe``: held-out loss by start, where several were tried;
+    ``init``: how the new rows began; ``probe``: held-out loss by init, where several were tried;
     ``losses``: of every step.
     """
 
     model: Any
-    start: str
+    init: str
     probe: dict[str, float]
     losses: list[float]
 
 
-def teach(
+def train(
     model: Any,
-    merger: Merger,
+    merger: TokenMerger,
     samples: Sequence[Sample],
     held_out: Sequence[Sample],
     config: TuneConfig,
     state: Path,
     tell: Progress,
-    fleet: Fleet | None = None,
-    full: Any = None,
-) -> Taught:
+) -> TrainResult:
     """Train a model to answer in the merger's tokens; the model itself is changed.
 
     Args:
         model: the base model.
         merger: of the new tokens; one without any trains LoRA alone.
         samples: what to learn, answers in the merger's tokens.
-        held_out: samples by which a start is chosen.
+        held_out: samples by which an init is chosen.
         config: how.
         state: folder to save the state in, and to go on from if there is one.
         tell: called with (stage, done, total).
-        fleet: the processes that train together.
-        full: where ``model`` is quantised, the base to merge into; it is changed instead.
 
     Raises:
         DataError: no samples.
@@ -68,27 +63,25 @@ def teach(
     if not samples:
         raise DataError(
             "no examples to train on",
-            got=f"none with a prompt and at most {config.longest} tokens",
+            got=f"none with a prompt and at most {config.max_length} tokens",
             wanted="one or more",
-            where="tune.longest",
-            fix="raise tune.longest, or give examples with prompts",
+            where="tune.max_length",
+            fix="raise tune.max_length, or give examples with prompts",
         )
     probed: dict[str, float] = {}
-    start = config.start
+    init = config.init
     if len(merger):
-        for each in (model, full):
-            if each is not None:
-                make_room(each, merger.first + len(merger))
-        if start == "probe":
+        resize_embeddings(model, merger.first + len(merger))
+        if init == "probe":
             kept = held_out[:_PROBED] or samples[:_PROBED]
             probed = _probe(model, merger, samples, kept, config, tell)
-            start = min(probed, key=probed.__getitem__)
-        start_rows(model, merger.expansions, merger.first, start)
+            init = min(probed, key=probed.__getitem__)
+        init_rows(model, merger.expansions, merger.first, init)
     with _short_attention(model, samples):
-        trainer = _trainer(model, merger, samples, replace(config, start=start), fleet)
+        wrapped = wrap(model, merger.first, len(merger), config)
+        trainer = Trainer(wrapped, samples, replace(config, init=init))
         trainer.run_saving(state, tell)
-    plain = merge(trainer.model) if full is None else merge_into(trainer.model, full)
-    return Taught(plain.eval(), start, probed, trainer.course.losses)
+    return TrainResult(merge(trainer.model).eval(), init, probed, trainer.state.losses)
 
 
 @contextmanager
@@ -106,37 +99,26 @@ def _short_attention(model: Any, samples: Sequence[Sample]) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
-def _trainer(
-    model: Any,
-    merger: Merger,
-    samples: Sequence[Sample],
-    config: TuneConfig,
-    fleet: Fleet | None = None,
-) -> Trainer:
-    wrapped = wrap(model, merger.first, len(merger), config)
-    loss = AnswerLoss(config, merger.expansions, merger.first)
-    return Trainer(wrapped, samples, loss, config, fleet)
-
-
 def _probe(
     model: Any,
-    merger: Merger,
+    merger: TokenMerger,
     samples: Sequence[Sample],
     kept: Sequence[Sample],
     config: TuneConfig,
     tell: Progress,
 ) -> dict[str, float]:
-    """Held-out loss after a few steps with the rows alone, by how they started.
+    """Held-out loss after a few steps with the rows alone, by how they began.
 
-    The loss before any step does not tell the starts apart as later ones do (arXiv 2608.03494).
+    The loss before any step does not tell the inits apart as later ones do (arXiv 2608.03494).
     """
     found = {}
-    short = replace(config, epochs=0, row_steps=config.probe_steps)
-    for number, start in enumerate(STARTS):
-        tell("trying starts", number, len(STARTS))
-        start_rows(model, merger.expansions, merger.first, start)
-        trainer = _trainer(model, merger, samples, short)
+    short = replace(config, epochs=0)
+    for number, init in enumerate(INITS):
+        tell("trying inits", number, len(INITS))
+        init_rows(model, merger.expansions, merger.first, init)
+        wrapped = wrap(model, merger.first, len(merger), config)
+        trainer = Trainer(wrapped, samples, short, PROBE_STEPS)
         trainer.run()
-        found[start] = trainer.held_out_loss(kept)
+        found[init] = trainer.held_out_loss(kept)
         trainer.model.unload()
     return found

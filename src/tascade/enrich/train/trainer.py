@@ -10,36 +10,44 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn import functional
 
 from tascade.config import TuneConfig
 from tascade.core import Progress
 from tascade.enrich.train.checkpoint import has_state, load_state, save_state
-from tascade.enrich.train.distributed import Fleet
 from tascade.enrich.train.lora import lora_parameters, row_parameters
-from tascade.enrich.train.loss import AnswerLoss
-from tascade.enrich.train.samples import Sample, batches, collate
-from tascade.enrich.train.seeding import seeded
+from tascade.enrich.train.samples import Batch, Sample, batches, collate, seeded
 
+EMBEDDING_WARMUP_STEPS = 100
+EMBEDDING_LR, EMBEDDING_LR_FACTOR = 5e-3, 5.0
+"""New rows learn alone for so many steps, at this rate; then with LoRA, at so many times LoRA's.
+
+As in the experiments before the first release; never varied in benchmarks/tune_pilot.json.
+"""
 _WARM_UP, _LAST, _CLIP = 0.05, 0.1, 1.0
-_RATE = 0.4
+_RATE = 0.4  # LoRA's usual 1e-4 is so much for the width of a 7B; benchmarks/tune_pilot.json
 
 
 @dataclass(slots=True)
-class Course:
+class TrainState:
     """Where training stands: steps done, and the loss of each."""
 
     done: int = 0
     losses: list[float] = field(default_factory=list)
 
 
-def halves(precision: str, device: torch.device) -> bool:
-    """Whether matrices are multiplied in bfloat16: ``auto`` where the device is fast at it."""
-    if precision != "auto":
-        return precision == "bfloat16"
+def use_bf16(device: torch.device) -> bool:
+    """Whether matrices are multiplied in bfloat16: where the device is fast at it."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported())
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return device.type == "cpu" and any(bool(getattr(torch.cpu, c, bool)()) for c in checks)
+
+
+def answer_loss(model: Any, batch: Batch) -> torch.Tensor:
+    """Cross-entropy of the answers' tokens, its mean."""
+    known = batch.targets >= 0
+    return functional.cross_entropy(batch.logits(model)[known].float(), batch.targets[known])
 
 
 class Trainer:
@@ -51,34 +59,30 @@ class Trainer:
     Args:
         model: see :func:`tascade.enrich.train.lora.wrap`.
         samples: what to learn.
-        loss: of a batch.
         config: how long and how fast.
-        fleet: the processes that train together.
+        warmup_steps: with the rows alone; :data:`EMBEDDING_WARMUP_STEPS` by default.
     """
 
     def __init__(
         self,
         model: Any,
         samples: Sequence[Sample],
-        loss: AnswerLoss,
         config: TuneConfig,
-        fleet: Fleet | None = None,
+        warmup_steps: int | None = None,
     ) -> None:
-        self.model, self.samples, self.loss, self.config = model, samples, loss, config
-        self.fleet = fleet or Fleet()
-        self.course = Course()
+        self.model, self.samples, self.config = model, samples, config
+        self.state = TrainState()
         self.round = math.ceil(len(samples) / config.batch)
         self.lora, self.rows = lora_parameters(model), row_parameters(model)
-        self.fleet.align([*self.lora, *self.rows])
-        row_steps = config.row_steps if self.rows else 0
-        self.row_steps = row_steps
-        self.steps = row_steps + config.epochs * self.round
+        warmup = EMBEDDING_WARMUP_STEPS if warmup_steps is None else warmup_steps
+        self.warmup_steps = warmup if self.rows else 0
+        self.steps = self.warmup_steps + config.epochs * self.round
         groups = [{"params": part} for part in (self.lora, self.rows) if part]
-        # The wider a model, the smaller a step: LoRA's usual 1e-4 is so much for the width of a 7B.
-        self.rate = config.rate or _RATE / model.config.get_text_config().hidden_size
+        # The wider a model, the smaller a step.
+        self.rate = config.learning_rate or _RATE / model.config.get_text_config().hidden_size
         self.optimizer = torch.optim.AdamW(groups, lr=self.rate, weight_decay=0.0)
         self._precision = torch.autocast(
-            model.device.type, torch.bfloat16, enabled=halves(config.precision, model.device)
+            model.device.type, torch.bfloat16, enabled=use_bf16(model.device)
         )
         self._queue: list[list[Sample]] = []
         self._queue_of = -1
@@ -87,11 +91,11 @@ class Trainer:
         """Train up to step ``until``, or to the end."""
         end = self.steps if until is None else min(until, self.steps)
         self.model.train()
-        while self.course.done < end:
-            self.course.losses.append(self.step(self.course.done))
-            self.course.done += 1
+        while self.state.done < end:
+            self.state.losses.append(self.step(self.state.done))
+            self.state.done += 1
             if tell is not None:
-                tell("tuning", self.course.done, self.steps)
+                tell("tuning", self.state.done, self.steps)
         self.model.eval()
 
     def run_saving(
@@ -100,53 +104,40 @@ class Trainer:
         """Train to the end, going on from the state in ``folder`` and saving one there."""
         if has_state(folder):
             self.load(folder)
-        while self.course.done < self.steps:
+        while self.state.done < self.steps:
             start = time.monotonic()
-            self.run(self.course.done + 1, tell)
-            while self.course.done < self.steps and time.monotonic() - start < seconds:
-                self.run(self.course.done + 1, tell)
-            if self.fleet.first:
-                self.save(folder)
+            self.run(self.state.done + 1, tell)
+            while self.state.done < self.steps and time.monotonic() - start < seconds:
+                self.run(self.state.done + 1, tell)
+            self.save(folder)
 
     @torch.inference_mode()
     def held_out_loss(self, samples: Sequence[Sample]) -> float:
         """Mean loss of samples that nothing was learned from."""
         self.model.eval()
-        size, with_base = self.config.batch, self.config.kl > 0
+        size, device = self.config.batch, self.model.device
         parts = [samples[at : at + size] for at in range(0, len(samples), size)]
-        losses = [
-            float(self.loss(self.model, collate(part, with_base=with_base).to(self.model.device)))
-            for part in parts
-        ]
+        losses = [float(answer_loss(self.model, collate(part).to(device))) for part in parts]
         return math.fsum(a * len(b) for a, b in zip(losses, parts, strict=True)) / len(samples)
 
     def step(self, number: int) -> float:
         """One step; returns its loss."""
-        alone = number < self.row_steps
+        alone = number < self.warmup_steps
         for parameter in self.lora:
             parameter.requires_grad_(not alone)
         rates = self._rates(number)
         for group, rate in zip(self.optimizer.param_groups, rates, strict=False):
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        with seeded(self.config.seed * 1_000_003 + number, self.model.device):
-            total = self._learn(self.fleet.part(self._take(number)))
-        self.fleet.sum_gradients([*self.lora, *self.rows])
+        device = self.model.device
+        with seeded(self.config.seed * 1_000_003 + number, device):
+            batch = collate(self._batch_of_step(number)).to(device)
+            with self._precision:
+                loss = answer_loss(self.model, batch)
+            loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_([*self.lora, *self.rows], _CLIP)
         self.optimizer.step()
-        return total
-
-    def _learn(self, samples: Sequence[Sample]) -> float:
-        """Gradients of this process's part of a batch; returns the loss of the whole."""
-        device, own = self.model.device, sum(len(sample.answer) for sample in samples)
-        share = own / self.fleet.total(own, device)
-        if not samples:
-            return self.fleet.total(0.0, device)
-        batch = collate(samples, with_base=self.loss.config.kl > 0)
-        with self._precision:
-            loss = share * self.loss(self.model, batch.to(device))
-        loss.backward()  # type: ignore[no-untyped-call]
-        return self.fleet.total(float(loss.detach()), device)
+        return float(loss.detach())
 
     def save(self, folder: Path) -> None:
         """Write what is needed to go on from here, in place of what the folder holds."""
@@ -159,7 +150,7 @@ class Trainer:
             ConfigError: it was left by a run with other settings, data or model.
         """
         about = load_state(folder, self._named(), self.optimizer, self._about())
-        self.course = Course(int(about["done"]), [float(loss) for loss in about["losses"]])
+        self.state = TrainState(int(about["done"]), [float(loss) for loss in about["losses"]])
 
     def _named(self) -> dict[str, torch.nn.Parameter]:
         return {str(i): p for i, p in enumerate([*self.lora, *self.rows])}
@@ -168,9 +159,9 @@ class Trainer:
         settings = asdict(self.config) | {"samples": len(self.samples), "steps": self.steps}
         for name in ("gate", "control"):  # what happens afterwards
             settings.pop(name)
-        return {"settings": settings, "done": self.course.done, "losses": self.course.losses}
+        return {"settings": settings, "done": self.state.done, "losses": self.state.losses}
 
-    def _take(self, number: int) -> list[Sample]:
+    def _batch_of_step(self, number: int) -> list[Sample]:
         which, at = divmod(number, self.round)
         if which != self._queue_of:
             plan = self.config
@@ -180,14 +171,13 @@ class Trainer:
 
     def _rates(self, number: int) -> tuple[float, float]:
         """Learning rates of LoRA and rows at a step."""
-        plan = self.config
-        if number < self.row_steps:
-            return 0.0, plan.row_rate * min(1.0, (number + 1) / (0.1 * self.row_steps + 1))
-        total = max(1, self.steps - self.row_steps)
-        done = (number - self.row_steps + 1) / total
+        if number < self.warmup_steps:
+            return 0.0, EMBEDDING_LR * min(1.0, (number + 1) / (0.1 * self.warmup_steps + 1))
+        total = max(1, self.steps - self.warmup_steps)
+        done = (number - self.warmup_steps + 1) / total
         if done < _WARM_UP:
             share = done / _WARM_UP
         else:
             turn = (done - _WARM_UP) / (1.0 - _WARM_UP)
             share = _LAST + 0.5 * (1.0 - _LAST) * (1.0 + math.cos(math.pi * turn))
-        return self.rate * share, self.rate * plan.row_factor * share
+        return self.rate * share, self.rate * EMBEDDING_LR_FACTOR * share

@@ -8,25 +8,27 @@ import numpy as np
 import pytest
 
 from tascade.config import GateConfig
-from tascade.enrich.gate import Said, Verdict, judge, paired
-from tascade.enrich.tokens.merger import Merger
+from tascade.enrich.gate import Answer, GateResult, evaluate, paired_bootstrap
+from tascade.enrich.tokens.merger import TokenMerger
 from tascade.errors import TascadeError
 
-MERGER = Merger([(1, 2, 3), (4, 5)], 100)
-LOOSE = GateConfig(least_agreement=0.0)
+MERGER = TokenMerger([(1, 2, 3), (4, 5)], 100)
+LOOSE = GateConfig(min_agreement=0.0)
 
 
 def equal(text: str, reference: str) -> float:
     return float(text == reference)
 
 
-def said(texts: list[str], ids: list[int] | None = None) -> list[Said]:
-    return [Said(np.array([100, 101, 9] if ids is None else ids, np.int32), t) for t in texts]
+def said(texts: list[str], ids: list[int] | None = None) -> list[Answer]:
+    return [Answer(np.array([100, 101, 9] if ids is None else ids, np.int32), t) for t in texts]
 
 
-def verdict(tuned: list[Said], base: list[Said], wanted: list[str], **options: object) -> Verdict:
+def verdict(
+    tuned: list[Answer], base: list[Answer], wanted: list[str], **options: object
+) -> GateResult:
     config = options.pop("config", LOOSE)
-    return judge(tuned, base, wanted, MERGER, config, equal, **options)  # type: ignore[arg-type]
+    return evaluate(tuned, base, wanted, MERGER, config, equal, **options)  # type: ignore[arg-type]
 
 
 def test_the_base_models_own_answers_in_fewer_steps_pass() -> None:
@@ -84,7 +86,7 @@ def test_agreement_can_be_asked_for() -> None:
     other = ["x"] * 3 + texts[3:]
     wanted = ["y"] * 10
     assert verdict(said(other), said(texts), wanted).passed
-    strict = replace(LOOSE, least_agreement=0.8)
+    strict = replace(LOOSE, min_agreement=0.8)
     found = verdict(said(other), said(texts), wanted, config=strict)
     assert found.failures == ["agreement with the base model is 0.700, 0.100 below 0.800"]
 
@@ -93,10 +95,10 @@ def test_the_interval_covers_the_difference_and_shrinks() -> None:
     rng = np.random.default_rng(0)
     theirs = rng.random(4000) < 0.5
     ours = np.where(rng.random(4000) < 0.1, ~theirs, theirs)
-    few, many = paired(ours[:100], theirs[:100]), paired(ours, theirs)
+    few, many = paired_bootstrap(ours[:100], theirs[:100]), paired_bootstrap(ours, theirs)
     assert many.low < 0.0 < many.high
     assert many.high - many.low < (few.high - few.low) / 3
-    assert paired([1, 1, 1], [0, 0, 0]).low == 1.0
+    assert paired_bootstrap([1, 1, 1], [0, 0, 0]).low == 1.0
 
 
 @pytest.mark.parametrize(("tuned", "base", "wanted"), [([], [], []), (["a"], ["a", "b"], ["a"])])
