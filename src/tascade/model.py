@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -78,6 +79,7 @@ class TaskModel:
         pack.check_tokenizer(fingerprint(tokenizer), name or "the given model")
         self.ends, self.chat = end_tokens(model, tokenizer), pack.chat
         self.target = Target(model)
+        self._warn_of_tokens()
         task = open_task(pack, pack.info.fingerprint, self.target.vocab_size)
         self.corpus, self.similar, self.calibration = task.corpus, task.similar, task.calibration
         self.outputs: CorpusView = self.corpus
@@ -212,6 +214,18 @@ class TaskModel:
         if ends is None:
             ends = end_tokens(self.model, self.tokenizer)
         return sampling_params(self.model, ends, limit=limit, **options)
+
+    def _warn_of_tokens(self) -> None:
+        """Say which of the tokenizer's added tokens the model has no row for."""
+        added = getattr(self.tokenizer, "added_tokens_decoder", {})
+        lacking = [i for i in sorted(added) if i >= self.target.rows]
+        if lacking:
+            names = ", ".join(f"{str(added[i])!r} ({i})" for i in lacking[:5])
+            warnings.warn(
+                f"the model has {self.target.rows} rows and none for these tokens of its "
+                f"tokenizer: {names}; prompts with them are refused",
+                stacklevel=4,
+            )
 
     @property
     def samples(self) -> bool:

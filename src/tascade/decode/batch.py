@@ -19,6 +19,7 @@ from tascade.decode.lm_head import SharedHead
 from tascade.decode.loop import Request
 from tascade.decode.sampling import Processor, Sampler, SamplingParams, argmax_rows, log_probability
 from tascade.decode.stop import StopRule, bounded
+from tascade.decode.target import check_ids
 from tascade.errors import ConfigError, TascadeError
 
 
@@ -134,6 +135,7 @@ class BatchDecoder:
         found = []
         for i, (prompt, own) in enumerate(zip(prompts, each, strict=True)):
             ids = np.ascontiguousarray(prompt, dtype=np.int32)
+            check_ids(ids, self.target.rows, f"prompt {i}")
             limited = bounded(own, len(ids), self.target.positions, f"prompt {i}")
             sampler = Sampler(limited, processors, ids)
             stop = StopRule(limited, self.tokenizer)

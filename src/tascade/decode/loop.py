@@ -14,7 +14,7 @@ from tascade.core import EMPTY_TREE, Drafter, DraftTree, FloatArray, Generation,
 from tascade.decode.sampling import Processor, Sampler, SamplingParams
 from tascade.decode.stop import ExtraStop, StopRule, bounded
 from tascade.decode.target import PREFILL_DRAFT_LIMIT as PREFILL_DRAFT_LIMIT
-from tascade.decode.target import Hold, Target
+from tascade.decode.target import Hold, Target, check_ids
 from tascade.decode.verify import Walk, walk
 from tascade.errors import ConfigError, TascadeError
 
@@ -190,6 +190,7 @@ class Decoder:
             TascadeError: another request was begun on this target before this one ended.
         """
         ids = np.ascontiguousarray(prompt, dtype=np.int32)
+        check_ids(ids, self.target.rows)
         params = bounded(params, len(ids), self.target.positions)
         stop, sampler = (
             StopRule(params, self.tokenizer, extra_stop),

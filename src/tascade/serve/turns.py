@@ -10,6 +10,7 @@ from typing import Any
 
 from tascade.core import Generation, IntArray
 from tascade.decode.sampling import SamplingParams
+from tascade.decode.target import check_ids
 from tascade.errors import TascadeError
 from tascade.serve.engine import Delta, Engine, Job
 from tascade.serve.failures import APIError
@@ -128,8 +129,10 @@ def encoded(engine: Engine, request: ChatRequest | CompletionRequest) -> list[In
                 param=param,
                 code="context_length_exceeded",
             )
-        if int(ids.max()) >= len(tokenizer) or int(ids.min()) < 0:
-            raise APIError(400, "a token id is not in the vocabulary", param=param)
+        try:
+            check_ids(ids, engine.model.target.rows)
+        except TascadeError as error:
+            raise APIError(400, f"{error.message}: {error.got}", param=param) from error
     return found
 
 
