@@ -133,12 +133,12 @@ and changes the model itself. A stage may change the examples too: to the model'
 """
 
 
-def answerer(task_model: TaskModel, recipe: Recipe, tell: Progress) -> Answer:
+def answerer(task_model: TaskModel, recipe: Recipe, tell: Progress, **options: Any) -> Answer:
     """What answers prompts with a pack's drafts, as many as ``spec.own_seconds`` allows."""
     return partial(
         own_answers,
         task_model.decoder,
-        params=task_model.params(max_new_tokens=recipe.max_new_tokens),
+        params=task_model.params(max_new_tokens=recipe.max_new_tokens, **options),
         seconds=recipe.spec.own_seconds,
         tell=tell,
     )
@@ -150,7 +150,8 @@ def answering(
 ) -> Iterator[Answer]:
     """Have a model that has no pack answer prompts, drafted for from the references' index.
 
-    So it runs at the task's speed already; the index is in a temporary folder.
+    So it runs at the task's speed already; the index is in a temporary folder. Answers are greedy,
+    whatever the checkpoint says: they are learned from, and compared with.
 
     Raises:
         TascadeError: drafts change words (see :func:`check`), which is better
@@ -160,7 +161,7 @@ def answering(
         made = PackBuilder(Path(folder), loaded, recipe)
         made.index(prepared.train, recipe, tell)
         check(made.task_model, prepared.asked, recipe)
-        yield answerer(made.task_model, recipe, tell)
+        yield answerer(made.task_model, recipe, tell, temperature=0)
 
 
 def calibrate(

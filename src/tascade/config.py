@@ -14,6 +14,7 @@ from tascade.errors import ConfigError
 from tascade.util.fields import build, check_types, typed
 from tascade.util.files import write_atomic
 
+DEFAULT_NEW_TOKENS = 256
 SCRIPTS = (
     "english", "code", "math", "spanish", "portuguese", "italian", "german", "french", "hindi",
     "thai", "chinese", "japanese", "korean", "arabic", "cyrillic", "greek", "hebrew", "emoji",
@@ -213,7 +214,7 @@ class Recipe:
     model: str = ""
     dtype: str = "auto"
     device: str = "auto"
-    max_new_tokens: int = 256
+    max_new_tokens: int = DEFAULT_NEW_TOKENS
     data: DataConfig = field(default_factory=DataConfig)
     chat: ChatConfig = field(default_factory=ChatConfig)
     spec: SpecConfig = field(default_factory=SpecConfig)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from tascade.errors import ConfigError, TascadeError
+from tascade.errors import ConfigError, TascadeError, UnsupportedModelError
 
 ModelRef = str | Path | tuple[Any, Any]
 """A hub id, a folder, or a loaded ``(model, tokenizer)``."""
@@ -22,6 +23,7 @@ def load_model(ref: ModelRef, *, dtype: str = "auto", device: str = "auto") -> t
     """
     if isinstance(ref, tuple):
         model, tokenizer = ref
+        refuse_wrapper(model)
         return model, tokenizer, str(getattr(model, "name_or_path", "") or "in-memory model")
     import torch
     from transformers import AutoModelForCausalLM
@@ -29,11 +31,127 @@ def load_model(ref: ModelRef, *, dtype: str = "auto", device: str = "auto") -> t
     name = str(ref)
     kind = dtype if dtype == "auto" else getattr(torch, dtype)
     with loading(name):
+        check_files(name)
         tokenizer = load_tokenizer(name)
-        model = AutoModelForCausalLM.from_pretrained(
-            name, dtype=kind, use_safetensors=True, trust_remote_code=False
+        model, report = AutoModelForCausalLM.from_pretrained(
+            name,
+            dtype=kind,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
+        check_complete(report, name)
     return model.to(pick_device(device)).eval(), tokenizer, name
+
+
+def refuse_wrapper(model: Any) -> None:
+    """Name what is wrapped around a model, and the call that gives the model itself.
+
+    Raises:
+        UnsupportedModelError: it is a wrapper.
+    """
+    calls = {
+        "merge_and_unload": ("a PEFT adapter", "model.merge_and_unload()"),
+        "_orig_mod": ("a compiled module", "model._orig_mod"),
+        "module": (type(model).__name__, "model.module"),
+    }
+    for attribute, (what, call) in calls.items():
+        if hasattr(model, attribute) and not (attribute == "module" and hasattr(model, "config")):
+            raise UnsupportedModelError(
+                "this is a wrapper around a model",
+                got=what,
+                wanted="the Transformers model itself",
+                fix=f"pass {call}",
+            )
+
+
+def check_complete(report: Mapping[str, Any], name: str) -> None:
+    """Refuse a model some of whose weights are not from its checkpoint: they are random numbers.
+
+    Args:
+        report: what ``from_pretrained(..., output_loading_info=True)`` told.
+        name: of the model.
+
+    Raises:
+        ConfigError: naming the weights.
+    """
+    missing = sorted(map(str, report.get("missing_keys") or ()))
+    other = sorted(str(key[0]) for key in report.get("mismatched_keys") or ())
+    if missing or other:
+        said = [f"missing: {', '.join(missing[:5])}"] if missing else []
+        said += [f"of another shape: {', '.join(other[:5])}"] if other else []
+        more = len(missing[5:]) + len(other[5:])
+        raise ConfigError(
+            "the checkpoint lacks weights of this model, which would be random numbers",
+            got="; ".join(said) + (f" and {more} more" if more else ""),
+            wanted="every weight of the architecture that config.json names",
+            where=name,
+            fix="download it again; a base model without an LM head cannot answer",
+        )
+
+
+_JSON = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+_POINTER = b"version https://git-lfs"
+_MOST_HEADER = 100 << 20
+
+
+def check_files(name: str) -> None:
+    """Look at a local checkpoint's files before anything is loaded from them.
+
+    Raises:
+        ConfigError: a file is a Git LFS pointer, empty, cut short or another kind of file; it says
+            which, and what helps.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        return
+    weights = sorted(folder.glob("*.safetensors"))
+    others = [folder / part for part in (*_JSON, "tokenizer.model", "spiece.model")]
+    others += sorted(folder.glob("*.safetensors.index.json"))
+    for path in [*weights, *others]:
+        if not path.is_file():
+            continue
+        with path.open("rb") as file:
+            start = file.read(64)
+        if start.startswith(_POINTER):
+            _damaged(path, "a Git LFS pointer, not the file itself", "run `git lfs pull` there")
+        if path.suffix == ".json":
+            try:
+                json.loads(path.read_bytes())
+            except (ValueError, RecursionError) as error:
+                _damaged(path, f"no JSON ({str(error)[:80]})")
+        elif path.suffix == ".safetensors":
+            _check_weights(path, start)
+
+
+def _check_weights(path: Path, start: bytes) -> None:
+    """Whether a safetensors file's header fits the file."""
+    size = path.stat().st_size
+    header = int.from_bytes(start[:8], "little")
+    if size < 8 or start[8:9] != b"{" or header > _MOST_HEADER:
+        _damaged(path, f"{'an empty' if not size else 'no safetensors'} file of {size} bytes")
+    if 8 + header > size:
+        _damaged(path, f"cut short: {size} bytes, and its header alone has {header}")
+    with path.open("rb") as file:
+        file.seek(8)
+        try:
+            entries = json.loads(file.read(header))
+            ends = [int(e["data_offsets"][1]) for k, e in entries.items() if k != "__metadata__"]
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            _damaged(path, "a safetensors file with a damaged header")
+    wanted = 8 + header + max(ends, default=0)
+    if wanted > size:
+        _damaged(path, f"cut short: {size} bytes of {wanted}")
+
+
+def _damaged(path: Path, got: str, fix: str = "download it again") -> NoReturn:
+    raise ConfigError(
+        "a file of the model is damaged",
+        got=got,
+        wanted="the file itself",
+        where=str(path),
+        fix=fix,
+    )
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -14,12 +15,13 @@ from tascade.core import Drafter, Generation, IntArray
 from tascade.data.encode import Prompt, encode_prompt, end_tokens, fingerprint
 from tascade.decode.batch import BatchDecoder
 from tascade.decode.batch_target import BatchTarget
+from tascade.decode.generation import sampling_params
 from tascade.decode.loop import Decoder, NodeBudget
 from tascade.decode.sampling import Processor, SamplingParams, argmax_of
 from tascade.decode.target import Target
 from tascade.decode.text import TextStream
 from tascade.draft.budget import Budget, NoDrafter
-from tascade.draft.costs import CostTable
+from tascade.draft.costs import SIZES, CostTable
 from tascade.draft.neural.combined import assisted
 from tascade.draft.neural.draft_model import AssistantDrafter, open_assistant
 from tascade.draft.ngram.drafter import NgramDrafter
@@ -80,6 +82,7 @@ class TaskModel:
             pack.check_tokenizer(fingerprint(tokenizer), name or "the given model")
         self.ends, self.chat = end_tokens(model, tokenizer), pack.chat
         self.target, self.assistant = Target(model), assistant
+        self._warn_of_tokens()
         self.tailored: Tailored | None = None
         self.reload(head, tables)
 
@@ -216,16 +219,33 @@ class TaskModel:
         return key if self.tailored is None else f"{key}/{self.tailored.config.head} head"
 
     def params(self, **options: Any) -> SamplingParams:
-        """Sampling options with this model's end tokens and the pack's token limit filled in."""
-        options.setdefault("max_new_tokens", self.pack.info.max_new_tokens)
-        options.setdefault("end_tokens", self.ends)
-        if isinstance(options.get("stop"), str):
-            options["stop"] = (options["stop"],)
-        options["stop"] = tuple(options.get("stop") or ())
-        try:
-            return SamplingParams(**options)
-        except TypeError as error:
-            raise ConfigError("unknown sampling option", got=error) from error
+        """Sampling options: the caller's, the checkpoint's, the pack's token limit, the defaults.
+
+        Raises:
+            ConfigError: see :func:`tascade.decode.generation.sampling_params`.
+        """
+        limit = self.pack.info.max_new_tokens
+        ends = options.pop("end_tokens", None)
+        if ends is None:
+            ends = end_tokens(self.model, self.tokenizer)
+        return sampling_params(self.model, ends, limit=limit, **options)
+
+    def _warn_of_tokens(self) -> None:
+        """Say which of the tokenizer's added tokens the model has no row for."""
+        added = getattr(self.tokenizer, "added_tokens_decoder", {})
+        lacking = [i for i in sorted(added) if i >= self.target.rows]
+        if lacking:
+            names = ", ".join(f"{str(added[i])!r} ({i})" for i in lacking[:5])
+            warnings.warn(
+                f"the model has {self.target.rows} rows and none for these tokens of its "
+                f"tokenizer: {names}; prompts with them are refused",
+                stacklevel=4,
+            )
+
+    @property
+    def samples(self) -> bool:
+        """Whether the checkpoint says that its answers are drawn."""
+        return bool(getattr(self.model.generation_config, "do_sample", False))
 
     def encode(
         self, prompt: Prompt, chat_template_kwargs: Mapping[str, Any] | None = None
@@ -268,9 +288,21 @@ class TaskModel:
 
         Returns:
             One text, or a list of texts for a list of strings.
+
+        Raises:
+            ConfigError: a prompt, or an option, that is none; a prompt that leaves no room for an
+                answer; see :meth:`params`.
         """
-        if isinstance(prompt, str) or (prompt and isinstance(prompt[0], dict)):
+        if isinstance(prompt, str | Mapping) or not isinstance(prompt, list | tuple):
             return self.run(cast(Prompt, prompt), processors, **options).text
+        if prompt and isinstance(prompt[0], Mapping):
+            return self.run(cast(Prompt, prompt), processors, **options).text
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise ConfigError(
+                "batch_size is out of range",
+                got=repr(batch_size),
+                wanted="a whole number, 1 or more",
+            )
         if batch_size == 1:
             return [self.run(cast(str, p), processors, **options).text for p in prompt]
         ids = [self.encode(cast(str, p)) for p in prompt]
@@ -329,6 +361,9 @@ def measure_cost(target: Target, *, seconds: float = 2.0, past: int = 96) -> Cos
 
     from tascade.core import DraftTree
 
+    room = target.positions or past + SIZES[-1]
+    past = min(past, room // 2)
+    sizes = [n for n in SIZES if past + n <= room]
     with torch.inference_mode(), target.lock:
         target.begin()
         target.forward([1] * past)
@@ -340,7 +375,7 @@ def measure_cost(target: Target, *, seconds: float = 2.0, past: int = 96) -> Cos
             argmax_of(target.forward([1], tree))(0)
             return time.perf_counter() - start
 
-        table = CostTable.measure(step, seconds=seconds)
+        table = CostTable.measure(step, sizes=sizes, seconds=seconds)
         target.begin()
     return table
 

@@ -29,6 +29,7 @@ from tascade.config import DataConfig, Recipe, VocabConfig
 from tascade.core import Progress, silent
 from tascade.data.encode import end_tokens
 from tascade.data.prepare import Prepared, describe_sources, prepare
+from tascade.decode.target import table_rows
 from tascade.enrich.gate import Score
 from tascade.enrich.run import Tuned
 from tascade.enrich.stage import load_to_tune, tune_loaded, work_folder
@@ -142,7 +143,8 @@ def _make(
         tokenizer, name = made.loaded[1:]
         merger = read_tokens(name) if tuning is None else None
         ends = end_tokens(*made.loaded[:2])
-        prepared = prepare(tokenizer, ends, data, validation, recipe, tell, merger)
+        rows = table_rows(made.loaded[0])
+        prepared = prepare(tokenizer, ends, data, validation, recipe, tell, merger, rows)
         made.pack.note(data=describe_sources(data, validation, prepared.reports))
         for stage in _stages(wanted, tuning):
             stage(made, prepared, wanted, tell)
@@ -307,7 +309,7 @@ def tune(
     loaded = load_to_tune(model, recipe)
     tell = progress or silent
     ends = end_tokens(*loaded[:2])
-    prepared = prepare(loaded[1], ends, data, held_out, recipe, tell)
+    prepared = prepare(loaded[1], ends, data, held_out, recipe, tell, size=table_rows(loaded[0]))
     given = loaded, prepared, target, recipe, answering, tell
     tuned = tune_loaded(*given, resume=resume, score=score)
     if tuned.path is not None:

@@ -33,7 +33,6 @@ SYSTEM = {"role": "system", "content": "Be brief."}
         ({"output": "4"}, None, "4"),
         ({"text": "4"}, None, "4"),
         ({"prompt": None, "completion": "4", "messages": None}, None, "4"),
-        ({"output": "4", "text": "a document"}, None, "4"),
         ({"prompt": "2+2?", "messages": [USER, ANSWER]}, (USER,), "4"),
         ({"prompt": "p", "completion": "c", "messages": [USER, ANSWER]}, "p", "c"),
         ({"text": "rendered", "messages": [USER, ANSWER]}, (USER,), "4"),
@@ -181,3 +180,48 @@ def test_any_value_becomes_a_sound_example_or_a_data_error(record: object) -> No
     # an Example is itself a shape: reading it again changes nothing
     again = {"id": example.id, "prompt": example.prompt, "completion": example.completion}
     assert to_example(again, "f:1") == example
+
+
+# --- shapes of others -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("record", "prompt", "completion"),
+    [
+        ({"instruction": "add", "input": "2 2", "output": "4"}, "add\n\n2 2", "4"),
+        ({"instruction": "add", "input": "", "output": "4", "text": "rendered"}, "add", "4"),
+        (
+            {"system": "be brief", "prompt": "2+2", "completion": "4"},
+            ({"role": "system", "content": "be brief"}, {"role": "user", "content": "2+2"}),
+            "4",
+        ),
+        (
+            {"conversations": [{"from": "human", "value": "2+2"}, {"from": "gpt", "value": "4"}]},
+            ({"role": "user", "content": "2+2"},),
+            "4",
+        ),
+        ({"completion": "4", "id": "a", "split": "train", "lang": "en"}, None, "4"),
+        ({"output": "4", "score": 1.5, "note": None, "empty": " "}, None, "4"),
+    ],
+)
+def test_the_shapes_of_others_are_read(record: Any, prompt: Any, completion: str) -> None:
+    found = to_example(record)
+    assert (found.prompt, found.completion) == (prompt, completion)
+
+
+@pytest.mark.parametrize(
+    ("record", "named"),
+    [
+        ({"text": "the review", "label": "positive"}, "label"),
+        ({"text": "the question", "sql": "SELECT 1"}, "sql"),
+        ({"text": "the source", "target": "das Ziel"}, "target"),
+        ({"text": "the article", "summary": "short"}, "summary"),
+        ({"input": "the question", "output": "the answer"}, "input"),
+        ({"question": "q", "completion": "a"}, "question"),
+        ({"output": "4", "text": "a document"}, "text"),
+    ],
+)
+def test_an_input_is_never_learned_as_the_answer(record: Any, named: str) -> None:
+    with pytest.raises(DataError, match=named) as said:
+        to_example(record, "rows.jsonl:1")
+    assert "rename the input to 'prompt'" in str(said.value)

@@ -16,9 +16,10 @@ from rich.text import Text
 
 from tascade.core import Generation, Progress, Source
 from tascade.decode.text import Detokenizer
+from tascade.errors import ConfigError
 
-out = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
-err = Console(stderr=True, highlight=False)
+out = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 150)
+err = Console(stderr=True, highlight=False, emoji=False)
 
 STYLES = {
     Source.TARGET: "bold",
@@ -63,6 +64,26 @@ def progress_bar() -> Iterator[Progress]:
         yield show
 
 
+def stdin_prompt() -> str:
+    """What is piped in, but for its last newline, which is nearly always the shell's."""
+    text = sys.stdin.read()
+    return text.removesuffix("\n").removesuffix("\r") if text.endswith("\n") else text
+
+
+def prompt_in(path: Path) -> str:
+    """A prompt file as it is.
+
+    Raises:
+        ConfigError: it cannot be read, or is no UTF-8.
+    """
+    try:
+        return path.read_bytes().decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            "this prompt file cannot be read", got=error, wanted="a UTF-8 file", where=str(path)
+        ) from error
+
+
 def print_skipped(sources: Sequence[dict[str, Any]]) -> None:
     """How many rows were left out, and which, for each source that lost any."""
     for source in sources:
@@ -85,9 +106,20 @@ def rows_used(rows: dict[str, int]) -> str:
     return text
 
 
+def say(text: str) -> None:
+    """Text on stdout, byte for byte, and a newline: nothing in it is markup, wrapped or coloured.
+
+    For whatever a program may read: answers, paths, figures. Half a surrogate pair, which is no
+    text, is escaped.
+    """
+    sys.stdout.flush()
+    sys.stdout.buffer.write(text.encode("utf-8", "backslashreplace") + b"\n")
+    sys.stdout.buffer.flush()
+
+
 def print_json(value: object) -> None:
     """One machine-readable object on stdout."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+    say(json.dumps(value, ensure_ascii=False))
 
 
 def explain(tokenizer: Any, result: Generation) -> Text:
@@ -177,6 +209,9 @@ ChatKwargs = Annotated[
         "--chat-template-kwargs",
         help="Variables of the chat template, and tools: a JSON object.",
     ),
+]
+Temperature = Annotated[
+    float | None, typer.Option(help="0 is greedy; by default what the checkpoint says, else 0.")
 ]
 MaxTokens = Annotated[int, typer.Option("--max-new-tokens", help="Most tokens to generate.")]
 

@@ -6,6 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rich.text import Text
+
 from tascade import bundled
 from tascade.bench.pack import BenchOptions, bench_pack
 from tascade.bench.report import write_report
@@ -49,8 +51,8 @@ def run(out: Path, *, rows: int = 12, repeats: int = 2, tune: bool = False) -> l
         results += _task(TUNED_TASK, out, rows, repeats, tune=True)
     page = out / "report.html"
     write_report(page, results, title="tascade demo: the bundled tasks and model")
-    console.out.print(f"\nreport: [bold]{page}[/bold]   packs: {out}/<task>")
-    console.out.print(
+    console.say(f"\nreport: {page}   packs: {out}/<task>")
+    console.say(
         f'try:    tascade generate {out / bundled.tasks()[0]} --explain "<a prompt of the task>"'
     )
     return results
@@ -88,7 +90,7 @@ def _task(
             else:
                 adapt(*source, progress=progress, **given)
         except GateError as error:
-            console.out.print(str(error))
+            console.say(str(error))
             return []
         methods = ("all",) if tune else METHODS
         result = bench_pack(
@@ -100,7 +102,7 @@ def _task(
             progress=progress,
         )
     if tune:
-        console.out.print(tuned.verdict.describe())
+        console.say(tuned.verdict.describe())
     else:
         _show_example(pack, data("test"))
     console.out.print(console.bench_table(result))
@@ -116,7 +118,7 @@ def _show_example(pack: Path, test: Path) -> None:
         return
     task_model = TaskModel.from_pretrained(pack)
     result = task_model.run(example.prompt)
-    console.out.print(example.prompt, style="dim", markup=False)
+    console.out.print(Text(example.prompt, style="dim"))
     console.out.print(console.explain(task_model.tokenizer, result))
     console.out.print(console.legend())
     console.out.print(console.summary(result), style="dim")

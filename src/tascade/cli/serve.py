@@ -28,6 +28,12 @@ def serve(
     ] = "",
     max_queue: Annotated[int, typer.Option(help="Built-in: requests that may wait.")] = 64,
     max_prompt_tokens: Annotated[int, typer.Option(help="Built-in: longest prompt.")] = 8192,
+    max_tokens: Annotated[int, typer.Option(help="Built-in: longest answer.")] = 4096,
+    max_n: Annotated[int, typer.Option(help="Built-in: most answers to a prompt.")] = 8,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(help="Built-in: a web page's origin that may ask, * for any; repeatable."),
+    ] = None,
     timeout: Annotated[float, typer.Option(help="Built-in: seconds a request may take.")] = 120.0,
     grace: Annotated[float, typer.Option(help="Built-in: seconds to finish when stopped.")] = 20.0,
     learn: Annotated[
@@ -71,8 +77,11 @@ def serve(
         api_key,
         max_queue,
         max_prompt=max_prompt_tokens,
+        max_tokens=max_tokens,
+        max_n=max_n,
         timeout=timeout,
         grace=grace,
+        cors_origins=tuple(cors_origin or ()),
     )
     run_builtin(pack, settings, model=model, dtype=dtype, learn=learn)
 
@@ -94,7 +103,7 @@ def learned(
     if json:
         console.print_json(facts)
         return
-    console.out.print(
-        f"[bold]{folder}[/bold]: {facts['documents']} documents, {facts['tokens']} tokens, "
+    console.say(
+        f"{folder}: {facts['documents']} documents, {facts['tokens']} tokens, "
         f"{facts['bytes']} bytes; {gone} forgotten"
     )

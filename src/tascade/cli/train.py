@@ -63,7 +63,7 @@ def enrich(
     if json:
         console.print_json(made.to_json())
     else:
-        console.out.print(made.describe())
+        console.say(made.describe())
 
 
 def tune(
@@ -118,8 +118,8 @@ def tune(
     if json:
         console.print_json(made.to_json())
     else:
-        console.out.print(made.enrichment.describe())
-        console.out.print(made.verdict.describe())
+        console.say(made.enrichment.describe())
+        console.say(made.verdict.describe())
     if made.path is None:
         raise typer.Exit(1)
 
@@ -169,4 +169,4 @@ def tailor(
     if json:
         console.print_json(made.to_json())
     else:
-        console.out.print(made.describe())
+        console.say(made.describe())

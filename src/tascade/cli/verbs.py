@@ -21,10 +21,11 @@ from tascade.cli.console import (
     OnError,
     PackArg,
     System,
+    Temperature,
     Threads,
     use_threads,
 )
-from tascade.errors import TascadeError
+from tascade.errors import ConfigError, TascadeError
 
 app = typer.Typer(
     name="tascade",
@@ -71,7 +72,7 @@ def inspect(
     if json:
         console.print_json(found.to_dict())
     else:
-        console.out.print(found.describe())
+        console.say(found.describe())
 
 
 @app.command()
@@ -126,7 +127,7 @@ def adapt(
         else:
             made = build(wanted.model, wanted.data.train, progress=progress, **options)
     if tune and not json:
-        console.out.print(tuned.verdict.describe())
+        console.say(tuned.verdict.describe())
     facts = {
         "pack": str(out),
         "model": made.pack.info.model,
@@ -141,8 +142,8 @@ def adapt(
         console.print_json(facts)
         return
     console.print_skipped(made.pack.info.data)
-    console.out.print(
-        f"[bold]{out}[/bold]: {facts['documents']} outputs, {facts['tokens']} tokens, "
+    console.say(
+        f"{out}: {facts['documents']} outputs, {facts['tokens']} tokens, "
         f"index {made.corpus.n_bytes / 1e6:.1f} MB\n{console.rows_used(made.pack.info.rows)}"
     )
 
@@ -160,7 +161,6 @@ def _recipe(
     from dataclasses import replace
 
     from tascade.config import Recipe
-    from tascade.errors import ConfigError
 
     base = Recipe.from_yaml(path) if path else Recipe()
     merged = replace(
@@ -184,10 +184,17 @@ def _recipe(
 @app.command()
 def generate(
     pack: PackArg,
-    prompt: Annotated[list[str], typer.Argument(help="One or more prompts; - reads stdin.")],
+    prompt: Annotated[
+        list[str] | None,
+        typer.Argument(help="Prompts; - reads stdin, without its last newline."),
+    ] = None,
+    prompt_file: Annotated[
+        list[Path] | None,
+        typer.Option(help="A prompt from a file as it is, last newline too; repeatable."),
+    ] = None,
     model: Annotated[str, typer.Option("--model", "-m", help="Another copy of the model.")] = "",
     max_new_tokens: MaxTokens = 0,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    temperature: Temperature = None,
     seed: Annotated[int, typer.Option(help="Fixes every draw.")] = 0,
     stop: Annotated[list[str] | None, typer.Option(help="End the text before this string.")] = None,
     explain: Annotated[bool, typer.Option(help="Colour tokens by who drafted them.")] = False,
@@ -201,19 +208,24 @@ def generate(
     threads: Threads = 0,
     json: Json = False,
 ) -> None:
-    """Generate answers with a pack."""
+    """Generate answers with a pack; stdout has them as the model said them."""
     from tascade.cli import console
+
+    prompts = [console.stdin_prompt() if text == "-" else text for text in prompt or ()]
+    prompts += [console.prompt_in(path) for path in prompt_file or ()]
+    if not prompts:
+        raise ConfigError("no prompt", got="no argument and no --prompt-file", wanted="a prompt")
     from tascade.model import TaskModel
 
     use_threads(threads)
-    options: dict[str, Any] = {"temperature": temperature, "seed": seed, "stop": tuple(stop or ())}
+    options: dict[str, Any] = {"temperature": temperature, "seed": seed, "stop": stop}
     if max_new_tokens:
         options["max_new_tokens"] = max_new_tokens
     task_model = TaskModel.from_pretrained(
         pack, model or None, dtype=dtype, head=head, assistant=assistant or None
     )
-    for text in prompt:
-        result = task_model.run(sys.stdin.read() if text == "-" else text, **options)
+    for text in prompts:
+        result = task_model.run(text, **options)
         if json:
             console.print_json(
                 {
@@ -226,18 +238,21 @@ def generate(
                 }
             )
         elif explain:
-            console.out.print(console.explain(task_model.tokenizer, result))
+            if console.out.is_terminal:
+                console.out.print(console.explain(task_model.tokenizer, result), soft_wrap=True)
+            else:
+                console.say(result.text)
             console.err.print(console.legend())
             console.err.print(console.summary(result), style="dim")
         else:
-            console.out.print(result.text, markup=False, soft_wrap=True)
+            console.say(result.text)
 
 
 @app.command()
 def chat(
     pack: PackArg,
     model: Annotated[str, typer.Option("--model", "-m", help="Another copy of the model.")] = "",
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    temperature: Temperature = None,
     seed: Annotated[int, typer.Option(help="Fixes every draw.")] = 0,
     dtype: Dtype = "auto",
     threads: Threads = 0,
@@ -328,7 +343,7 @@ def report(
     from tascade.bench.page import report_pack
     from tascade.cli import console
 
-    console.out.print(str(report_pack(pack, results or [], out)), markup=False)
+    console.say(str(report_pack(pack, results or [], out)))
 
 
 @app.command()

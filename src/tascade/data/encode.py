@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -53,6 +53,37 @@ def end_tokens(model: Any, tokenizer: Any) -> tuple[int, ...]:
     return tuple(found)
 
 
+def _check_prompt(prompt: object) -> None:
+    """Refuse what is neither a text nor chat messages.
+
+    Raises:
+        ConfigError: saying what it is.
+    """
+    texts = [prompt] if isinstance(prompt, str) else []
+    if not texts:
+        if not isinstance(prompt, list | tuple) or not prompt:
+            empty = " without messages" if isinstance(prompt, list | tuple) else ""
+            _refuse_prompt(type(prompt).__name__ + empty)
+        for message in prompt:
+            if not isinstance(message, Mapping) or "role" not in message:
+                _refuse_prompt(f"a list that holds {type(message).__name__} without a role")
+            if message.get("content") is None and not message.get("tool_calls"):
+                _refuse_prompt(f"a message of role {message['role']!r} without content")
+            texts += [message["content"]] if isinstance(message.get("content"), str) else []
+    for text in texts:
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            _refuse_prompt("half a surrogate pair, which is no character")
+
+
+def _refuse_prompt(got: str) -> NoReturn:
+    raise ConfigError(
+        "this is no prompt",
+        got=got,
+        wanted="a string, or a list of messages with role and content; a list of strings for many",
+        where="prompt",
+    )
+
+
 def _messages(prompt: Prompt, system: str) -> list[dict[str, str]]:
     given = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     messages = [dict(message) for message in given]
@@ -73,6 +104,7 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, chat: ChatConfig = _PLAIN) -> 
         ConfigError: chat messages, or anything to take along, for a tokenizer without a chat
             template; a variable that its template does not have; messages that it refuses.
     """
+    _check_prompt(prompt)
     if getattr(tokenizer, "chat_template", None):
         return encode_text(
             tokenizer, _render(tokenizer, _messages(prompt, chat.system), chat, True)

@@ -1,10 +1,14 @@
 """One raw record -> one :class:`~tascade.core.Example`.
 
-The shapes are TRL's. In order of precedence:
+The shapes are TRL's, Alpaca's and ShareGPT's. In order of precedence:
 
-1. ``prompt`` + ``completion``, each a string or a list of chat messages;
+1. ``prompt`` + ``completion``, each a string or a list of chat messages; a ``system`` text beside
+   them is the first message;
 2. ``messages``: the last one, from the assistant, is the completion, the ones before it the prompt;
-3. the output alone: ``completion``, ``output`` or ``text``, and no ``prompt``.
+   ``conversations`` (``from``: system, human, gpt; ``value``) is the same;
+3. ``instruction`` + ``output``: the prompt is the instruction and, behind an empty line, ``input``;
+4. the output alone: ``completion``, ``output`` or ``text``, where no other text is left over, which
+   may be the prompt under another name.
 
 A field that is null counts as absent (Parquet and Arrow fill missing fields with null). Other
 fields are ignored, except ``id``, which is kept when it is a string or an integer.
@@ -21,10 +25,29 @@ from tascade.errors import DataError
 OUTPUT_FIELDS = ("completion", "output", "text")
 """Fields that can hold an output, in order of precedence."""
 
-FIELDS = ("id", "prompt", "completion", "messages", "output", "text")
+FIELDS = (
+    "id",
+    "prompt",
+    "completion",
+    "messages",
+    "output",
+    "text",
+    "system",
+    "instruction",
+    "input",
+    "conversations",
+)
 """Every field of a record that is read."""
 
-SHAPES = "'prompt' and 'completion', or 'messages', or 'completion' / 'output' / 'text' alone"
+_ABOUT = "id idx index split lang language url license meta metadata date timestamp dataset"
+NOT_TEXT = frozenset(_ABOUT.split(" "))
+"""Fields that say something of a row, and are no part of what a model reads or writes."""
+
+SHAPES = (
+    "'prompt' and 'completion', or 'messages', or 'instruction' and 'output', "
+    "or 'completion' / 'output' / 'text' alone"
+)
+_SPEAKERS = {"system": "system", "human": "user", "user": "user", "gpt": "assistant"}
 
 _MESSAGE_FIELDS = ("role", "content", "name", "tool_call_id")
 _TOOL_FIELDS = ("tool_calls", "function_call")
@@ -55,9 +78,18 @@ def to_example(record: object, where: str = "") -> Example:
     row_id = _row_id(fields.get("id"), _at(where, "id"))
     if "prompt" in fields and "completion" in fields:
         prompt, completion = _pair(fields["prompt"], fields["completion"], where)
+        prompt = _with_system(prompt, fields.get("system"), where)
     elif "messages" in fields:
         messages = _messages(fields["messages"], where, "messages")
         prompt, completion = _split(messages, where, "messages")
+    elif "conversations" in fields:
+        messages = _messages(_spoken(fields["conversations"]), where, "conversations")
+        prompt, completion = _split(messages, where, "conversations")
+    elif "instruction" in fields and "output" in fields:
+        parts = [fields["instruction"], *([fields["input"]] if fields.get("input") else [])]
+        prompt = "\n\n".join(_encodable(part, _at(where, "instruction")) for part in parts)
+        completion = _output(fields["output"], _at(where, "output"))
+        prompt = _with_system(prompt, fields.get("system"), where)
     else:
         prompt, completion = None, _output_alone(record, fields, where)
     return Example(prompt=prompt, completion=completion, where=where, id=row_id)
@@ -137,11 +169,53 @@ def _split(
     return messages[:-1] or None, completion
 
 
+def _with_system(
+    prompt: str | tuple[Message, ...] | None, system: object, where: str
+) -> str | tuple[Message, ...] | None:
+    """A prompt behind a system text of the row's own."""
+    if prompt is None or not system:
+        return prompt
+    first = {"role": "system", "content": _encodable(system, _at(where, "system"))}
+    rest = ({"role": "user", "content": prompt},) if isinstance(prompt, str) else prompt
+    return (first, *rest)
+
+
+def _spoken(value: object) -> object:
+    """ShareGPT's conversation as chat messages; what is none is left for the next to complain."""
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes | bytearray):
+        return value
+    return [
+        {"role": _SPEAKERS.get(str(item["from"]), item["from"]), "content": item.get("value")}
+        if isinstance(item, Mapping) and "from" in item
+        else item
+        for item in value
+    ]
+
+
+def _check_left_over(record: Mapping[str, object], name: str, where: str) -> None:
+    """Refuse an output alone beside another text, which may be what it answers."""
+    others = [
+        str(other)
+        for other, value in record.items()
+        if other not in (*NOT_TEXT, name) and isinstance(value, str) and value.strip()
+    ]
+    if others:
+        shown = ", ".join(repr(other[:40]) for other in others[:6])
+        raise DataError(
+            f"is {name!r} the output alone, or is one of the other fields its prompt?",
+            got=f"{name!r} and {shown}",
+            wanted=SHAPES,
+            where=_at(where, name),
+            fix=f"rename the input to 'prompt' and the answer to 'completion', or drop {shown}",
+        )
+
+
 def _output_alone(record: Mapping[str, object], fields: Mapping[str, object], where: str) -> str:
     """Shape 3, or the error that says why the record has no shape at all."""
     if "prompt" not in fields:
         for name in OUTPUT_FIELDS:
             if name in fields:
+                _check_left_over(record, name, where)
                 return _output(fields[name], _at(where, name))
     missing = "completion"
     found = next((name for name in OUTPUT_FIELDS if name in fields), None)

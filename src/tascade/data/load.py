@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -20,6 +22,7 @@ from tascade.data.sources import Located, locate
 from tascade.errors import ConfigError, DataError
 
 MAX_SKIPPED_LISTED = 1000
+_LONGEST_NAME = 4096
 """How many skipped rows a report lists; the count goes on."""
 
 DataSource = str | os.PathLike[str] | Iterable[object]
@@ -179,6 +182,19 @@ def _open(source: DataSource, split: str) -> tuple[str, Iterator[Row]]:
         if not located.files and located.root is None:
             return located.name, read_hub(located.name, split)
         return located.name, itertools.chain.from_iterable(map(_read_file, located.files))
+    if isinstance(source, io.IOBase):
+        raise DataError(
+            "an open file is not a source of rows: its lines would be taken for outputs",
+            got=type(source).__name__,
+            wanted="the file's path",
+            where="data",
+            fix=f"pass {getattr(source, 'name', 'the path')!r}",
+        )
+    if hasattr(source, "itertuples") and hasattr(source, "columns"):
+        return "memory", _memory_rows(_frame_rows(source))
+    if hasattr(source, "to_batches") and hasattr(source, "column_names"):
+        batches = (batch.to_pylist() for batch in source.to_batches())
+        return "memory", _memory_rows(itertools.chain.from_iterable(batches))
     if isinstance(source, Mapping | bytes | bytearray | Example) or not isinstance(
         source, Iterable
     ):
@@ -192,6 +208,38 @@ def _open(source: DataSource, split: str) -> tuple[str, Iterator[Row]]:
     return "memory", _memory_rows(source)
 
 
+def _frame_rows(frame: Any) -> Iterator[dict[str, Any]]:
+    """The rows of a DataFrame; what is missing in it (NaN) is null."""
+    names = [str(name) for name in frame.columns]
+    for values in frame.itertuples(index=False, name=None):
+        yield {n: None if v is None or v != v else v for n, v in zip(names, values, strict=True)}
+
+
+def _check_text(text: str, where: str) -> None:
+    """Refuse a string that is no output but a row written as JSON, or a file's name.
+
+    Raises:
+        DataError: with what to pass instead.
+    """
+    found = ""
+    if text.lstrip().startswith("{"):
+        with contextlib.suppress(ValueError, RecursionError):
+            row = json.loads(text)
+            if isinstance(row, dict) and {"prompt", "completion", "messages"} & {*row}:
+                found = "a row written as JSON"
+    elif len(text) < _LONGEST_NAME and suffix_of(Path(text)) and "\n" not in text:
+        with contextlib.suppress(OSError, ValueError):
+            found = "a file's name" * Path(text).is_file()
+    if found:
+        raise DataError(
+            f"this string is {found}, and would be taken for an output",
+            got=describe(text),
+            wanted="outputs, mappings, or the path of one file or folder",
+            where=where,
+            fix="parse the rows (json.loads), or pass one path, or a folder of the files",
+        )
+
+
 def _memory_rows(source: Iterable[object]) -> Iterator[Row]:
     """Rows given as objects, in the terms of :func:`to_example`."""
     for number, row in enumerate(source):
@@ -200,7 +248,14 @@ def _memory_rows(source: Iterable[object]) -> Iterator[Row]:
             record = {"id": row.id, "prompt": row.prompt, "completion": row.completion}
             yield row.where or where, record
         elif isinstance(row, str):
+            try:
+                _check_text(row, where)
+            except DataError as error:
+                yield error
+                continue
             yield where, {"completion": row}
+        elif isinstance(row, tuple) and hasattr(row, "_asdict"):  # by its names, not its order
+            yield where, row._asdict()
         elif isinstance(row, tuple) and len(row) == 2:
             yield where, {"prompt": row[0], "completion": row[1]}
         elif isinstance(row, Mapping):

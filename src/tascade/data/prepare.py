@@ -11,7 +11,7 @@ from tascade.config import DataConfig, Recipe
 from tascade.core import Example, IntArray, Progress, Row
 from tascade.data.encode import encode_example
 from tascade.data.load import LoadReport, load_examples, source_hash
-from tascade.errors import DataError
+from tascade.errors import ConfigError, DataError
 
 MOST_HELD_OUT = 2000
 """Held-out rows kept, spread over the file; each use takes its own number of these."""
@@ -76,17 +76,42 @@ def prepare(
     recipe: Recipe,
     tell: Progress,
     merger: Merges | None = None,
+    size: int | None = None,
 ) -> Prepared:
     """Load and encode all examples; hold a share out for calibration if there is no other.
 
-    ``merger``: the new tokens of a tuned model, which says its answers in them.
+    ``merger``: the new tokens of a tuned model, which says its answers in them; ``size``: how many
+    token ids the model has rows for.
 
     Raises:
-        DataError: a row cannot be used, there are none, or none has a prompt to answer.
+        DataError: a row cannot be used, there are none, or none has a prompt to answer. A row that
+            the chat template refuses, or that has a token the model has no row for, is skipped
+            where bad rows are.
     """
     out = Prepared()
-    rows = _examples(data, recipe.data, "train", out.reports, tell)
-    out.train = [encode_example(tokenizer, row, ends, recipe.chat) for row in rows]
+
+    def encoded(rows: Iterable[Example]) -> Iterator[Row]:
+        report = out.reports[-1]
+        for row in rows:
+            try:
+                found = encode_example(tokenizer, row, ends, recipe.chat)
+                _check_size(found, size)
+            except ConfigError as error:
+                bad = DataError(
+                    error.message,
+                    got=error.got,
+                    wanted=error.wanted,
+                    where=row.where,
+                    fix=error.fix,
+                )
+                if recipe.data.on_error != "skip":
+                    raise bad from error
+                report.rows_kept -= 1
+                report.skip(bad)
+                continue
+            yield found
+
+    out.train = list(encoded(_examples(data, recipe.data, "train", out.reports, tell)))
     if not out.train:
         raise DataError(
             "no examples",
@@ -98,7 +123,7 @@ def prepare(
     if validation is not None:
         rows = _examples(validation, recipe.data, "validation", out.reports, tell)
         kept, out.held_out_of = thin(rows, MOST_HELD_OUT)
-        out.validation = [encode_example(tokenizer, row, ends, recipe.chat) for row in kept]
+        out.validation = list(encoded(kept))
     elif len(out.train) >= 2 * _HELD_OUT_SHARE:
         step = max(_HELD_OUT_SHARE, len(out.train) // _HELD_OUT_MOST)
         out.validation = out.train[::step]
@@ -117,6 +142,17 @@ def prepare(
     return out
 
 
+def _check_size(row: Row, size: int | None) -> None:
+    for ids in row:
+        if size is not None and ids is not None and len(ids) and int(ids.max()) >= size:
+            raise ConfigError(
+                "the model has no row for a token of this example",
+                got=f"token id {int(ids.max())}",
+                wanted=f"0 to {size - 1}",
+                fix="leave the token out, or model.resize_token_embeddings(len(tokenizer))",
+            )
+
+
 def _examples(
     data: Any, config: DataConfig, split: str, reports: list[LoadReport], tell: Progress
 ) -> Iterator[Example]:
@@ -124,10 +160,14 @@ def _examples(
     reports.append(report)
     rows = load_examples(data, on_error=config.on_error, split=split, report=report)
     limit = config.max_examples or None
-    for i, example in enumerate(islice(rows, limit)):
-        if i % 256 == 0:
-            tell(f"reading {split}", i, limit)
-        yield example
+
+    def told() -> Iterator[Example]:
+        for i, example in enumerate(islice(rows, limit)):
+            if i % 256 == 0:
+                tell(f"reading {split}", i, limit)
+            yield example
+
+    return told()
 
 
 def describe_sources(

@@ -325,6 +325,8 @@ def _csv_header(record: list[str] | DataError, feed: _CsvLines, blank: int) -> l
     names = ", ".join(repr(cell[:40]) for cell in record[:12])
     if blank:
         raise _bad_header("a blank line comes before the header", "a blank line", feed.where)
+    if len(record) == 1 and ";" in record[0]:
+        raise _bad_header("the columns are separated by semicolons", names, feed.where)
     if len(set(record)) != len(record):
         raise _bad_header("two columns have the same name", names, feed.where)
     if not set(record).intersection(OUTPUT_FIELDS):
@@ -339,5 +341,5 @@ def _bad_header(message: str, got: str, where: str) -> DataError:
         wanted="a first line that names the columns: 'prompt' and 'completion', or "
         "'completion', 'output' or 'text' alone",
         where=where,
-        fix="add the header, or rename its columns",
+        fix="add the header, rename its columns, or save the file with commas between them",
     )

@@ -10,6 +10,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from tascade.core import Generation, IntArray, Source, StepStats
@@ -17,7 +18,8 @@ from tascade.decode.batch_target import BatchTarget
 from tascade.decode.lm_head import SharedHead
 from tascade.decode.loop import Request
 from tascade.decode.sampling import Processor, Sampler, SamplingParams, argmax_rows, log_probability
-from tascade.decode.stop import StopRule
+from tascade.decode.stop import StopRule, bounded
+from tascade.decode.target import check_ids
 from tascade.errors import ConfigError, TascadeError
 
 
@@ -130,16 +132,15 @@ class BatchDecoder:
         each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
         if len(each) != len(prompts):
             raise ConfigError("params do not fit", got=len(each), wanted=f"{len(prompts)}, or one")
-        return [
-            Request.new(
-                prompt,
-                Sampler(own, processors),
-                StopRule(own, self.tokenizer),
-                self.target.device,
-                f"prompt {i}",
-            )
-            for i, (prompt, own) in enumerate(zip(prompts, each, strict=True))
-        ]
+        found = []
+        for i, (prompt, own) in enumerate(zip(prompts, each, strict=True)):
+            ids = np.ascontiguousarray(prompt, dtype=np.int32)
+            check_ids(ids, self.target.rows, f"prompt {i}")
+            limited = bounded(own, len(ids), self.target.positions, f"prompt {i}")
+            sampler = Sampler(limited, processors, ids)
+            stop = StopRule(limited, self.tokenizer)
+            found.append(Request.new(ids, sampler, stop, self.target.device, f"prompt {i}"))
+        return found
 
     # --- a round -------------------------------------------------------------------------------
 

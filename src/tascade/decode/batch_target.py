@@ -10,7 +10,12 @@ import torch
 from tascade.decode.batch_cache import RaggedCache
 from tascade.decode.exclusive import exclusive
 from tascade.decode.lm_head import HeadLike, HeadOverride, head_override, ids_device
-from tascade.decode.target import PREFILL_DRAFT_LIMIT, check_rewindable
+from tascade.decode.target import (
+    PREFILL_DRAFT_LIMIT,
+    check_rewindable,
+    table_of_positions,
+    table_rows,
+)
 from tascade.errors import UnsupportedModelError
 
 _MASKED_ATTENTION = ("sdpa", "eager")
@@ -52,6 +57,7 @@ class BatchTarget:
         self.device: torch.device = model.device
         self._ids_device = ids_device(model)
         self.cache = RaggedCache()
+        self.positions, self.rows = table_of_positions(self.config), table_rows(model)
         self.alone = _turns_by_the_longest(self.config)
         kinds = getattr(self.config, "layer_types", None)
         window = getattr(self.config, "sliding_window", None)

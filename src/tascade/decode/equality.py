@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from tascade.core import IntArray
@@ -48,7 +49,7 @@ class NearTies:
         prefix = [*(int(token) for token in prompt), *left[:at]]
         self.target.begin()
         logits = self.target.forward(prefix)[-1].float()
-        chooser = Sampler(self.params)
+        chooser = Sampler(self.params, (), np.asarray(prompt, np.int32))
         scores = chooser.scores(logits, torch.tensor([prefix], device=logits.device)).double()
         tolerance = self._tolerance(float(logits.abs().max()))
         if chooser.sampled:

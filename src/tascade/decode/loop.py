@@ -12,9 +12,9 @@ import torch
 
 from tascade.core import EMPTY_TREE, Drafter, DraftTree, FloatArray, Generation, IntArray, StepStats
 from tascade.decode.sampling import Processor, Sampler, SamplingParams
-from tascade.decode.stop import ExtraStop, StopRule
+from tascade.decode.stop import ExtraStop, StopRule, bounded
 from tascade.decode.target import PREFILL_DRAFT_LIMIT as PREFILL_DRAFT_LIMIT
-from tascade.decode.target import Hold, Target
+from tascade.decode.target import Hold, Target, check_ids
 from tascade.decode.verify import Walk, walk
 from tascade.errors import ConfigError, TascadeError
 
@@ -189,8 +189,14 @@ class Decoder:
         Raises:
             TascadeError: another request was begun on this target before this one ended.
         """
-        stop = StopRule(params, self.tokenizer, extra_stop)
-        request = Request.new(prompt, Sampler(params, processors), stop, self.target.device)
+        ids = np.ascontiguousarray(prompt, dtype=np.int32)
+        check_ids(ids, self.target.rows)
+        params = bounded(params, len(ids), self.target.positions)
+        stop, sampler = (
+            StopRule(params, self.tokenizer, extra_stop),
+            Sampler(params, processors, ids),
+        )
+        request = Request.new(ids, sampler, stop, self.target.device)
         request.hold.returns = returns
         try:
             while not request.done:

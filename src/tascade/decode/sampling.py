@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tascade.core import TokenLogprob
+from tascade.core import IntArray, TokenLogprob
 from tascade.decode.lm_head import SmallLogits
 from tascade.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tascade.decode.generation import GenerationRules
 
 Processor = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """A Transformers logits processor: (input_ids [1, T], scores [1, V]) -> scores [1, V]."""
@@ -23,6 +28,13 @@ class SamplingParams:
     ``temperature`` 0 means greedy. ``stop`` strings end the text just before them. ``seed`` fixes
     every draw: the same seed gives the same words with any drafter, or none. ``logprobs`` asks for
     each token's log-probability, and that of so many most likely ones beside it; ``None`` for none.
+    ``max_length``: most tokens of prompt and answer together, 0 for any. ``rules``: what the
+    checkpoint asks for beside these.
+
+    Numbers of NumPy are numbers; ``None`` is an option's default.
+
+    Raises:
+        ConfigError: an option of another type, or out of range.
     """
 
     temperature: float = 0.0
@@ -32,19 +44,26 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     seed: int = 0
     max_new_tokens: int = 256
+    max_length: int = 0
     stop: tuple[str, ...] = ()
     end_tokens: tuple[int, ...] = ()
     ignore_end: bool = False
     logprobs: int | None = None
+    rules: GenerationRules | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
+        for option in fields(self):
+            if option.name != "rules":
+                value = _typed(option.name, getattr(self, option.name), option.default)
+                object.__setattr__(self, option.name, value)
         checks = (
-            ("temperature", self.temperature >= 0, "0 (greedy) or more"),
+            ("temperature", 0 <= self.temperature < math.inf, "0 (greedy) or more"),
             ("top_k", self.top_k >= 0, "0 (off) or more"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1 (off)"),
             ("min_p", 0 <= self.min_p < 1, "0 (off) or more, below 1"),
-            ("repetition_penalty", self.repetition_penalty > 0, "above 0 (1 is off)"),
+            ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "above 0 (1 is off)"),
             ("max_new_tokens", self.max_new_tokens >= 1, "1 or more"),
+            ("max_length", self.max_length >= 0, "0 (any) or more"),
             ("stop", all(self.stop), "non-empty strings"),
             ("logprobs", self.logprobs is None or self.logprobs >= 0, "0 or more, or none"),
         )
@@ -53,6 +72,37 @@ class SamplingParams:
                 raise ConfigError(
                     f"{name} is out of range", got=getattr(self, name), wanted=wanted, where=name
                 )
+
+
+def _typed(name: str, value: Any, default: Any) -> Any:
+    """An option's value as its own type: nothing is rounded, and nothing is made of text."""
+    if value is None:
+        return default
+    wanted: type = int if name == "logprobs" else type(default)
+    try:
+        if wanted is tuple:
+            inner = str if name == "stop" else int
+            many = (value,) if isinstance(value, str | int) else value
+            return tuple(_as(inner, one) for one in many)
+        return _as(wanted, value)
+    except TypeError:
+        kinds = {int: "a whole number", float: "a number", bool: "true or false"}
+        wish = {"stop": "text, or a list of texts", "end_tokens": "token ids"}
+        raise ConfigError(
+            f"{name} is of another type",
+            got=f"{value!r:.80} ({type(value).__name__})",
+            wanted=wish.get(name) or kinds[wanted],
+            where=name,
+        ) from None
+
+
+def _as(kind: type, value: Any) -> Any:
+    is_flag = isinstance(value, bool) or type(value).__name__ == "bool"
+    if is_flag != (kind is bool) or (kind is str) != isinstance(value, str):
+        raise TypeError
+    if kind is float and not hasattr(value, "__float__"):
+        raise TypeError
+    return operator.index(value) if kind is int else kind(value)
 
 
 def argmax_rows(logits: torch.Tensor) -> list[int]:
@@ -88,12 +138,20 @@ class Sampler:
     logits were computed: a speculative run therefore takes the very tokens a plain run takes.
     """
 
-    def __init__(self, params: SamplingParams, processors: Sequence[Processor] = ()) -> None:
+    def __init__(
+        self,
+        params: SamplingParams,
+        processors: Sequence[Processor] = (),
+        prompt: IntArray | None = None,
+    ) -> None:
         self.params = params
         self.given = tuple(processors)
-        self._processors = [*processors, *_warpers(params)]
         self.sampled = params.temperature > 0
         self.needs_prefix = bool(processors) or params.repetition_penalty != 1.0
+        self._processors = [*processors, *_warpers(params)]
+        if params.rules is not None and prompt is not None:
+            self._processors = params.rules.processors(prompt, params, self.given)
+            self.needs_prefix = True
 
     @property
     def is_argmax(self) -> bool:
@@ -103,6 +161,8 @@ class Sampler:
     def scores(self, logits: torch.Tensor, prefix: torch.Tensor) -> torch.Tensor:
         """Processed scores [V] for one row of ``logits`` [V]; ``prefix``: [1, T] ids before it."""
         row = logits.float()[None]
+        if self._processors and row.data_ptr() == logits.data_ptr():
+            row = row.clone()  # some write in place, and others read these logits
         for process in self._processors:
             row = process(prefix, row)
         return row[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from tascade.decode.sampling import SamplingParams
@@ -10,6 +11,35 @@ from tascade.errors import ConfigError
 
 ExtraStop = Callable[[Sequence[int]], bool]
 """A caller's own rule: (output so far, its newest token last) -> whether that token is the last."""
+
+
+def bounded(
+    params: SamplingParams, prompt_tokens: int, positions: int | None, where: str = "prompt"
+) -> SamplingParams:
+    """The options with as many new tokens as fit behind the prompt.
+
+    Args:
+        params: as asked for.
+        prompt_tokens: length of the prompt.
+        positions: most tokens that the model can place, ``None`` for any.
+        where: the prompt's name in an error.
+
+    Raises:
+        ConfigError: the prompt alone leaves no room for an answer.
+    """
+    most = min((n for n in (params.max_length, positions) if n), default=None)
+    if most is None or prompt_tokens + params.max_new_tokens <= most:
+        return params
+    if prompt_tokens >= most:
+        by = "max_length" if most == params.max_length else "the model's table of positions"
+        raise ConfigError(
+            "the prompt is too long",
+            got=f"{prompt_tokens} tokens",
+            wanted=f"at most {most - 1}, by {by}",
+            where=where,
+            fix="shorten the prompt, or use a model with a longer context",
+        )
+    return replace(params, max_new_tokens=most - prompt_tokens)
 
 
 class StopRule:

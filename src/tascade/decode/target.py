@@ -17,7 +17,7 @@ from tascade.decode.cache import RewindableCache
 from tascade.decode.exclusive import exclusive
 from tascade.decode.lm_head import HeadLike, SmallHead, SmallLogits, head_override, ids_device
 from tascade.decode.mask import MaskBuilder, ancestors, depths
-from tascade.errors import TascadeError, UnsupportedModelError
+from tascade.errors import ConfigError, TascadeError, UnsupportedModelError
 
 _TREE_ATTENTION = ("sdpa", "eager")
 _GRAIN = 16
@@ -105,7 +105,7 @@ class Target:
         self.model, self.head, self.whole = model, head, whole
         self._slot = None if head is None else head_override(model)
         self.states = self.scores = torch.empty(0)
-        self.config = model.config.get_text_config()
+        self.config, self.rows = model.config.get_text_config(), table_rows(model)
         self.cache = RewindableCache()
         self.hold: Hold | None = None
         self.lock = threading.RLock()
@@ -138,6 +138,11 @@ class Target:
         """Most tokens the model was made for, prompt and answer together, where it says so."""
         most = getattr(self.config, "max_position_embeddings", None)
         return int(most) if most else None
+
+    @property
+    def positions(self) -> int | None:
+        """Most tokens that it can place: the length of its table of positions; ``None`` for any."""
+        return table_of_positions(self.config)
 
     @property
     def length(self) -> int:
@@ -291,6 +296,42 @@ class Target:
     def keep(self, base: int, slots: Sequence[int]) -> None:
         """Keep ``base`` cached tokens and the slots behind it that were accepted."""
         self.cache.keep(base, slots)
+
+
+def table_rows(model: Any) -> int:
+    """How many token ids a model can read and say: rows of its embedding, or of its LM head.
+
+    Either may be padded beyond the tokenizer's tokens, or lack some that were added to it. Where
+    they differ, the smaller counts.
+    """
+    sizes = []
+    for end in (model.get_input_embeddings(), model.get_output_embeddings()):
+        rows = getattr(end, "num_embeddings", None) or getattr(end, "out_features", None)
+        sizes += [int(rows)] if rows else []
+    return min(sizes or [int(model.config.get_text_config().vocab_size)])
+
+
+def check_ids(ids: IntArray, rows: int, where: str = "prompt") -> None:
+    """Refuse token ids [T] that a model has no row for.
+
+    Raises:
+        ConfigError: naming the first.
+    """
+    wrong = ids[(ids < 0) | (ids >= rows)]
+    if len(wrong):
+        raise ConfigError(
+            "the model has no row for a token",
+            got=f"token id {int(wrong[0])}",
+            wanted=f"0 to {rows - 1}",
+            where=where,
+            fix="use the model's own tokenizer, or model.resize_token_embeddings(len(tokenizer))",
+        )
+
+
+def table_of_positions(config: Any) -> int | None:
+    """Rows of a model's table of positions; ``None`` for positions of another kind."""
+    most, rope = (getattr(config, n, None) for n in ("max_position_embeddings", "rope_parameters"))
+    return int(most) if most and rope is None and not getattr(config, "alibi", False) else None
 
 
 def _position_edge(config: Any) -> tuple[int | None, bool]:

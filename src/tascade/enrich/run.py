@@ -14,8 +14,8 @@ from tascade.config import Recipe
 from tascade.core import IntArray, Progress, Row
 from tascade.data.prepare import spread
 from tascade.decode.exclusive import exclusive
+from tascade.decode.generation import sampling_params
 from tascade.decode.loop import Decoder
-from tascade.decode.sampling import SamplingParams
 from tascade.decode.target import Target
 from tascade.draft.budget import NoDrafter
 from tascade.enrich.choose import Boundaries, Enrichment, choose_tokens, write_tokens
@@ -197,7 +197,7 @@ class TuningRun:
     def _answers(self, model: Any, merger: TokenMerger) -> list[Answer]:
         decoder = Decoder(Target(model), NoDrafter(), None, self.loaded[1])
         most = self.recipe.max_new_tokens
-        params = SamplingParams(max_new_tokens=most, end_tokens=self.ends)
+        params = sampling_params(model, self.ends, limit=most, temperature=0)
         answers = []
         for number, (prompt, _) in enumerate(self.asked):
             self.tell("answering held-out prompts", number, len(self.asked))

@@ -229,6 +229,7 @@ class _ScriptedTarget:
     """
 
     supports_trees = True
+    rows, positions = 2**31 - 1, None
     device = torch.device("cpu")
     lock = nullcontext()
     step = nullcontext

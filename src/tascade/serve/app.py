@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -14,25 +14,51 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
-from tascade.core import Generation, TokenLogprob
-from tascade.serve.engine import Engine
+from tascade.core import Generation
+from tascade.serve.engine import Delta, Engine
 from tascade.serve.failures import APIError
 from tascade.serve.limits import Limits
+from tascade.serve.logprobs import AnswerLogprobs, TokenBytes
 from tascade.serve.requests import ChatRequest, CompletionRequest
-from tascade.serve.turns import ClientRequest, encoded, token_text
-
-Decode = Callable[[int], str]
+from tascade.serve.turns import ClientRequest, encoded
 
 
 class ResponseBuilder:
-    """Builds the objects of one reply: of a chat or of a completion, whole or in chunks."""
+    """Builds the objects of one reply: of a chat or of a completion, whole or in chunks.
 
-    def __init__(self, kind: str, model: str, decode: Decode) -> None:
-        self.chat = kind == "chat"
-        self.model, self._decode = model, decode
+    Args:
+        kind: ``chat`` or ``completion``.
+        model: its name.
+        body: what was asked.
+        names: of the tokens.
+    """
+
+    def __init__(
+        self, kind: str, model: str, body: ChatRequest | CompletionRequest, names: TokenBytes
+    ) -> None:
+        self.chat, self.model, self.body, self._names = kind == "chat", model, body, names
         self.id = ("chatcmpl-" if self.chat else "cmpl-") + uuid.uuid4().hex
         self.created = int(time.time())
+        chunks = body.stream_options is not None and body.stream_options.include_usage
+        self._usage: dict[str, Any] = {"usage": None} if chunks else {}
+        self._said: dict[int, tuple[AnswerLogprobs, int]] = {}
+
+    def _logprobs(self, index: int, piece: Delta) -> dict[str, Any] | None:
+        """Of an answer's tokens so far, those whose text has come and that were not told yet."""
+        if isinstance(self.body, ChatRequest):
+            asked, most = self.body.logprobs, self.body.top_logprobs or 0
+        else:
+            asked, most = self.body.logprobs is not None, self.body.logprobs or 0
+        if not asked:
+            return None
+        fresh = AnswerLogprobs(self._names, self.chat, most), 0
+        said, length = self._said.get(index, fresh)
+        said.add(piece.logprobs)
+        length = length + len(piece.text) if piece.result is None else len(piece.result.text)
+        self._said[index] = said, length
+        return said.upto(length)
 
     def _envelope(self, kind: str, choices: list[Any]) -> dict[str, Any]:
         return {
@@ -43,11 +69,11 @@ class ResponseBuilder:
             "choices": choices,
         }
 
-    def whole(self, results: Sequence[Generation], logprobs: bool, each: int) -> dict[str, Any]:
-        """A reply that is not streamed; ``each``: answers to one prompt."""
+    def whole(self, results: Sequence[Generation]) -> dict[str, Any]:
+        """A reply that is not streamed."""
         choices = []
         for i, result in enumerate(results):
-            said = self._logprobs(result.logprobs) if logprobs else None
+            said = self._logprobs(i, Delta(logprobs=tuple(result.logprobs), result=result))
             choice = {"index": i, "logprobs": said, "finish_reason": result.finish_reason}
             if self.chat:
                 choice["message"] = {"role": "assistant", "content": result.text, "refusal": None}
@@ -55,49 +81,25 @@ class ResponseBuilder:
                 choice["text"] = result.text
             choices.append(choice)
         kind = "chat.completion" if self.chat else "text_completion"
-        return self._envelope(kind, choices) | {"usage": usage(results, each)}
+        return self._envelope(kind, choices) | {"usage": usage(results, self.body.n)}
 
-    def chunk(
-        self,
-        index: int,
-        text: str,
-        logprobs: Sequence[TokenLogprob] = (),
-        *,
-        reason: str | None = None,
-        first: bool = False,
-    ) -> dict[str, Any]:
-        """A part of a streamed reply; ``reason`` with the last one."""
-        said = self._logprobs(logprobs) if logprobs else None
+    def chunk(self, index: int, piece: Delta, *, first: bool = False) -> dict[str, Any]:
+        """A part of a streamed reply."""
+        said = self._logprobs(index, piece)
+        reason = None if piece.result is None else piece.result.finish_reason
         choice: dict[str, Any] = {"index": index, "logprobs": said, "finish_reason": reason}
         if not self.chat:
-            return self._envelope("text_completion", [choice | {"text": text}])
+            return self._envelope("text_completion", [choice | {"text": piece.text}]) | self._usage
         delta: dict[str, Any] = {"role": "assistant"} if first else {}
-        if text or first:
-            delta["content"] = text
-        return self._envelope("chat.completion.chunk", [choice | {"delta": delta}])
+        if piece.text or first:
+            delta["content"] = piece.text
+        whole = self._envelope("chat.completion.chunk", [choice | {"delta": delta}])
+        return whole | self._usage
 
-    def last(self, results: Sequence[Generation], each: int) -> dict[str, Any]:
+    def last(self, results: Sequence[Generation]) -> dict[str, Any]:
         """The chunk that only tells the usage."""
         kind = "chat.completion.chunk" if self.chat else "text_completion"
-        return self._envelope(kind, []) | {"usage": usage(results, each)}
-
-    def _logprobs(self, found: Sequence[TokenLogprob]) -> dict[str, Any]:
-        if not self.chat:
-            return {
-                "tokens": [self._decode(t.token) for t in found],
-                "token_logprobs": [t.logprob for t in found],
-                "top_logprobs": [{self._decode(i): p for i, p in t.top} for t in found],
-            }
-        content = [
-            self._token(t.token, t.logprob)
-            | {"top_logprobs": [self._token(i, p) for i, p in t.top]}
-            for t in found
-        ]
-        return {"content": content, "refusal": None}
-
-    def _token(self, token: int, logprob: float) -> dict[str, Any]:
-        text = self._decode(token)
-        return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+        return self._envelope(kind, []) | {"usage": usage(results, self.body.n)}
 
 
 def usage(results: Sequence[Generation], each: int) -> dict[str, int]:
@@ -108,6 +110,7 @@ def usage(results: Sequence[Generation], each: int) -> dict[str, int]:
 
 
 _POLL = 0.25
+_HEALTH: dict[int | str, dict[str, Any]] = {503: {"description": "Warming up."}}
 _ERRORS: dict[int | str, dict[str, Any]] = {
     code: {"description": text}
     for code, text in (
@@ -144,25 +147,50 @@ def create_app(engine: Engine) -> FastAPI:
         return await answer(engine, "chat", body, request)
 
     app.add_middleware(Limits, engine=engine)
+    if engine.settings.cors_origins:  # before the key: a browser's first question brings none
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(engine.settings.cors_origins),
+            allow_methods=["*"],
+            allow_headers=["*"],
+        )
     return app
 
 
 def _add_service_routes(app: FastAPI, engine: Engine) -> None:
-    @app.get("/health", response_model=None, responses={503: {"description": "Warming up."}})
+    reads = ["GET", "HEAD"]
+
+    @app.api_route("/health", methods=reads, response_model=None, responses=_HEALTH)
     async def health() -> Response:
         if engine.fault is not None:
             return JSONResponse({"status": "failed to start"}, 500)
         ready = engine.ready.is_set()
         return JSONResponse({"status": "ok" if ready else "warming up"}, 200 if ready else 503)
 
-    @app.get("/metrics", response_model=None)
+    @app.api_route("/metrics", methods=reads, response_model=None)
     async def metrics() -> Response:
         return Response(engine.metrics.text(), media_type="text/plain; version=0.0.4")
 
-    @app.get("/v1/models", response_model=None)
+    served = {"id": engine.settings.name, "object": "model", "created": 0, "owned_by": "tascade"}
+
+    @app.api_route("/v1/models", methods=reads, response_model=None)
     async def models() -> Response:
-        model = {"id": engine.settings.name, "object": "model", "created": 0, "owned_by": "tascade"}
-        return JSONResponse({"object": "list", "data": [model]})
+        return JSONResponse({"object": "list", "data": [served]})
+
+    @app.api_route("/v1/models/{name:path}", methods=reads, response_model=None)
+    async def model(name: str) -> Response:
+        _check_name(engine, name)
+        return JSONResponse(served)
+
+
+def _check_name(engine: Engine, name: str) -> None:
+    if name != engine.settings.name:
+        raise APIError(
+            404,
+            f"there is no model {name[:200]!r} here; there is {engine.settings.name!r}",
+            param="model",
+            code="model_not_found",
+        )
 
 
 def _add_errors(app: FastAPI) -> None:
@@ -205,21 +233,15 @@ async def answer(
         APIError: see :class:`tascade.serve.turns.ClientRequest`.
     """
     body.refuse()
-    if body.model is not None and body.model != engine.settings.name:
-        raise APIError(
-            404,
-            f"there is no model {body.model[:200]!r} here; there is {engine.settings.name!r}",
-            param="model",
-            code="model_not_found",
-        )
+    if body.model is not None:
+        _check_name(engine, body.model)
     prompts = await asyncio.to_thread(encoded, engine, body)  # long ones take a while
     turn = ClientRequest(engine, body, prompts)
-    shape = ResponseBuilder(kind, engine.settings.name, token_text(engine.model.tokenizer))
+    shape = ResponseBuilder(kind, engine.settings.name, body, engine.token_bytes)
     if body.stream:
         return _Events(turn, shape)
     await _until_done(turn, request)
-    asked = bool(body.logprobs) if kind == "chat" else body.logprobs is not None
-    return JSONResponse(shape.whole(turn.done(), asked, body.n))
+    return JSONResponse(shape.whole(turn.done()))
 
 
 class _Events(StreamingResponse):
@@ -262,14 +284,13 @@ async def _stream(turn: ClientRequest, shape: ResponseBuilder) -> AsyncIterator[
     try:
         async for number, piece in turn.pieces():
             if piece.result is not None:
-                reason = piece.result.finish_reason
-                yield _event(shape.chunk(number, "", reason=reason))
+                yield _event(shape.chunk(number, piece))
             elif piece.text or piece.logprobs or number not in begun:
                 first = number not in begun
                 begun.add(number)
-                yield _event(shape.chunk(number, piece.text, piece.logprobs, first=first))
-        if (body.stream_options or {}).get("include_usage"):
-            yield _event(shape.last(turn.done(), body.n))
+                yield _event(shape.chunk(number, piece, first=first))
+        if body.stream_options is not None and body.stream_options.include_usage:
+            yield _event(shape.last(turn.done()))
     except APIError as refusal:
         yield _event(refusal.body)
     finally:

@@ -23,6 +23,7 @@ from tascade.errors import ConfigError
 from tascade.index.traffic import TrafficLearner
 from tascade.model import TaskModel
 from tascade.serve.failures import APIError
+from tascade.serve.logprobs import TokenBytes
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _TOKENS = (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32)
@@ -77,7 +78,8 @@ class Settings:
     ``name``: what the API calls the model; ``api_key``: empty for none; ``max_queue``: requests
     that may wait (one is always being answered); ``max_body``: bytes of a request's body;
     ``max_prompt``: tokens of a prompt; ``timeout``: seconds a request may take, waiting included;
-    ``grace``: seconds to finish what was begun after a signal to stop.
+    ``grace``: seconds to finish what was begun after a signal to stop; ``cors_origins``: pages that
+    may ask from a browser, ``*`` for any.
     """
 
     name: str
@@ -91,6 +93,7 @@ class Settings:
     max_n: int = 8
     timeout: float = 120.0
     grace: float = 20.0
+    cors_origins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("max_queue", "max_body", "max_prompt", "max_tokens", "max_n", "timeout"):
@@ -154,6 +157,7 @@ class Engine:
         self.model, self.settings, self.metrics, self.learner = model, settings, metrics, learner
         self._queue: queue.Queue[Job | None] = queue.Queue(settings.max_queue)
         self._thread = threading.Thread(target=self._work, name="tascade-engine", daemon=True)
+        self.token_bytes = TokenBytes(model.tokenizer)
         self.ready = threading.Event()
         self._stopping = threading.Event()
         self._ended = threading.Event()
@@ -184,7 +188,7 @@ class Engine:
             raise APIError(
                 400,
                 f"{len(jobs)} answers (prompts times n) in one request are too many; at most "
-                f"{self.settings.max_queue} fit into this server's queue",
+                f"{self.settings.max_queue} fit into this server's queue (--max-queue)",
                 code="too_many_answers",
             )
         if self._queue.qsize() + len(jobs) > self.settings.max_queue:

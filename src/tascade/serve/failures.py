@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+_LONGEST = 400
+
 
 class APIError(Exception):
-    """A request that is not answered: HTTP ``status``, and what the client is told."""
+    """A request that is not answered: HTTP ``status``, and what the client is told.
+
+    What a client sent may stand in a message: it is cut, and what is no text is escaped.
+    """
 
     def __init__(
         self,
@@ -17,8 +22,9 @@ class APIError(Exception):
         code: str | None = None,
         retry_after: int | None = None,
     ) -> None:
-        super().__init__(message)
-        self.status, self.message, self.param, self.code = status, message, param, code
+        self.status, self.message, self.code = status, _shown(message), code
+        self.param = None if param is None else _shown(param)
+        super().__init__(self.message)
         self.retry_after = retry_after
 
     @property
@@ -34,4 +40,12 @@ class APIError(Exception):
     @property
     def headers(self) -> dict[str, str]:
         """Extra headers of the answer."""
-        return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        found = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        if self.status == 401:
+            found["WWW-Authenticate"] = "Bearer"
+        return found
+
+
+def _shown(text: str) -> str:
+    cut = text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
+    return cut.encode("utf-8", "backslashreplace").decode()

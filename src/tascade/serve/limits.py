@@ -86,8 +86,9 @@ class Limits:
         if not self.settings.api_key or scope["path"] in _OPEN:
             return
         given = dict(scope["headers"]).get(b"authorization", b"")
-        wanted = b"Bearer " + self.settings.api_key.encode()
-        if not hmac.compare_digest(given, wanted):
+        scheme, _, key = given.partition(b" ")
+        right = hmac.compare_digest(key.strip(), self.settings.api_key.encode())
+        if scheme.lower() != b"bearer" or not right:
             raise APIError(401, "wrong or missing API key", code="invalid_api_key")
 
     async def _read(self, scope: Message, receive: Receive) -> tuple[bytes, bool]:
@@ -124,6 +125,7 @@ class Limits:
 async def _refuse(refusal: APIError, send: Send) -> None:
     body = json.dumps(refusal.body).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    headers += [(name.lower().encode(), text.encode()) for name, text in refusal.headers.items()]
     if refusal.status in (401, 413):
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": refusal.status, "headers": headers})

@@ -1,26 +1,134 @@
-"""What clients may ask: OpenAI's fields, and a clear refusal of what this server cannot do."""
+"""What clients may ask: OpenAI's fields, and a clear refusal of what this server cannot do.
+
+A field that is null is absent. A field of :data:`NEUTRAL` is taken where it asks nothing, and
+refused by its name where it asks for something; any other is unknown.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tascade.serve.failures import APIError
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
-TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+TokenId = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
+
+_ANYTHING = object()
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    # OpenAI's
+    "user": (_ANYTHING,),
+    "metadata": (_ANYTHING,),
+    "safety_identifier": (_ANYTHING,),
+    "prompt_cache_key": (_ANYTHING,),
+    "prompt_cache_retention": (_ANYTHING,),
+    "prompt_cache_options": (_ANYTHING,),
+    "service_tier": (_ANYTHING,),
+    "parallel_tool_calls": (_ANYTHING,),
+    "store": (False,),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "logit_bias": ({},),
+    "modalities": (["text"],),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "reasoning_effort": ("none",),
+    "verbosity": ("medium",),
+    "audio": (),
+    "prediction": (),
+    "web_search_options": (),
+    "moderation": (),
+    "best_of": (1,),
+    "suffix": ("",),
+    "echo": (False,),
+    # vLLM's
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "add_generation_prompt": (True,),
+    "continue_final_message": (False,),
+    "min_tokens": (0,),
+    "ignore_eos": (False,),
+    "length_penalty": (1,),
+    "stop_token_ids": ([],),
+    "include_stop_str_in_output": (False,),
+    "use_beam_search": (False,),
+    "bad_words": ([],),
+    "allowed_token_ids": ([],),
+    "prompt_logprobs": (0,),
+    "truncate_prompt_tokens": (),
+    "structured_outputs": (),
+    "priority": (0,),
+    "request_id": (_ANYTHING,),
+    "return_tokens_as_token_ids": (False,),
+}
+"""Fields that this server knows and does nothing about: the values at which they ask nothing."""
+INSTEAD = {
+    "presence_penalty": "use repetition_penalty",
+    "frequency_penalty": "use repetition_penalty",
+    "best_of": "ask for n answers",
+    "response_format": "serve the pack in vLLM for JSON schemas",
+}
+
+
+def unsupported(param: str) -> APIError:
+    """A field this server knows and cannot honour."""
+    message, instead = f"{param} is not supported by this server", INSTEAD.get(param)
+    return APIError(
+        400, f"{message}; {instead}" if instead else message, param=param, code="unsupported"
+    )
+
+
+def _without_neutral(given: Any) -> Any:
+    if not isinstance(given, Mapping):
+        return given
+    found = {}
+    for name, value in given.items():
+        if value is None:
+            continue
+        if name not in NEUTRAL:
+            found[name] = value
+        elif not any(n is _ANYTHING or _same(value, n) for n in NEUTRAL[name]):
+            raise unsupported(name)
+    return found
+
+
+def _same(value: object, neutral: object) -> bool:
+    numbers = (int, float)
+    if isinstance(neutral, bool) or isinstance(value, bool):
+        return value is neutral
+    if isinstance(neutral, numbers):
+        return isinstance(value, numbers) and value == neutral
+    return type(value) is type(neutral) and value == neutral
+
+
+class _StreamOptions(BaseModel):
+    """How a stream is told. Padding against eavesdroppers is not done, whatever is asked."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    include_usage: bool = False
+    include_obfuscation: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nulls(cls, given: Any) -> Any:
+        return _without_neutral(given)
 
 
 class _Options(BaseModel):
     """Fields that both kinds of request share."""
 
-    model_config = ConfigDict(extra="forbid", strict=False)
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     model: str | None = None
     stream: bool = False
-    stream_options: dict[str, bool] | None = None
+    stream_options: _StreamOptions | None = None
     n: int = Field(1, ge=1, le=1024)
     temperature: Annotated[Number, Field(ge=0, le=100)] = 1.0
     top_p: Annotated[Number, Field(gt=0, le=1)] = 1.0
@@ -29,11 +137,11 @@ class _Options(BaseModel):
     repetition_penalty: Annotated[Number, Field(gt=0, le=100)] = 1.0
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
-    user: str | None = None
-    metadata: dict[str, str] | None = None
-    presence_penalty: Number = 0.0
-    frequency_penalty: Number = 0.0
-    logit_bias: dict[str, Number] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _neutral(cls, given: Any) -> Any:
+        return _without_neutral(given)
 
     def stops(self) -> tuple[str, ...]:
         """The stop strings."""
@@ -45,16 +153,8 @@ class _Options(BaseModel):
         Raises:
             APIError: naming the field.
         """
-        for name in ("presence_penalty", "frequency_penalty"):
-            if getattr(self, name):
-                raise unsupported(name, "use repetition_penalty")
-        if self.logit_bias:
-            raise unsupported("logit_bias")
         if self.stream_options and not self.stream:
             raise APIError(400, "stream_options needs stream", param="stream_options")
-        for option in self.stream_options or {}:
-            if option not in ("include_usage", "include_obfuscation"):
-                raise unsupported(f"stream_options.{option}")
 
 
 class CompletionRequest(_Options):
@@ -68,11 +168,8 @@ class CompletionRequest(_Options):
             list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1, max_length=64)
         ]
     )
-    max_tokens: int = Field(16, ge=1, lt=2**31)
+    max_tokens: int | None = Field(None, ge=1, lt=2**31)
     logprobs: int | None = Field(None, ge=0, le=20)
-    echo: bool = False
-    best_of: int | None = None
-    suffix: str | None = None
 
     def prompts(self) -> list[str | list[int]]:
         """The prompts, each a text or token ids."""
@@ -82,28 +179,23 @@ class CompletionRequest(_Options):
             return [self.prompt]  # type: ignore[list-item]
         return list(self.prompt)  # type: ignore[arg-type]
 
-    def refuse(self) -> None:
-        """See :class:`_Options`."""
-        super().refuse()
-        if self.best_of not in (None, 1):
-            raise unsupported("best_of", "ask for n answers")
-        if self.suffix:
-            raise unsupported("suffix")
-        if self.echo:
-            raise unsupported("echo")
-
 
 class TextPart(BaseModel):
-    """A part of a message: text is all this server reads."""
+    """A part of a message: text is all this server reads, and what a model refused to say."""
 
     model_config = ConfigDict(extra="forbid")
 
-    type: Literal["text"]
-    text: str
+    type: Literal["text", "refusal"]
+    text: str = ""
+    refusal: str = ""
+
+
+_OF_ANSWERS = ("refusal", "tool_calls", "function_call", "audio", "annotations")
+"""What servers put into an assistant's message, and clients send back."""
 
 
 class Message(BaseModel):
-    """One message of a chat."""
+    """One message of a chat: a client's, or a server's sent back."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -111,12 +203,31 @@ class Message(BaseModel):
     content: str | list[TextPart]
     name: str | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _sent_back(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        found = {name: value for name, value in given.items() if value is not None}
+        if found.get("role") in ("tool", "function"):
+            raise unsupported("messages of role tool")
+        if found.get("role") == "assistant":
+            for name in _OF_ANSWERS:
+                value = found.pop(name, None)
+                if name == "refusal" and "content" not in found:
+                    found["content"] = value
+                elif value and name not in ("refusal", "annotations"):
+                    raise unsupported(f"messages.{name}")
+            if found.get("content") is None:
+                found["content"] = ""
+        return found
+
     def plain(self) -> dict[str, str]:
         """As the chat template takes it."""
         role = "system" if self.role == "developer" else self.role
         if isinstance(self.content, str):
             return {"role": role, "content": self.content}
-        return {"role": role, "content": "".join(part.text for part in self.content)}
+        return {"role": role, "content": "".join(p.text or p.refusal for p in self.content)}
 
 
 class ChatRequest(_Options):
@@ -127,27 +238,10 @@ class ChatRequest(_Options):
     max_completion_tokens: int | None = Field(None, ge=1, lt=2**31)
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    response_format: dict[str, Any] | None = None
-    tools: list[Any] | None = None
-    tool_choice: Any = None
     chat_template_kwargs: dict[str, Any] | None = None
 
     def refuse(self) -> None:
         """See :class:`_Options`."""
         super().refuse()
-        if self.response_format and self.response_format.get("type") != "text":
-            raise unsupported("response_format", "serve the pack in vLLM for JSON schemas")
-        if self.tools:
-            raise unsupported("tools")
-        if self.tool_choice not in (None, "none"):
-            raise unsupported("tool_choice")
         if self.top_logprobs and not self.logprobs:
             raise APIError(400, "top_logprobs needs logprobs", param="top_logprobs")
-
-
-def unsupported(param: str, instead: str = "") -> APIError:
-    """A field this server knows and cannot honour."""
-    message = f"{param} is not supported by this server"
-    return APIError(
-        400, f"{message}; {instead}" if instead else message, param=param, code="unsupported"
-    )

@@ -10,10 +10,13 @@ from typing import Any
 
 from tascade.core import Generation, IntArray
 from tascade.decode.sampling import SamplingParams
+from tascade.decode.target import check_ids
 from tascade.errors import TascadeError
 from tascade.serve.engine import Delta, Engine, Job
 from tascade.serve.failures import APIError
 from tascade.serve.requests import ChatRequest, CompletionRequest
+
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
 class ClientRequest:
@@ -34,7 +37,7 @@ class ClientRequest:
         self._pieces: asyncio.Queue[tuple[int, Delta]] = asyncio.Queue()
         settings = engine.settings
         if request.n > settings.max_n:
-            raise APIError(400, f"n is at most {settings.max_n} here", param="n")
+            raise APIError(400, f"n is at most {settings.max_n} here (--max-n)", param="n")
         deadline = time.monotonic() + settings.timeout
         seed = secrets.randbits(62) if request.seed is None else request.seed
         self.jobs: list[Job] = []
@@ -110,7 +113,8 @@ def encoded(engine: Engine, request: ChatRequest | CompletionRequest) -> list[In
         param = "chat_template_kwargs" if chat else "messages"
         raise APIError(400, error.message, param=param) from error
     except Exception as error:  # a chat template raises whatever it likes
-        raise APIError(400, f"the prompt cannot be encoded: {type(error).__name__}") from error
+        said = f"the prompt cannot be encoded: {type(error).__name__}: {error}"
+        raise APIError(400, said, param="messages") from error
     context = engine.model.target.context
     param = "messages" if isinstance(request, ChatRequest) else "prompt"
     for ids in found:
@@ -120,12 +124,15 @@ def encoded(engine: Engine, request: ChatRequest | CompletionRequest) -> list[In
             most = limit if context is None else min(limit, context - 1)
             raise APIError(
                 400,
-                f"the prompt has {len(ids)} tokens; at most {most} are read",
+                f"the prompt has {len(ids)} tokens; at most {most} are read"
+                + (" (--max-prompt-tokens)" if most == limit else ", by the model's positions"),
                 param=param,
                 code="context_length_exceeded",
             )
-        if int(ids.max()) >= len(tokenizer) or int(ids.min()) < 0:
-            raise APIError(400, "a token id is not in the vocabulary", param=param)
+        try:
+            check_ids(ids, engine.model.target.rows)
+        except TascadeError as error:
+            raise APIError(400, f"{error.message}: {error.got}", param=param) from error
     return found
 
 
@@ -147,11 +154,13 @@ def sampling(
     if wanted is not None and wanted > most:
         raise APIError(
             400,
-            f"{wanted} tokens behind a prompt of {prompt_tokens} are too many; {most} fit",
+            f"{wanted} tokens behind a prompt of {prompt_tokens} are too many; {most} fit"
+            + (" (--max-tokens)" if most == engine.settings.max_tokens else " into the context"),
             param=param,
             code="context_length_exceeded",
         )
-    wanted = wanted or min(most, engine.model.pack.info.max_new_tokens)
+    usual = engine.model.pack.info.max_new_tokens if isinstance(request, ChatRequest) else 16
+    wanted = wanted or min(most, usual)
     asked: int | None = None
     if isinstance(request, ChatRequest):
         asked = (request.top_logprobs or 0) if request.logprobs else None
@@ -159,24 +168,20 @@ def sampling(
         asked = request.logprobs
     try:
         return engine.model.params(
-            temperature=request.temperature,
-            top_k=max(request.top_k, 0),
-            top_p=request.top_p,
-            min_p=request.min_p,
-            repetition_penalty=request.repetition_penalty,
-            seed=seed,
-            max_new_tokens=wanted,
-            stop=request.stops(),
-            logprobs=asked,
+            **_said(engine, request), seed=seed, max_new_tokens=wanted, logprobs=asked
         )
     except TascadeError as error:
         raise APIError(400, error.message) from error
 
 
-def token_text(tokenizer: Any) -> Any:
-    """A function from one token id to its text."""
-
-    def decode(token: int) -> str:
-        return str(tokenizer.decode([token]))
-
-    return decode
+def _said(engine: Engine, request: ChatRequest | CompletionRequest) -> dict[str, Any]:
+    """What the request says of sampling; the checkpoint says the rest, and then OpenAI's API."""
+    given = request.model_fields_set
+    said = {name: getattr(request, name) for name in _SAMPLING if name in given}
+    if "top_k" in said:
+        said["top_k"] = max(said["top_k"], 0)
+    if request.stops():
+        said["stop"] = request.stops()
+    if not engine.model.samples:
+        said.setdefault("temperature", request.temperature)
+    return said
