@@ -6,6 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pytest
+from numba.core.caching import NullCache
+from numba.core.errors import NumbaError
+
+from tascade.util.jit import inner, kernel, lean
+
 KERNELS = """
 from typing import NamedTuple
 import numpy as np
@@ -45,3 +52,50 @@ def test_an_index_that_names_classes_long_gone_is_not_read(tmp_path: Path) -> No
     (tmp_path / "box.py").write_text("from typing import NamedTuple\nimport numpy as np\n" + BOX)
     (tmp_path / "kernels.py").write_text(moved)
     assert run(tmp_path) == "0"
+
+
+@inner
+def _sum(numbers, start, span):
+    total = start
+    for i in range(span[0], span[1]):
+        total += numbers[i]
+    return total
+
+
+@lean
+def sums(numbers, start):
+    return _sum(numbers, 7, (0, 2)) + _sum(numbers, start, (start, len(numbers)))
+
+
+@kernel
+def doubled(numbers):
+    return numbers * 2
+
+
+@lean
+def copied(numbers):
+    return numbers.copy()[0]
+
+
+for _made in (_sum, sums, doubled, copied):
+    _made._cache = NullCache()  # else what an earlier run has compiled is counted
+
+
+def test_literals_and_widths_make_no_kernel_of_their_own():
+    numbers = np.arange(5)
+    for start in (1, np.int32(1), np.uint8(1)):
+        assert sums(numbers, start) == 19
+    assert [len(one.signatures) for one in (sums, _sum)] == [1, 1]
+    assert sums(numbers.astype(np.float32), 1) == 19.0
+
+
+def test_arrays_are_made_only_where_that_is_said():
+    assert doubled(np.arange(3)).tolist() == [0, 2, 4]
+    with pytest.raises(NumbaError, match="NRT required"):
+        copied(np.arange(3))
+
+
+def test_an_inner_kernel_cannot_be_called_from_python():
+    assert sums(np.arange(5), 1) == 19
+    with pytest.raises(TypeError, match="_sum is for kernels alone"):
+        _sum(np.arange(5), 1, (0, 1))

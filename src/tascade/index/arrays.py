@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tascade.core import SEPARATOR, IntArray
-from tascade.util.jit import kernel
+from tascade.util.jit import inner, kernel, lean
 
 UIntArray = npt.NDArray[np.uint32]
 
@@ -110,7 +110,7 @@ def _sort_buckets(tokens: Any, order: Any, head: Any, bits: int, per_key: int) -
             depth += width
 
 
-@kernel
+@inner
 def _pack_keys(
     tokens: Any, order: Any, base: Any, n: int, depth: int, width: int, bits: int, key: Any
 ) -> None:
@@ -128,7 +128,7 @@ def _pack_keys(
         key[i] = packed << np.uint64(bits * (width - done)) if done < width else packed
 
 
-@kernel
+@inner
 def _mark_ties(key: Any, n: int, bits: int, tied: Any, at: int) -> bool:
     """Note which neighbours need another level: equal keys whose context has not ended."""
     last = (np.uint64(1) << np.uint64(bits)) - np.uint64(1)
@@ -140,7 +140,7 @@ def _mark_ties(key: Any, n: int, bits: int, tied: Any, at: int) -> bool:
     return work
 
 
-@kernel
+@inner
 def _merge_sort(key: Any, val: Any, base: Any, n: int, spare_key: Any, spare_val: Any) -> None:
     """Stable sort of ``key[:n]``, moving ``val[base:base+n]`` along."""
     for lo in range(0, n, _BLOCK):
@@ -160,7 +160,7 @@ def _merge_sort(key: Any, val: Any, base: Any, n: int, spare_key: Any, spare_val
         width *= 2
 
 
-@kernel
+@inner
 def _merge(
     key: Any, val: Any, base: int, lo: int, mid: int, hi: int, spare_key: Any, spare_val: Any
 ) -> None:
@@ -185,7 +185,7 @@ def _merge(
         out += 1
 
 
-@kernel
+@inner
 def _compare(tokens: Any, p: int | np.int64, q: int | np.int64) -> int:
     """Sign of the order of the contexts of positions ``p`` and ``q``."""
     for d in range(1, min(DEPTH, min(p, q)) + 1):
@@ -197,7 +197,7 @@ def _compare(tokens: Any, p: int | np.int64, q: int | np.int64) -> int:
     return 0
 
 
-@kernel
+@lean
 def find_fault(tokens: Any, order: Any, head: Any, documents: Any, vocab_size: int) -> int:
     """Check every value of a shard; reads nothing out of bounds whatever the arrays hold.
 
@@ -237,7 +237,7 @@ def find_fault(tokens: Any, order: Any, head: Any, documents: Any, vocab_size: i
     return fault
 
 
-@kernel
+@inner
 def _find_order_fault(tokens: Any, order: Any, head: Any, vocab_size: int) -> int:
     """The part of :func:`find_fault` that walks ``order``: strict ascent also rules out doubles."""
     before = np.int64(0)
@@ -256,7 +256,7 @@ def _find_order_fault(tokens: Any, order: Any, head: Any, vocab_size: int) -> in
     return 0
 
 
-@kernel
+@inner
 def _against(tokens: Any, p: Any, context: Any) -> int:
     """Sign of the context of position ``p`` against ``context`` (latest token last)."""
     if p >= len(tokens):
@@ -270,7 +270,7 @@ def _against(tokens: Any, p: Any, context: Any) -> int:
     return 0
 
 
-@kernel
+@lean
 def count_in_shard(tokens: Any, order: Any, head: Any, context: Any) -> Any:
     """How often a document token follows ``context`` in a shard, by two binary searches.
 
@@ -299,7 +299,7 @@ def count_in_shard(tokens: Any, order: Any, head: Any, context: Any) -> Any:
     return lo - first
 
 
-@kernel
+@lean
 def count_by_scan(tokens: Any, context: Any) -> int:
     """As :func:`count_in_shard`, for ``tokens`` [n] int32 that nobody has sorted."""
     n, found = len(context), 0

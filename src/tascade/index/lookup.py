@@ -13,7 +13,7 @@ from llvmlite import ir
 from numba import carray, types
 from numba.extending import intrinsic
 
-from tascade.util.jit import kernel
+from tascade.util.jit import inner, kernel, lean
 
 DEPTH = 32
 """Longest context compared, in tokens."""
@@ -75,13 +75,13 @@ _I32 = np.zeros(1, np.int32)
 _U32 = np.zeros(1, np.uint32)
 
 
-@kernel
+@inner
 def position(order: Any, i: Any, n: int) -> Any:
     """``order[i]`` held inside a token array of length ``n``: a damaged file must not crash us."""
     return min(max(np.int64(order[i]), 1), n - 1)
 
 
-@kernel
+@inner
 def common(tokens: Any, p: int, rc: Any, n: int) -> int:
     """How many tokens before position ``p`` equal ``rc[:n]``, a separator ending the count."""
     k = 0
@@ -95,7 +95,7 @@ def common(tokens: Any, p: int, rc: Any, n: int) -> int:
     return k
 
 
-@kernel
+@inner
 def _before(tokens: Any, p: int, rc: Any, n: int) -> bool:
     """Whether the reversed context of ``p`` sorts before ``rc[:n]``."""
     k = 0
@@ -109,7 +109,7 @@ def _before(tokens: Any, p: int, rc: Any, n: int) -> bool:
     return False
 
 
-@kernel
+@inner
 def locate(tokens: Any, order: Any, head: Any, rc: Any, n: int) -> Any:
     """Where ``rc[:n]`` sorts in a shard.
 
@@ -144,7 +144,7 @@ def locate(tokens: Any, order: Any, head: Any, rc: Any, n: int) -> Any:
     return lo, start, end, best
 
 
-@kernel
+@inner
 def widen_left(tokens: Any, order: Any, rc: Any, k: int, at: int, start: int) -> int:
     """First index at or after ``start`` from which every entry up to ``at`` matches ``k`` tokens.
 
@@ -168,7 +168,7 @@ def widen_left(tokens: Any, order: Any, rc: Any, k: int, at: int, start: int) ->
     return hi
 
 
-@kernel
+@inner
 def widen_right(tokens: Any, order: Any, rc: Any, k: int, at: int, end: int) -> int:
     """One past the last index before ``end`` down to which every entry from ``at`` matches."""
     size = len(tokens)
@@ -189,7 +189,7 @@ def widen_right(tokens: Any, order: Any, rc: Any, k: int, at: int, end: int) -> 
     return lo + 1
 
 
-@kernel
+@inner
 def chain_hash(a: int, b: int, bits: int) -> int:
     """Hash of the last two tokens into ``bits`` bits (``a`` the last)."""
     h = np.uint32(np.uint32(a + 2) * np.uint32(2654435761) + np.uint32(b + 2) * np.uint32(40503))
@@ -198,7 +198,7 @@ def chain_hash(a: int, b: int, bits: int) -> int:
     return int(h >> np.uint32(32 - bits))
 
 
-@kernel
+@lean
 def chain_extend(buffer: Any, prev: Any, table: Any, length: int, new: Any, bits: int) -> int:
     """Append tokens to a hash chain in place; returns the new length.
 
@@ -216,7 +216,7 @@ def chain_extend(buffer: Any, prev: Any, table: Any, length: int, new: Any, bits
     return n
 
 
-@kernel
+@inner
 def chain_find(chain: Any, rc: Any, n: int, limit: int, out_tokens: Any, out_length: Any) -> int:
     """Continuations of a context in a hash chain, most recent first.
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from tascade.core import FloatArray, LongArray
 from tascade.index.arrays import UIntArray
-from tascade.util.jit import kernel
+from tascade.util.jit import inner, kernel, lean
 
 MAX_SHARE = 0.2
 """A feature of this share of the examples, or more, says nothing."""
@@ -61,7 +61,7 @@ def index_features(
     )
 
 
-@kernel
+@inner
 def _hash(a: int, b: int) -> Any:
     """32-bit hash of token ``b`` after token ``a``; ``a`` is -1 for ``b`` alone."""
     h = np.uint64(a + 2) * np.uint64(0x9E3779B97F4A7C15)
@@ -75,21 +75,21 @@ def _hash(a: int, b: int) -> Any:
 def features_of(prompt: Any) -> Any:
     """The features of a prompt: [n] uint32, sorted, each once."""
     n = len(prompt)
-    found = np.empty(max(2 * n - 1, 0), np.uint32)
+    found = np.empty(max(2 * n - 1, 0), np.int64)  # as all that is sorted: one sort to compile
     for i in range(n):
         found[i] = _hash(-1, prompt[i])
     for i in range(1, n):
         found[n + i - 1] = _hash(prompt[i - 1], prompt[i])
     found.sort()
-    kept = 0
+    kept, once = 0, np.empty(len(found), np.uint32)
     for i in range(len(found)):
         if i == 0 or found[i] != found[i - 1]:
-            found[kept] = found[i]
+            once[kept] = found[i]
             kept += 1
-    return found[:kept]
+    return once[:kept]
 
 
-@kernel
+@lean
 def _find(features: Any, wanted: Any) -> Any:
     """Index of a hash in sorted ``features``, or -1. Hashes are uniform: guess, then gallop."""
     n: Any = len(features)

@@ -9,7 +9,7 @@ import numpy as np
 
 from tascade.core import IntArray, LongArray
 from tascade.errors import ConfigError
-from tascade.util.jit import kernel
+from tascade.util.jit import lean
 
 
 def check_batch(
@@ -75,7 +75,7 @@ def check_tasks(wanted: Sequence[int], count: int) -> None:
             raise ConfigError("no such task", got=task, wanted=f"below {count}", where=f"row {row}")
 
 
-@kernel
+@lean
 def leave_strange(ids: Any, lengths: Any, slot_of: Any, known: Any, vocabulary: int) -> None:
     """Leave alone the rows with a token that is none: below 0, or not below ``vocabulary``.
 

@@ -18,7 +18,7 @@ from tascade.draft.ngram.candidates import (
 from tascade.draft.ngram.mixer import probability, survive
 from tascade.draft.ngram.tree_search import settle
 from tascade.index.lookup import DEPTH, HASH_BITS, MAX_LEVELS, chain_extend, shard_tokens
-from tascade.util.jit import kernel
+from tascade.util.jit import inner, lean
 
 SURVIVAL_BINS = 64
 _LEAST = 0.02
@@ -39,7 +39,7 @@ def new_batch_work(nodes: int) -> tuple[Any, ...]:
     )
 
 
-@kernel
+@inner
 def _window(tokens: Any, start: int, end: int, separated: bool, nodes: int, window: Any) -> int:
     """Write ``tokens[start:end]`` reversed behind ``nodes`` free places; returns how many."""
     n = 0
@@ -55,7 +55,7 @@ def _window(tokens: Any, start: int, end: int, separated: bool, nodes: int, wind
     return n
 
 
-@kernel
+@inner
 def _agreed(shards: Any, token: int, above: int, row: int, scratch: Any, found: Any) -> int:
     """The one candidate below ``token`` where the corpus's voters all say the same; else nothing.
 
@@ -100,7 +100,7 @@ def _agreed(shards: Any, token: int, above: int, row: int, scratch: Any, found: 
     return 1
 
 
-@kernel
+@inner
 def _grow_chain(
     limit: int,
     floor: float,
@@ -160,7 +160,7 @@ def _grow_chain(
     return n
 
 
-@kernel
+@inner
 def _stands_at(new: Any, n_nodes: int, draft: Any, used: Any) -> int:
     """The row of the last draft that all new tokens but the last led to, or -1."""
     depth = len(new) - 1
@@ -172,19 +172,19 @@ def _stands_at(new: Any, n_nodes: int, draft: Any, used: Any) -> int:
     return depth if used[depth] > 0 else -1
 
 
-@kernel
-def _keep_voters(slots: Any, s: int, row: int) -> int:
+@inner
+def _keep_voters(voters: Any, held: Any, row: int) -> int:
     """Move the voters of ``row`` to the spare row, where the next draft finds them."""
-    spare = int(slots.held.shape[1]) - 1
-    for i in range(slots.held.shape[2]):
-        slots.held[s, spare, i] = slots.held[s, row, i]
+    spare = len(held) - 1
+    for i in range(held.shape[1]):
+        held[spare, i] = held[row, i]
     for level in range(MAX_LEVELS):
-        for i in range(min(slots.held[s, row, level], KEPT_VOTERS)):
-            slots.voters[s, spare, level, i] = slots.voters[s, row, level, i]
+        for i in range(min(held[row, level], KEPT_VOTERS)):
+            voters[spare, level, i] = voters[row, level, i]
     return spare
 
 
-@kernel
+@inner
 def _draft_row(
     row: Any,
     n: int,
@@ -226,7 +226,7 @@ def _draft_row(
         return
     scratch = (*work[4][:7], slots.voters[s], slots.held[s])
     if above >= 0:
-        above = _keep_voters(slots, s, above)
+        above = _keep_voters(slots.voters[s], slots.held[s], above)
     context = (slots.tokens[s], slots.previous[s], slots.table[s], n, HASH_BITS)
     similar = (
         slots.example_tokens[s],
@@ -252,7 +252,7 @@ def _draft_row(
     )
 
 
-@kernel
+@lean
 def draft_rows(
     ids: Any,
     lengths: Any,
@@ -288,12 +288,12 @@ def draft_rows(
             sums[_bin(slots.survival[s, i])] += slots.survival[s, i]
 
 
-@kernel
+@inner
 def _bin(survival: float) -> int:
     return min(int((1.0 - survival) * SURVIVAL_BINS), SURVIVAL_BINS - 1)
 
 
-@kernel
+@lean
 def best_rate(
     rows: int,
     counts: Any,
@@ -323,7 +323,7 @@ def best_rate(
     return best, top
 
 
-@kernel
+@lean
 def cut_rows(slot_of: Any, slots: Any, bins: int, drafts: Any, ends: Any) -> int:
     """Keep each row's nodes in the ``bins`` surest bins.
 

@@ -22,7 +22,7 @@ from tascade.index.lookup import (
     widen_left,
     widen_right,
 )
-from tascade.util.jit import kernel
+from tascade.util.jit import inner
 
 MAX_CANDIDATES = 8
 _POOL = 48
@@ -58,7 +58,7 @@ def new_scratch(nodes: int) -> tuple[Any, ...]:
     )
 
 
-@kernel
+@inner
 def _slot(tokens: Any, used: int, token: int) -> int:
     for i in range(used):
         if tokens[i] == token:
@@ -66,7 +66,7 @@ def _slot(tokens: Any, used: int, token: int) -> int:
     return -1
 
 
-@kernel
+@inner
 def _sample_interval(
     tokens: Any,
     order: Any,
@@ -95,7 +95,7 @@ def _sample_interval(
     return used, take
 
 
-@kernel
+@inner
 def _vote(pool: Any, counts: Any, level: int, used: int, token: int) -> int:
     j = _slot(pool, used, token)
     if j < 0:
@@ -110,7 +110,7 @@ def _vote(pool: Any, counts: Any, level: int, used: int, token: int) -> int:
     return used
 
 
-@kernel
+@inner
 def corpus_votes(
     shards: Any, rc: Any, n: int, recent: Any, scratch: Any, row: int, reach: int
 ) -> tuple[int, int]:
@@ -163,7 +163,7 @@ def corpus_votes(
     return used, best
 
 
-@kernel
+@inner
 def inherited_votes(
     shards: Any, recent: Any, token: int, above: int, row: int, scratch: Any
 ) -> tuple[int, int]:
@@ -202,7 +202,7 @@ def inherited_votes(
     return used, min(best + 1, DEPTH)
 
 
-@kernel
+@inner
 def _shard_level(
     shards: Any,
     s: int,
@@ -239,7 +239,7 @@ def _shard_level(
     return below, used
 
 
-@kernel
+@inner
 def _fresh_level(
     token: int, length: int, k: int, pool: Any, counts: Any, totals: Any, level: int, used: int
 ) -> int:
@@ -249,7 +249,7 @@ def _fresh_level(
     return _vote(pool, counts, level, used, token)
 
 
-@kernel
+@inner
 def _blend(counts: Any, totals: Any, levels: int, used: int, shares: Any) -> None:
     """Witten-Bell interpolation from the shortest level up: P = (c + d P') / (n + d)."""
     for j in range(used):
@@ -266,7 +266,7 @@ def _blend(counts: Any, totals: Any, levels: int, used: int, shares: Any) -> Non
             shares[j] = (counts[level, j] + distinct * shares[j]) / (n + distinct)
 
 
-@kernel
+@inner
 def chain_votes(chain: Any, rc: Any, n: int, scratch: Any) -> tuple[int, int]:
     """Next-token shares from a hash chain: longest matches weigh most.
 
@@ -294,7 +294,7 @@ def chain_votes(chain: Any, rc: Any, n: int, scratch: Any) -> tuple[int, int]:
     return used, best
 
 
-@kernel
+@inner
 def source_kind(shares: Any) -> int:
     """Who offers a token with these ``shares`` [3]: 1 the corpus, 2 the request, 3 both."""
     from_request = False
@@ -303,7 +303,7 @@ def source_kind(shares: Any) -> int:
     return 3 if shares[CORPUS] > 0 and from_request else (1 if shares[CORPUS] > 0 else 2)
 
 
-@kernel
+@inner
 def ends_answer(token: int, barriers: Any) -> bool:
     """Whether ``token`` is one of ``barriers``, the end tokens: nothing is drafted below it."""
     ends = False
@@ -312,7 +312,7 @@ def ends_answer(token: int, barriers: Any) -> bool:
     return ends
 
 
-@kernel
+@inner
 def gather(
     sources: Any,
     rc: Any,

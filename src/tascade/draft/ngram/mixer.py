@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tascade.draft.ngram.candidates import SOURCES
-from tascade.util.jit import kernel
+from tascade.util.jit import inner
 
 MATCH_BUCKETS = 16
 SHARE_BUCKETS = 13
@@ -26,18 +26,18 @@ _PATH_LIMIT = 2000.0
 _LEARNING_RATE = 0.015
 
 
-@kernel
+@inner
 def _stretch(p: float) -> Any:
     p = min(max(p, 0.0025), 0.9975)
     return np.log(p / (1.0 - p))
 
 
-@kernel
+@inner
 def _squash(x: float) -> Any:
     return 1.0 / (1.0 + np.exp(-min(max(x, -_CLIP), _CLIP)))
 
 
-@kernel
+@inner
 def share_bucket(share: float) -> int:
     """0 for a source that is silent on the token, else 1..12, finer towards certainty."""
     if share <= 0.0:
@@ -49,7 +49,7 @@ def share_bucket(share: float) -> int:
     return min(1 + int(share * 10.0), 10)
 
 
-@kernel
+@inner
 def match_bucket(match: int) -> int:
     """0..15: exact up to 10 tokens, then coarser."""
     if match <= 10:
@@ -65,7 +65,7 @@ def match_bucket(match: int) -> int:
     return 15
 
 
-@kernel
+@inner
 def probability(shares: Any, match: Any, odds: Any, weights: Any, final: Any) -> Any:
     """Calibrated probability of one candidate.
 
@@ -76,7 +76,7 @@ def probability(shares: Any, match: Any, odds: Any, weights: Any, final: Any) ->
     return _finish(mixed, final)
 
 
-@kernel
+@inner
 def _present(match: Any) -> int:
     mask = 0
     for s in range(SOURCES):
@@ -85,7 +85,7 @@ def _present(match: Any) -> int:
     return mask
 
 
-@kernel
+@inner
 def _mix(shares: Any, match: Any, odds: Any, weights: Any) -> Any:
     mask = _present(match)
     x = weights[mask, SOURCES]
@@ -95,7 +95,7 @@ def _mix(shares: Any, match: Any, odds: Any, weights: Any) -> Any:
     return min(max(x, -_CLIP), _CLIP)
 
 
-@kernel
+@inner
 def _finish(mixed: float, final: Any) -> Any:
     at = (mixed + _CLIP) * (FINAL_BUCKETS - 1) / (2.0 * _CLIP)
     i = min(int(at), FINAL_BUCKETS - 2)
@@ -105,7 +105,7 @@ def _finish(mixed: float, final: Any) -> Any:
     return low * (1.0 - f) + high * f
 
 
-@kernel
+@inner
 def learn(shares: Any, match: Any, hit: float, stages: Any) -> None:
     """Take one outcome (``hit`` 1.0 or 0.0) into all three stages, in place.
 
@@ -130,13 +130,13 @@ def learn(shares: Any, match: Any, hit: float, stages: Any) -> None:
             odds[s, m, b] = _stretch(cells[s, m, b, 0] / cells[s, m, b, 1])
 
 
-@kernel
+@inner
 def survive(raw: float, path: Any) -> Any:
     """Survival of a node whose path's probabilities multiply to ``raw``."""
     return _finish(min(max(_stretch(raw), -_CLIP), _CLIP), path)
 
 
-@kernel
+@inner
 def learn_path(raw: float, hit: float, path: Any) -> None:
     """Take into the last stage whether the target's path passed a node."""
     mixed = min(max(_stretch(raw), -_CLIP), _CLIP)
@@ -147,7 +147,7 @@ def learn_path(raw: float, hit: float, path: Any) -> None:
     _count(path[i + 1], hit, f, _PATH_LIMIT)
 
 
-@kernel
+@inner
 def _count(cell: Any, hit: float, weight: float, limit: float) -> None:
     if cell[1] >= limit:
         decay = 1.0 - weight / limit

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from tascade.core import FloatArray, IntArray, LongArray
 from tascade.draft.ngram.candidates import KEPT_VOTERS, MAX_CANDIDATES, SOURCES
 from tascade.index.lookup import HASH_BITS, MAX_LEVELS, chain_extend
-from tascade.util.jit import kernel
+from tascade.util.jit import inner, lean
 
 EXAMPLE_TOKENS = 8192
 """Tokens of similar examples a slot holds."""
@@ -85,7 +85,7 @@ def new_slots(count: int, length: int, nodes: int) -> Slots:
     )
 
 
-@kernel
+@inner
 def _same(known: Any, row: Any, n: int) -> bool:
     """Whether two token arrays agree in their first ``n``: in strides, which compile to SIMD."""
     if n == 0:
@@ -107,18 +107,17 @@ def _same(known: Any, row: Any, n: int) -> bool:
     return True
 
 
-@kernel
-def _settled(sampled: int, s: int, slots: Any, outcome: Any) -> None:
+@inner
+def _settled(sampled: int, given: int, survival: Any, outcome: Any) -> None:
     """Count what became of a request's last draft."""
-    given = slots.given[s]
     outcome[0] += 1.0
     outcome[1] += min(sampled - 1, given)
     outcome[2] += given
     for i in range(given):
-        outcome[3] += slots.survival[s, i]
+        outcome[3] += survival[i]
 
 
-@kernel
+@lean
 def match_rows(
     ids: Any,
     lengths: Any,
@@ -165,11 +164,11 @@ def match_rows(
                 break
     for b in range(len(fresh)):
         if out[b] >= 0:
-            _settled(fresh[b], out[b], slots, outcome)
+            _settled(fresh[b], slots.given[out[b]], slots.survival[out[b]], outcome)
     return missing
 
 
-@kernel
+@inner
 def _clear_slot(slots: Any, s: int, task: int, prompt: int, examples: Any) -> None:
     """Make slot ``s`` a new request's: nothing of the one before remains reachable."""
     slots.task[s] = task
@@ -193,7 +192,7 @@ def _clear_slot(slots: Any, s: int, task: int, prompt: int, examples: Any) -> No
         )
 
 
-@kernel
+@lean
 def clear_slots(slots: Any, which: Any, tasks: Any, prompts: Any, examples: Any, ends: Any) -> None:
     """Make the slots ``which`` [N] new requests' (see :func:`_clear_slot`).
 

@@ -17,7 +17,7 @@ from tascade.draft.ngram.candidates import (
 )
 from tascade.draft.ngram.mixer import learn, learn_path, probability, survive
 from tascade.index.lookup import DEPTH
-from tascade.util.jit import kernel
+from tascade.util.jit import inner, lean
 
 MAX_NODES = 128
 _HEAP = 1024
@@ -57,7 +57,13 @@ def new_memo() -> tuple[Any, ...]:
     )
 
 
-@kernel
+@inner
+def _move(heap: Any, from_: int, to: int) -> None:
+    for field in range(4):  # a row set from a row would bring numba's check of shapes along
+        heap[to, field] = heap[from_, field]
+
+
+@inner
 def _push(heap: Any, size: int, key: float, parent: float, token: float, source: float) -> int:
     if size >= heap.shape[0]:
         return size
@@ -66,17 +72,16 @@ def _push(heap: Any, size: int, key: float, parent: float, token: float, source:
         up = (i - 1) >> 1
         if heap[up, 0] >= key:
             break
-        heap[i] = heap[up]
+        _move(heap, up, i)
         i = up
     heap[i, 0], heap[i, 1], heap[i, 2], heap[i, 3] = key, parent, token, source
     return size + 1
 
 
-@kernel
+@inner
 def _pop(heap: Any, size: int) -> int:
     """Drop the root (read it before) and restore the heap; returns the new size."""
     size -= 1
-    last = heap[size].copy()
     i = 0
     while True:
         child = 2 * i + 1
@@ -84,15 +89,15 @@ def _pop(heap: Any, size: int) -> int:
             break
         if child + 1 < size and heap[child + 1, 0] > heap[child, 0]:
             child += 1
-        if heap[child, 0] <= last[0]:
+        if heap[child, 0] <= heap[size, 0]:
             break
-        heap[i] = heap[child]
+        _move(heap, child, i)
         i = child
-    heap[i] = last
+    _move(heap, size, i)
     return size
 
 
-@kernel
+@inner
 def _context(path: Any, depth: int, tail: Any, n_tail: int, out: Any) -> int:
     """Write the reversed context of a node: its path, then the committed tail. Returns length."""
     n = 0
@@ -107,7 +112,7 @@ def _context(path: Any, depth: int, tail: Any, n_tail: int, out: Any) -> int:
     return n
 
 
-@kernel
+@inner
 def _path_of(node: int, tokens: Any, parents: Any, out: Any) -> int:
     depth = 0
     while node >= 0 and depth < DEPTH:
@@ -117,7 +122,7 @@ def _path_of(node: int, tokens: Any, parents: Any, out: Any) -> int:
     return depth
 
 
-@kernel
+@inner
 def _expand(
     node: int,
     survival: float,
@@ -158,7 +163,7 @@ def _expand(
     return size
 
 
-@kernel
+@lean
 def grow(
     limit: int,
     floor: float,
@@ -203,7 +208,7 @@ def grow(
     return n
 
 
-@kernel
+@lean
 def settle(committed: Any, n_nodes: int, out: Any, mixer: Any, memo: Any, passed: Any) -> None:
     """Learn from the tokens that came: walk the proposal along them, scoring every candidate.
 
