@@ -57,8 +57,8 @@ def test_a_stop_string_ends_the_text_before_it(tokenizer, stop):
 
 def test_the_first_of_several_stop_strings_counts(tokenizer):
     rule = StopRule(SamplingParams(stop=("world", "lo")), tokenizer)
-    assert rule.found("hello world") == 3
-    assert rule.found("none") is None
+    assert run(rule, list(b"hello world")) == 5
+    assert run(rule, list(b"none")) is None
     assert rule.text(list(b"hello world")) == "hel"
 
 

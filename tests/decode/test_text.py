@@ -16,7 +16,7 @@ from tascade.cli import console
 from tascade.core import Generation
 from tascade.decode.sampling import SamplingParams
 from tascade.decode.stop import StopRule
-from tascade.decode.text import TextStream
+from tascade.decode.text import TextStream, special_tokens
 from tascade.testing import byte_tokenizer
 
 END = 256
@@ -232,3 +232,85 @@ def test_an_answer_without_text_stays_so() -> None:
     ids = tokenizer("\nand more", add_special_tokens=False).input_ids
     stream = TextStream(tokenizer, params)
     assert "".join(stream.take(Generation(ids[:at])) for at in range(1, len(ids) + 1)) == ""
+
+
+# --- stop strings ---------------------------------------------------------------------------------
+
+
+def first_stop(tokenizer: Any, ids: list[int], stops: tuple[str, ...]) -> tuple[int, str] | None:
+    """By decoding every beginning: tokens up to the first stop string, and the text before it."""
+    for count in range(1, len(ids) + 1):
+        shown = tokenizer.decode(ids[:count], skip_special_tokens=True)
+        whole = tokenizer.decode(ids[:count], skip_special_tokens=False)
+        if any(stop in shown or stop in whole for stop in stops):
+            places = [shown.find(stop) for stop in stops if stop in shown]
+            return count, shown[: min(places)] if places else ""
+    return None
+
+
+def ended(tokenizer: Any, ids: list[int], params: SamplingParams) -> int | None:
+    rule = StopRule(params, tokenizer)
+    return next((n for n in range(1, len(ids) + 1) if rule.is_last(ids[:n])), None)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_stop_string_is_found_where_it_stands_in_the_text(kind: str) -> None:
+    tokenizer, rng = KINDS[kind](), np.random.default_rng(5)
+    specials = special_tokens(tokenizer)
+    found = 0
+    for case in range(560):
+        ids = rng.integers(0, len(tokenizer), 24).tolist()
+        if case % 2:
+            text = TEXTS[int(rng.integers(len(TEXTS)))]
+            ids = list(tokenizer(text, add_special_tokens=False).input_ids)[:40]
+        whole = tokenizer.decode(ids, skip_special_tokens=True)
+        if not whole:
+            continue
+        at = int(rng.integers(len(whole)))
+        stop = whole[at : at + int(rng.integers(1, 5))]
+        if "�" in stop:
+            continue
+        params = SamplingParams(stop=(stop,), max_new_tokens=1000)
+        wanted = first_stop(tokenizer, ids, (stop,))
+        assert ended(tokenizer, ids, params) == (wanted and wanted[0])
+        if wanted is None:
+            continue
+        found += 1
+        said = StopRule(params, tokenizer).text(ids[: wanted[0]])
+        if not specials & set(ids):
+            assert said == wanted[1]
+        stream = TextStream(tokenizer, params)
+        parts = [stream.take(Generation(ids[:n])) for n in range(1, wanted[0] + 1)]
+        assert said.startswith("".join(parts))
+        assert "".join([*parts, stream.take(Generation(ids[: wanted[0]], said))]) == said
+    assert found > 100
+
+
+@pytest.mark.parametrize("kind", ["bytes", "byte-level BPE", "byte fallback", "WordPiece"])
+def test_a_stop_string_may_be_or_hold_a_special_token(kind: str) -> None:
+    tokenizer = KINDS[kind]()
+    mark = tokenizer.eos_token
+    words = [tokenizer(w, add_special_tokens=False).input_ids for w in ("say no", "Hello")]
+    ids = [*words[0], tokenizer.eos_token_id, *words[1]]
+    before = tokenizer.decode(words[0])
+    for stop, text in ((mark, before), (before[-1] + mark, before[:-1])):
+        params = SamplingParams(stop=(stop,), max_new_tokens=1000)
+        if stop in tokenizer.decode(ids):
+            assert ended(tokenizer, ids, params) == len(words[0]) + 1
+            assert StopRule(params, tokenizer).text(ids[: len(words[0]) + 1]) == text
+    shown = SamplingParams(skip_special_tokens=False)
+    assert StopRule(shown, tokenizer).text(ids) == tokenizer.decode(ids)
+    assert streamed(tokenizer, ids, shown, [1] * len(ids)) == tokenizer.decode(ids)
+
+
+def test_guesses_taken_back_leave_no_text_behind() -> None:
+    tokenizer = byte_tokenizer()
+    rule = StopRule(SamplingParams(stop=("end",), max_new_tokens=99), tokenizer)
+    right, wrong = (
+        tokenizer(t, add_special_tokens=False).input_ids for t in ("one end", "one ebb")
+    )
+    for n in range(1, len(right)):
+        assert not rule.is_last(right[:n])
+        for guess in range(n + 1, len(wrong) + 1):
+            rule.is_last([*right[:n], *wrong[n:guess]])
+    assert rule.is_last(right)

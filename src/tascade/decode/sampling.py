@@ -28,6 +28,7 @@ class SamplingParams:
     ``temperature`` 0 means greedy. ``stop`` strings end the text just before them. ``seed`` fixes
     every draw: the same seed gives the same words with any drafter, or none. ``logprobs`` asks for
     each token's log-probability, and that of so many most likely ones beside it; ``None`` for none.
+    ``skip_special_tokens``: whether the text leaves them out; stop strings are found either way.
     ``max_length``: most tokens of prompt and answer together, 0 for any. ``rules``: what the
     checkpoint asks for beside these.
 
@@ -49,6 +50,7 @@ class SamplingParams:
     end_tokens: tuple[int, ...] = ()
     ignore_end: bool = False
     logprobs: int | None = None
+    skip_special_tokens: bool = True
     rules: GenerationRules | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:

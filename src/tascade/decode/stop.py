@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from tascade.decode.sampling import SamplingParams
+from tascade.decode.text import AnswerText
 from tascade.errors import ConfigError
 
 ExtraStop = Callable[[Sequence[int]], bool]
@@ -47,8 +48,8 @@ class StopRule:
 
     An ``extra`` rule is asked once for each committed token, in order, whatever else holds.
 
-    Stop strings are looked for in the text of the last few tokens: enough of them to hold the
-    longest stop string whatever its tokenization.
+    Stop strings are looked for in the text, which is decoded token by token; where ``output`` is
+    not what it was and more, as when guesses are taken back, from its beginning.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class StopRule:
             raise ConfigError("stop strings need a tokenizer", fix="pass tokenizer=...")
         self.params, self._tokenizer, self._extra = params, tokenizer, extra
         self._ends = frozenset() if params.ignore_end else frozenset(params.end_tokens)
-        self._window = max((len(s.encode()) for s in params.stop), default=0) + 4
+        self._read, self._last, self._text = 0, -1, AnswerText(tokenizer, params)
         self.reason = "length"
 
     def is_last(self, output: Sequence[int]) -> bool:
@@ -67,7 +68,7 @@ class StopRule:
         if stopped or output[-1] in self._ends:
             self.reason = "stop"
             return True
-        if self.params.stop and self.found(self._tail(output)) is not None:
+        if self.params.stop and self._reads_a_stop(output):
             self.reason = "stop"
             return True
         return len(output) >= self.params.max_new_tokens
@@ -76,20 +77,22 @@ class StopRule:
         """Tokens the limit still allows."""
         return self.params.max_new_tokens - len(output)
 
-    def found(self, text: str) -> int | None:
-        """Where the first stop string begins in ``text``."""
-        at = [i for i in (text.find(s) for s in self.params.stop) if i >= 0]
-        return min(at, default=None)
+    def _reads_a_stop(self, output: Sequence[int]) -> bool:
+        goes_on = 0 < self._read < len(output) and output[self._read - 1] == self._last
+        if not goes_on:
+            self._read, self._text = 0, AnswerText(self._tokenizer, self.params)
+        found = self._text.add(output[self._read :])
+        self._read, self._last = len(output), output[-1]
+        return found
 
     def text(self, output: Sequence[int]) -> str:
         """The text of ``output`` without end tokens, cut before the first stop string."""
         if self._tokenizer is None:
             return ""
+        if self.params.stop:
+            text = AnswerText(self._tokenizer, self.params)
+            text.add(output)
+            return text.text()
         ids = [t for t in output if t not in self.params.end_tokens]
-        text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
-        cut = self.found(text) if self.params.stop else None
-        return text if cut is None else text[:cut]
-
-    def _tail(self, output: Sequence[int]) -> str:
-        text: str = self._tokenizer.decode(list(output[-self._window :]), skip_special_tokens=True)
-        return text
+        skips = self.params.skip_special_tokens
+        return str(self._tokenizer.decode(ids, skip_special_tokens=skips))

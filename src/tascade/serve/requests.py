@@ -48,7 +48,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "suffix": ("",),
     "echo": (False,),
     # vLLM's
-    "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True,),
     "add_generation_prompt": (True,),
     "continue_final_message": (False,),
@@ -137,6 +136,7 @@ class _Options(BaseModel):
     repetition_penalty: Annotated[Number, Field(gt=0, le=100)] = 1.0
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
+    skip_special_tokens: bool = True
 
     @model_validator(mode="before")
     @classmethod

@@ -16,7 +16,7 @@ from tascade.serve.engine import Delta, Engine, Job
 from tascade.serve.failures import APIError
 from tascade.serve.requests import ChatRequest, CompletionRequest
 
-_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "skip_special_tokens")
 
 
 class ClientRequest:
