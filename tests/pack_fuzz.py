@@ -33,7 +33,7 @@ from tascade.draft.costs import CostTable
 from tascade.draft.ngram.batch import BatchDrafter
 from tascade.draft.ngram.sources import open_task
 from tascade.errors import TascadeError
-from tascade.index import corpus_shards, similar
+from tascade.index import similar, state
 from tascade.index.corpus import CorpusIndex
 from tascade.index.store import checksum
 from tascade.index.traffic import TrafficLearner
@@ -370,5 +370,5 @@ if __name__ == "__main__":
     if kind == "overwritten":
         try_overwriting(folder)
     elif kind == "mapped":  # as large indexes are
-        corpus_shards.IN_MEMORY_BYTES = similar.IN_MEMORY_BYTES = 0
+        state.IN_MEMORY_BYTES = similar.IN_MEMORY_BYTES = 0
     try_mutations(folder, int(sys.argv[3]), int(sys.argv[4]))

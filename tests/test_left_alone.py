@@ -157,7 +157,10 @@ CALLS: dict[str, Callable[[TaskModel], Any]] = {
 }
 
 
-@pytest.mark.parametrize("head", ["full", "exact", "masked"])
+SLOW = [pytest.param(head, marks=pytest.mark.slow) for head in ("full", "masked")]
+
+
+@pytest.mark.parametrize("head", ["exact", *SLOW])
 def test_calls_leave_everything_as_it_was(given: tuple[Any, Any], pack: Path, head: str) -> None:
     with nothing_changes(*given):
         made = TaskModel.from_pretrained(pack, given, head=head)

@@ -81,6 +81,7 @@ def test_a_process_counts_tables_and_a_small_head_has_none(pack: Path, tmp_path:
     assert plain["peak_bytes"] - small["peak_bytes"] > 2 * TABLE - SLACK
 
 
+@pytest.mark.slow
 @needs_account
 def test_what_cannot_be_measured_is_said_and_stops_nothing(pack: Path, tmp_path: Path) -> None:
     gone = measure_memory(MemoryJob(str(tmp_path / "nowhere")), [])

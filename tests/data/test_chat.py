@@ -316,8 +316,8 @@ def test_tune_learns_behind_such_prompts(
 
     whole, seen = tascade.pipeline.prepare, []
 
-    def only(*args: Any) -> Any:
-        seen.append(whole(*args))
+    def only(*args: Any, **options: Any) -> Any:
+        seen.append(whole(*args, **options))
         raise InterruptedError
 
     monkeypatch.setattr(tascade.pipeline, "prepare", only)

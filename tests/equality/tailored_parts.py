@@ -13,6 +13,10 @@ import torch
 from all_pairs import sampled
 from tascade import testing
 from tascade.decode.lm_head import head_override
+from tascade.decode.loop import Decoder
+from tascade.decode.sampling import SamplingParams
+from tascade.decode.target import Target
+from tascade.draft.budget import NoDrafter
 from tascade.tailor.offload.table import RowTable
 from tascade.tailor.schedule import CheckSchedule
 
@@ -36,6 +40,16 @@ def models_and(*values: Sequence[Any]) -> list[Any]:
 @cache
 def model(family: str, tied: bool = False) -> Any:
     return testing.tiny_model(family, tie_word_embeddings=tied)
+
+
+@cache
+def _plainly(family: str, tied: bool, prompt: tuple[int, ...], params: SamplingParams) -> list[int]:
+    return Decoder(Target(model(family, tied)), NoDrafter()).generate(prompt, params).tokens
+
+
+def plainly(family: str, tied: bool, prompt: list[int], params: SamplingParams) -> list[int]:
+    """What plain decoding says, decoded once."""
+    return _plainly(family, tied, tuple(prompt), params)
 
 
 def prompts(count: int, vocab: int = VOCAB, *, seed: int = 5, most: int = 30) -> list[list[int]]:

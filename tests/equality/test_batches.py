@@ -196,7 +196,7 @@ def test_a_batch_leaves_nothing_behind():
 
     with pytest.raises(RuntimeError, match="mistake"):
         decoder.generate(asked, GREEDY, [breaks])
-    with pytest.raises(ConfigError, match="vocabulary"):
+    with pytest.raises(ConfigError, match="no row for a token"):
         decoder.generate([asked[0], [VOCAB + 3]], GREEDY)
     assert len(decoder.head.ids) == first
     assert [got.tokens for got in decoder.generate(asked, GREEDY)] == wanted
@@ -266,13 +266,13 @@ def test_a_model_that_turns_by_the_longest_is_decoded_one_by_one():
 
 
 def test_a_head_that_all_see_is_caught(monkeypatch):
-    join, seen = BatchHead.join, []
+    add_request, seen = BatchHead.add_request, []
 
     def shared(self, tokens):
         seen.extend(tokens)
-        return join(self, seen)
+        return add_request(self, seen)
 
-    monkeypatch.setattr(BatchHead, "join", shared)
+    monkeypatch.setattr(BatchHead, "add_request", shared)
     asked = prompts(12)
     made = batch(model("llama"), "masked", 0.2, size=12).generate(asked, GREEDY)
     wanted = [alone(model("llama"), "masked", prompt, GREEDY, 0.2).tokens for prompt in asked]

@@ -12,6 +12,7 @@ from tailored_parts import (
     every,
     model,
     models_and,
+    plainly,
     prompts,
     small_head,
     static,
@@ -64,7 +65,7 @@ def test_masked_is_the_full_head_with_the_rest_ruled_out(family, tied, how):
         oracle = Mask([*static(0.3), *prompt])
         wanted = plain(model(family, tied), prompt, params, [oracle]).tokens
         assert decoder.generate(prompt, params).tokens == wanted
-        differing += wanted != plain(model(family, tied), prompt, params).tokens
+        differing += wanted != plainly(family, tied, prompt, params)
     assert differing > 3  # else the mask was hardly tested
 
 
@@ -74,7 +75,7 @@ def test_a_head_of_all_tokens_changes_nothing(family, tied):
         Target(model(family, tied), small_head(RequestHead, model(family, tied), 1.0)), NoDrafter()
     )
     for prompt in prompts(7):
-        wanted = plain(model(family, tied), prompt, GREEDY).tokens
+        wanted = plainly(family, tied, prompt, GREEDY)
         assert decoder.generate(prompt, GREEDY).tokens == wanted
 
 
@@ -98,7 +99,7 @@ def test_exact_is_plain_decoding(family, tied, how, share):
     for prompt in prompts(8):
         decoder.schedule = every(5)  # nothing learned of the others
         got = decoder.generate(prompt, params)
-        assert got.tokens == plain(model(family, tied), prompt, params).tokens
+        assert got.tokens == plainly(family, tied, prompt, params)
         assert len(got.sources) == len(got.tokens)
         assert got.stepped_tokens == len(got.tokens) - 1
         misses += got.extra["misses"]
@@ -114,7 +115,7 @@ def test_exact_as_packs_have_it_is_plain_decoding(family, tied, how, tokens, kin
     whole, asked, params = model(family, tied), prompts(6), PARAMS[how]
     ids, config = np.asarray(static(0.6), np.int32), VocabConfig(head="exact")
     made = tailor_model(whole, ids, config)
-    wanted = [plain(whole, prompt, params).tokens for prompt in asked]
+    wanted = [plainly(family, tied, prompt, params) for prompt in asked]
     if kind == "together":
         decoder = made.batches(4)
         decoder.schedule = every(tokens)
@@ -147,7 +148,7 @@ DRAFTERS = {
 @pytest.mark.parametrize(("family", "how", "kind"), sampled(FAMILIES, [*PARAMS], [*DRAFTERS]))
 def test_exact_with_drafts_is_plain_decoding(family, how, kind):
     for seed, prompt in enumerate(prompts(6)):
-        wanted = plain(model(family), prompt, PARAMS[how]).tokens
+        wanted = plainly(family, False, prompt, PARAMS[how])
         decoder = exact(model(family), 0.7, DRAFTERS[kind](wanted, seed))
         assert decoder.generate(prompt, PARAMS[how]).tokens == wanted
 

@@ -55,10 +55,13 @@ def served(model: TaskModel) -> Iterator[Running]:
     found.close()
 
 
+CLIENT = httpx.Client(timeout=60)
+
+
 def ask(server: Running, path: str, body: dict[str, Any]) -> httpx.Response:
     content = json.dumps(body)
     headers = {"authorization": "bearer k", "content-type": "application/json"}
-    return httpx.post(f"{server.url}{path}", content=content, headers=headers, timeout=60)
+    return CLIENT.post(f"{server.url}{path}", content=content, headers=headers)
 
 
 # --- fields ---------------------------------------------------------------------------------------

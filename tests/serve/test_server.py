@@ -219,7 +219,8 @@ def test_a_client_that_leaves_frees_the_engine(
 
 def test_metrics_count_what_happened(running: Running, prompts: list[str]) -> None:
     with running.client() as client:
-        chat(client, prompts[3])
+        for prompt in prompts[:8]:
+            chat(client, prompt)
         client.models.list()
     page = httpx.get(f"{running.url}/metrics").text
     assert 'tascade_requests_total{endpoint="/v1/chat/completions",status="200"}' in page

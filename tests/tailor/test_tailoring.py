@@ -133,7 +133,7 @@ def test_a_list_of_prompts_is_decoded_together(
 ) -> None:
     task_model = TaskModel.from_pretrained(pack, dtype="float32", head=head)
     assert task_model.generate(prompts, batch_size=3) == wanted
-    with pytest.raises(ConfigError, match="a batch has requests"):
+    with pytest.raises(ConfigError, match="batch_size is out of range"):
         task_model.generate(prompts, batch_size=0)
     streamed = dict.fromkeys(range(len(prompts)), 0)
     ids = [task_model.encode(prompt) for prompt in prompts]

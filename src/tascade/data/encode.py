@@ -14,6 +14,11 @@ from tascade.core import Example, IntArray
 from tascade.data.chat import ChatConfig
 from tascade.errors import ConfigError
 
+
+class RowRefusedError(ConfigError):
+    """A prompt or an example that cannot be encoded, by its own fault: others may be."""
+
+
 Prompt = str | Sequence[dict[str, str]]
 _PLAIN = ChatConfig()
 _SYSTEM = ("system", "developer")
@@ -217,7 +222,7 @@ def _render(tokenizer: Any, messages: list[dict[str, str]], chat: ChatConfig, as
             )
         )
     except Exception as error:  # a template raises whatever it likes
-        raise ConfigError(
+        raise RowRefusedError(
             f"the chat template refuses the messages: {str(error)[:200]}",
             got=type(error).__name__,
             wanted="messages and options that the template takes",

@@ -9,9 +9,9 @@ from typing import Any, Protocol, TypeVar
 
 from tascade.config import DataConfig, Recipe
 from tascade.core import Example, IntArray, Progress, Row
-from tascade.data.encode import encode_example
+from tascade.data.encode import RowRefusedError, encode_example
 from tascade.data.load import LoadReport, load_examples, source_hash
-from tascade.errors import ConfigError, DataError
+from tascade.errors import DataError
 
 MOST_HELD_OUT = 2000
 """Held-out rows kept, spread over the file; each use takes its own number of these."""
@@ -96,7 +96,7 @@ def prepare(
             try:
                 found = encode_example(tokenizer, row, ends, recipe.chat)
                 _check_size(found, size)
-            except ConfigError as error:
+            except RowRefusedError as error:
                 bad = DataError(
                     error.message,
                     got=error.got,
@@ -145,7 +145,7 @@ def prepare(
 def _check_size(row: Row, size: int | None) -> None:
     for ids in row:
         if size is not None and ids is not None and len(ids) and int(ids.max()) >= size:
-            raise ConfigError(
+            raise RowRefusedError(
                 "the model has no row for a token of this example",
                 got=f"token id {int(ids.max())}",
                 wanted=f"0 to {size - 1}",
