@@ -51,7 +51,8 @@ FREE = [name for name, values in NEUTRAL.items() if values and not hasattr(value
 @pytest.fixture(scope="module")
 def served(model: TaskModel) -> Iterator[Running]:
     found = Running(model, max_tokens=4, cors_origins=("https://example.org",), api_key="k")
-    yield found
+    with CLIENT:
+        yield found
     found.close()
 
 
