@@ -45,7 +45,6 @@ ASKING: dict[str, Any] = {
     "best_of": 2,
     "priority": 1,
 }
-FREE = [name for name, values in NEUTRAL.items() if values and not hasattr(values[0], "__len__")]
 
 
 @pytest.fixture(scope="module")

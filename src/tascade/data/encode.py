@@ -27,6 +27,7 @@ _MARK = "A5f1c0ffee5A"
 _SHOWN = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
 _OTHERS = (byte for byte in range(256) if byte not in _SHOWN)
 BYTE_LETTERS = {b: chr(b) for b in _SHOWN} | {b: chr(256 + i) for i, b in enumerate(_OTHERS)}
+BYTE_OF_LETTER = {letter: byte for byte, letter in BYTE_LETTERS.items()}
 """The letter that stands for each byte in the tokens of byte-level BPE (GPT-2's table)."""
 
 

@@ -18,7 +18,7 @@ from tascade.core import IntArray
 from tascade.decode.sampling import SamplingParams
 from tascade.errors import ConfigError
 
-REFUSED: dict[str, tuple[object, ...]] = {
+NOT_DONE: dict[str, tuple[object, ...]] = {
     "num_beams": (None, 1),
     "num_return_sequences": (None, 1),
     "num_beam_groups": (None, 1),
@@ -30,10 +30,10 @@ REFUSED: dict[str, tuple[object, ...]] = {
     "assistant_early_exit": (None,),
     "use_mtp": (None, False),
     "guidance_scale": (None, 1, 1.0),
-    "max_time": (None,),
-    "token_healing": (None, False),
 }
-"""Fields of ``GenerationConfig`` that are not done here, with the values that switch them off."""
+"""Fields of ``GenerationConfig`` that no loop here does, with the values that switch them off."""
+REFUSED = NOT_DONE | {"max_time": (None,), "token_healing": (None, False)}
+"""And those that ``model.generate`` does before or around a loop, where it is not called."""
 OWN = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_new_tokens")
 """Fields that are sampling options of this library under the same names."""
 PROCESSED = (
@@ -94,11 +94,13 @@ class GenerationRules:
 
     def __init__(self, model: Any, options: Mapping[str, Any] | None = None) -> None:
         self._model = model
-        config = copy.deepcopy(getattr(model, "generation_config", None))
+        config = getattr(model, "generation_config", None)
         if config is None:
             from transformers import GenerationConfig
 
             config = GenerationConfig()
+        if options:
+            config = copy.copy(config)  # the model's own stays as it is
         for name, value in (options or {}).items():
             setattr(config, name, value)
         self.config = config
@@ -112,7 +114,7 @@ class GenerationRules:
         config = self.config
         for name, neutral in REFUSED.items():
             value = getattr(config, name, None)
-            if not any(value is n or (n is not None and value == n) for n in neutral):
+            if value not in neutral:
                 _refuse(name, value, " or ".join(str(n) for n in neutral if n is not None))
         mark = getattr(config, "watermarking_config", None)
         if type(mark).__name__ == "SynthIDTextWatermarkingConfig":

@@ -59,7 +59,7 @@ class StopRule:
             raise ConfigError("stop strings need a tokenizer", fix="pass tokenizer=...")
         self.params, self._tokenizer, self._extra = params, tokenizer, extra
         self._ends = frozenset() if params.ignore_end else frozenset(params.end_tokens)
-        self._read, self._last, self._text = 0, -1, AnswerText(tokenizer, params)
+        self._read, self._last = 0, -1
         self.reason = "length"
 
     def is_last(self, output: Sequence[int]) -> bool:

@@ -32,7 +32,7 @@ class Detokenizer:
 
     def __init__(self, tokenizer: Any, skip_special_tokens: bool = True) -> None:
         self._tokenizer, self._skips = tokenizer, skip_special_tokens
-        self._silent = special_tokens(tokenizer) if skip_special_tokens else frozenset[int]()
+        self.silent = special_tokens(tokenizer) if skip_special_tokens else frozenset[int]()
         self._cleans = bool(getattr(tokenizer, "clean_up_tokenization_spaces", False))
         self._ids: list[int] = []  # the newest tokens
         self._told = 0  # characters of their text that were given out
@@ -41,12 +41,12 @@ class Detokenizer:
 
     def add(self, tokens: Sequence[int]) -> str:
         """Take the next tokens; returns the text that no later one can change."""
-        new = [token for token in tokens if token not in self._silent]
+        new = [token for token in tokens if token not in self.silent]
         self._ids += new
         # Byte tokens in a row are read together, and one that is wrong spoils them all.
         if not new:
             return ""
-        if (byte := self._byte(new[-1])) is not None:
+        if (byte := byte_of(self._tokenizer.convert_ids_to_tokens(new[-1]))) is not None:
             self._before = self._before if self._run else self._tail
             self._run.append(byte)
             return ""
@@ -75,11 +75,6 @@ class Detokenizer:
         except UnicodeDecodeError:
             return self._before + "�" * len(self._run)
 
-    def _byte(self, token: int) -> int | None:
-        """The byte that a token stands for, if it is such a token."""
-        string = self._tokenizer.convert_ids_to_tokens(token) or ""
-        return int(string[3:5], 16) if _BYTE.fullmatch(string) else None
-
     def _forget(self, text: str) -> None:
         """Leave out tokens at the front, so far as the others' text stays what it is."""
         for kept in _CONTEXT:
@@ -92,6 +87,11 @@ class Detokenizer:
     def _decode(self, ids: Sequence[int]) -> str:
         text: str = self._tokenizer.decode(ids, skip_special_tokens=self._skips)
         return text
+
+
+def byte_of(string: str | None) -> int | None:
+    """The byte that a token of a byte-fallback tokenizer stands for (``<0xE2>``), if it does."""
+    return int(string[3:5], 16) if string and _BYTE.fullmatch(string) else None
 
 
 def special_tokens(tokenizer: Any) -> frozenset[int]:
@@ -116,8 +116,8 @@ class AnswerText:
         self._longest = max(map(len, params.stop), default=0)
         self._shown = _Growing(tokenizer, params.skip_special_tokens)
         self._whole = self._shown  # until a special token comes that is not shown
-        self._tokenizer, self._hides = tokenizer, params.skip_special_tokens
-        self._special = special_tokens(tokenizer)
+        self._tokenizer = tokenizer
+        self._special = self._shown.silent
         self._ids: list[int] = []
         self._starts: list[tuple[int, int, bool]] = []  # of each token: in both texts, is special
         self.stopped, self._cut = False, 0
@@ -136,7 +136,7 @@ class AnswerText:
         if not self._stop:
             shown.add(token)
             return
-        if self._hides and token in self._special and whole is shown:
+        if token in self._special and whole is shown:
             whole = self._whole = _Growing(self._tokenizer, False)
             for before in self._ids:
                 whole.add(before)
@@ -183,6 +183,7 @@ class _Growing:
 
     def __init__(self, tokenizer: Any, skip_special_tokens: bool) -> None:
         self._parts = Detokenizer(tokenizer, skip_special_tokens)
+        self.silent = self._parts.silent
         self.sure = self.text = ""
 
     def add(self, token: int) -> None:

@@ -25,26 +25,12 @@ from transformers.generation import logits_process, stopping_criteria
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from tascade.core import Generation
+from tascade.decode.generation import NOT_DONE
 from tascade.decode.loop import Decoder
 from tascade.decode.sampling import Processor, SamplingParams
 from tascade.decode.stop import ExtraStop
 from tascade.errors import ConfigError
 from tascade.tailor.exact import ExactHeadDecoder
-
-_NEUTRAL: dict[str, tuple[object, ...]] = {
-    "num_beams": (None, 1),
-    "num_return_sequences": (None, 1),
-    "num_beam_groups": (None, 1),
-    "constraints": (None,),
-    "force_words_ids": (None,),
-    "penalty_alpha": (None, 0, 0.0),
-    "dola_layers": (None,),
-    "prompt_lookup_num_tokens": (None,),
-    "assistant_early_exit": (None,),
-    "use_mtp": (None, False),
-    "guidance_scale": (None, 1, 1.0),
-}
-"""Generation options that this loop does not do, with the values that switch them off."""
 
 _RETURNED = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
 _KNOWN_INPUTS = (
@@ -192,7 +178,7 @@ def _check_model(decoder: Decoder, model: Any) -> None:
 
 
 def _check_options(config: Any) -> None:
-    for option, neutral in _NEUTRAL.items():
+    for option, neutral in NOT_DONE.items():
         value = getattr(config, option, None)
         if value not in neutral:
             raise _refusal(option, value, " or ".join(map(str, neutral)))

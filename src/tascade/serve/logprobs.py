@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from tascade.core import TokenLogprob
-from tascade.data.encode import BYTE_LETTERS
-
-_BYTE_OF = {letter: byte for byte, letter in BYTE_LETTERS.items()}
+from tascade.data.encode import BYTE_OF_LETTER
+from tascade.decode.text import byte_of, special_tokens
 
 
 class TokenBytes:
@@ -24,8 +23,9 @@ class TokenBytes:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._added = {i: str(token) for i, token in _added(tokenizer).items()}
-        self._special = {i for i, token in _added(tokenizer).items() if token.special}
+        added = getattr(tokenizer, "added_tokens_decoder", {})
+        self._added = {i: str(token) for i, token in added.items()}
+        self._special = special_tokens(tokenizer)
         decoder = getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", None)
         parts = [] if decoder is None else _parts(json.loads(decoder.__getstate__()))
         self._kinds = {part.get("type") for part in parts}
@@ -38,11 +38,11 @@ class TokenBytes:
         string = self._tokenizer.convert_ids_to_tokens(token)
         if string is None:
             return b""
-        if "ByteLevel" in self._kinds and all(letter in _BYTE_OF for letter in string):
-            return bytes(_BYTE_OF[letter] for letter in string)
+        if "ByteLevel" in self._kinds and all(letter in BYTE_OF_LETTER for letter in string):
+            return bytes(BYTE_OF_LETTER[letter] for letter in string)
         if self._marked:
-            if len(string) == 6 and string.startswith("<0x") and string.endswith(">"):
-                return bytes([int(string[3:5], 16)])
+            if (byte := byte_of(string)) is not None:
+                return bytes([byte])
             return str(string).replace("▁", " ").encode()
         if "WordPiece" in self._kinds:
             return (string[2:] if string.startswith("##") else f" {string}").encode()
@@ -130,11 +130,6 @@ class AnswerLogprobs:
 
 def _entry(token: bytes, logprob: float) -> dict[str, Any]:
     return {"token": shown(token), "logprob": logprob, "bytes": list(token)}
-
-
-def _added(tokenizer: Any) -> dict[int, Any]:
-    found: dict[int, Any] = getattr(tokenizer, "added_tokens_decoder", {})
-    return found
 
 
 def _parts(part: dict[str, Any]) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from tascade.core import Generation, IntArray
+from tascade.data.encode import encode_text
 from tascade.decode.sampling import SamplingParams
 from tascade.decode.target import check_ids
 from tascade.errors import TascadeError
@@ -100,23 +101,26 @@ def encoded(engine: Engine, request: ChatRequest | CompletionRequest) -> list[In
 
     tokenizer, limit = engine.model.tokenizer, engine.settings.max_prompt
     found: list[IntArray] = []
+    param = "messages" if isinstance(request, ChatRequest) else "prompt"
     try:
         if isinstance(request, ChatRequest):
             messages = [message.plain() for message in request.messages]
             found.append(engine.model.encode(messages, request.chat_template_kwargs))
         else:
             for prompt in request.prompts():
-                ids = tokenizer(prompt).input_ids if isinstance(prompt, str) else prompt
-                found.append(np.asarray(ids, np.int32))
+                if isinstance(prompt, str):
+                    found.append(encode_text(tokenizer, prompt, special=True))
+                else:
+                    found.append(np.asarray(prompt, np.int32))
     except TascadeError as error:
         chat = isinstance(request, ChatRequest) and request.chat_template_kwargs
-        param = "chat_template_kwargs" if chat else "messages"
-        raise APIError(400, error.message, param=param) from error
+        raise APIError(
+            400, error.message, param="chat_template_kwargs" if chat else param
+        ) from error
     except Exception as error:  # a chat template raises whatever it likes
         said = f"the prompt cannot be encoded: {type(error).__name__}: {error}"
-        raise APIError(400, said, param="messages") from error
+        raise APIError(400, said, param=param) from error
     context = engine.model.target.context
-    param = "messages" if isinstance(request, ChatRequest) else "prompt"
     for ids in found:
         if len(ids) == 0:
             raise APIError(400, "the prompt is empty", param=param)

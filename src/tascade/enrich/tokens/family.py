@@ -12,12 +12,11 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
-from tascade.data.encode import BYTE_LETTERS
+from tascade.data.encode import BYTE_OF_LETTER
 from tascade.errors import ConfigError
 
 Kind = Literal["byte-level", "sentencepiece"]
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
-_BYTE_OF = {letter: byte for byte, letter in BYTE_LETTERS.items()}
 
 
 class TokenizerFamily:
@@ -75,7 +74,7 @@ class TokenizerFamily:
     def _text(self, string: str) -> str:
         if self.kind == "sentencepiece":
             return string.replace("▁", " ")
-        return bytes(_BYTE_OF[char] for char in string).decode("utf-8")
+        return bytes(BYTE_OF_LETTER[char] for char in string).decode("utf-8")
 
 
 def _kind_of(layout: dict[str, Any]) -> Kind:
