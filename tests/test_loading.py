@@ -16,6 +16,7 @@ from tascade.decode.batch import BatchDecoder
 from tascade.decode.batch_target import BatchTarget
 from tascade.errors import ConfigError, UnsupportedModelError
 from tascade.load import check_files, load_model
+from tascade.tailor.offload.load import load_offloaded
 from tascade.testing import byte_tokenizer, tiny_model
 
 ROWS = [{"prompt": f"p{i}", "completion": f"answer {i % 3}"} for i in range(4)]
@@ -37,11 +38,17 @@ def test_a_sound_folder_is_loaded(folder: Path) -> None:
     load_model(folder)
 
 
+@pytest.fixture(params=[load_model, load_offloaded])
+def load(request: pytest.FixtureRequest) -> Any:
+    """Both ways in: whole, and without the vocabulary tables."""
+    return request.param
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
-def test_a_git_lfs_pointer_is_called_one(folder: Path, name: str) -> None:
+def test_a_git_lfs_pointer_is_called_one(load: Any, folder: Path, name: str) -> None:
     (folder / name).write_bytes(POINTER)
     with pytest.raises(ConfigError, match="git lfs pull") as said:
-        load_model(folder)
+        load(folder)
     assert name in str(said.value)
 
 
@@ -57,40 +64,40 @@ def test_a_git_lfs_pointer_is_called_one(folder: Path, name: str) -> None:
         lambda data: data[:8] + b"{" * 40 + data[48:],
     ],
 )
-def test_a_damaged_file_of_weights_is_named(folder: Path, damage: Any) -> None:
+def test_a_damaged_file_of_weights_is_named(load: Any, folder: Path, damage: Any) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ConfigError, match=r"model\.safetensors.*damaged"):
-        load_model(folder)
+        load(folder)
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "generation_config.json"])
-def test_a_damaged_json_file_is_named(folder: Path, name: str) -> None:
+def test_a_damaged_json_file_is_named(load: Any, folder: Path, name: str) -> None:
     (folder / name).write_text('{"half": ')
     with pytest.raises(ConfigError, match=name):
-        load_model(folder)
+        load(folder)
 
 
 @pytest.mark.parametrize(
     "lost",
     ["lm_head.weight", "model.embed_tokens.weight", "model.layers.1.self_attn.q_proj.weight"],
 )
-def test_missing_weights_are_named_not_made_up(folder: Path, lost: str) -> None:
+def test_missing_weights_are_named_not_made_up(load: Any, folder: Path, lost: str) -> None:
     path = folder / "model.safetensors"
     weights = load_file(path)
     del weights[lost]
     save_file(weights, path, metadata={"format": "pt"})
     with pytest.raises(ConfigError, match=lost):
-        load_model(folder)
+        load(folder)
 
 
-def test_weights_of_another_shape_are_named(folder: Path) -> None:
+def test_weights_of_another_shape_are_named(load: Any, folder: Path) -> None:
     path = folder / "model.safetensors"
     weights = load_file(path)
     weights["model.norm.weight"] = torch.ones(3)
     save_file(weights, path, metadata={"format": "pt"})
     with pytest.raises(ConfigError, match=r"cannot load|lacks weights"):
-        load_model(folder)
+        load(folder)
 
 
 def test_a_tied_model_lacks_nothing(tmp_path: Path) -> None:

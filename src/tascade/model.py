@@ -248,19 +248,24 @@ class TaskModel:
         return bool(getattr(self.model.generation_config, "do_sample", False))
 
     def encode(
-        self, prompt: Prompt, chat_template_kwargs: Mapping[str, Any] | None = None
+        self,
+        prompt: Prompt,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        continue_final_message: bool | None = None,
     ) -> IntArray:
         """Token ids of a prompt, chat template applied: [T] int32.
 
         Args:
             prompt: a system message of its own is used instead of the pack's.
             chat_template_kwargs: variables of the template, each instead of the pack's.
+            continue_final_message: go on with the last message; by default where that is the
+                assistant's.
 
         Raises:
             ConfigError: see :func:`tascade.data.encode.encode_prompt`.
         """
         chat = self.chat.over(chat_template_kwargs) if chat_template_kwargs else self.chat
-        return encode_prompt(self.tokenizer, prompt, chat)
+        return encode_prompt(self.tokenizer, prompt, chat, continue_final_message)
 
     def run(
         self, prompt: Prompt, processors: Sequence[Processor] = (), **options: Any

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import processors
 from typer.testing import CliRunner
 
 from chat_templates import FORGETFUL, THINKING, TOOLS, WEATHER, text_of, tokenizer_with
@@ -94,6 +95,37 @@ def test_the_variables_of_a_request_win_one_by_one() -> None:
         style, tone = chat.over(given).options["style"], chat.over(given).options["tone"]
         assert text.endswith(style + tone)
         assert " ".join([style, tone, *filter(None, words)]) == wanted
+
+
+HALF = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "The answer is"}]
+
+
+@pytest.mark.parametrize("template", [FORGETFUL, TOOLS])
+def test_a_last_message_of_the_assistants_is_continued(template: str) -> None:
+    tokenizer = tokenizer_with(template)
+    wanted = tokenizer.apply_chat_template(HALF, continue_final_message=True, tokenize=False)
+    assert wanted.endswith("The answer is")
+    assert text_of(encode_prompt(tokenizer, HALF)) == wanted
+    assert text_of(encode_prompt(tokenizer, HALF, continue_final_message=True)) == wanted
+    ended = text_of(encode_prompt(tokenizer, HALF, continue_final_message=False))
+    assert ended == wanted + "<|end|><|assistant|>"
+    own = text_of(encode_prompt(tokenizer, HALF[:1], continue_final_message=True))
+    assert own.endswith("<|user|>q")
+    # And an example's answer goes on behind it.
+    prompt, answer = encode_example(tokenizer, Example(HALF, " 42."), [END])
+    assert (text_of(prompt), text_of(answer)) == (wanted, " 42.<|end|>")
+
+
+def test_an_end_that_a_tokenizer_puts_behind_every_text_ends_no_prompt() -> None:
+    tokenizer = tokenizer_with(None)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|user|> $A <|end|>", special_tokens=[("<|user|>", 258), ("<|end|>", 256)]
+    )
+    assert tokenizer("ab").input_ids == [258, 97, 98, 256]
+    assert encode_prompt(tokenizer, "ab").tolist() == [258, 97, 98]
+    assert encode_prompt(tokenizer, "ab<|end|>").tolist() == [258, 97, 98, 256]
+    prompt, answer = encode_example(tokenizer, Example("ab", "cd"), [END])
+    assert (prompt.tolist(), answer.tolist()) == ([258, 97, 98], [99, 100, 256])
 
 
 def test_what_a_template_cannot_take_is_refused() -> None:

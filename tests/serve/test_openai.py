@@ -121,6 +121,21 @@ def test_ten_turns_with_every_message_sent_back(served: Running) -> None:
         assert len(messages) == 20
 
 
+def test_a_last_message_is_continued_where_it_is_asked_for(served: Running) -> None:
+    half = [*HELLO, {"role": "assistant", "content": "The"}]
+
+    def tokens(**fields: Any) -> int:
+        reply = ask(served, CHAT, {"messages": half, **fields})
+        return int(reply.json()["usage"]["prompt_tokens"]) if reply.is_success else 0
+
+    both = {"continue_final_message": True, "add_generation_prompt": False}
+    assert 0 < tokens(**both) == tokens(continue_final_message=True) < tokens()
+    assert tokens(add_generation_prompt=True) == tokens(continue_final_message=False) == tokens()
+    # As in vLLM: one of the two.
+    assert tokens(continue_final_message=True, add_generation_prompt=True) == 0
+    assert tokens(add_generation_prompt=False) == 0
+
+
 @pytest.mark.parametrize(
     "more",
     [

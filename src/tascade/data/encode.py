@@ -98,13 +98,21 @@ def _messages(prompt: Prompt, system: str) -> list[dict[str, str]]:
     return messages
 
 
-def encode_prompt(tokenizer: Any, prompt: Prompt, chat: ChatConfig = _PLAIN) -> IntArray:
+def encode_prompt(
+    tokenizer: Any,
+    prompt: Prompt,
+    chat: ChatConfig = _PLAIN,
+    continue_final_message: bool | None = None,
+) -> IntArray:
     """Ids of a prompt [T], ready for the answer: through the chat template where there is one.
 
     Args:
         tokenizer: of the model.
         prompt: text, or chat messages; a system message of theirs is used instead of the pack's.
         chat: what the prompt takes along into the template.
+        continue_final_message: whether the answer goes on with the last message instead of
+            beginning a new one; by default where that is the assistant's, as in Transformers'
+            text-generation pipeline.
 
     Raises:
         ConfigError: chat messages, or anything to take along, for a tokenizer without a chat
@@ -112,9 +120,10 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, chat: ChatConfig = _PLAIN) -> 
     """
     _check_prompt(prompt)
     if getattr(tokenizer, "chat_template", None):
-        return encode_text(
-            tokenizer, _render(tokenizer, _messages(prompt, chat.system), chat, True)
-        )
+        messages = _messages(prompt, chat.system)
+        wanted = continue_final_message
+        goes_on = _goes_on(messages) if wanted is None else wanted
+        return encode_text(tokenizer, _render(tokenizer, messages, chat, not goes_on, goes_on))
     if not isinstance(prompt, str) or chat:
         what = "a system prompt, variables or tools" if isinstance(prompt, str) else "messages"
         raise ConfigError(
@@ -123,7 +132,14 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, chat: ChatConfig = _PLAIN) -> 
             wanted="a prompt string alone",
             fix="pass the prompt as one string, and no chat options, or use a chat model",
         )
-    return encode_text(tokenizer, prompt, special=True)
+    return encode_opening(tokenizer, prompt)
+
+
+def _goes_on(messages: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether an answer continues the last of these messages."""
+    last = messages[-1]
+    said = last.get("content")
+    return last.get("role") == "assistant" and isinstance(said, str) and bool(said)
 
 
 def system_template(tokenizer: Any, chat: ChatConfig) -> str:
@@ -189,7 +205,10 @@ def _behind(tokenizer: Any, example: Example, chat: ChatConfig) -> str:
 
 
 def _conversation(tokenizer: Any, prompt: Prompt, answer: str, chat: ChatConfig) -> str:
-    messages = [*_messages(prompt, chat.system), {"role": "assistant", "content": answer}]
+    messages = _messages(prompt, chat.system)
+    if _goes_on(messages):
+        answer = messages.pop()["content"] + answer
+    messages.append({"role": "assistant", "content": answer})
     return _render(tokenizer, messages, chat, False)
 
 
@@ -202,8 +221,16 @@ def _encode_whole(tokenizer: Any, example: Example, chat: ChatConfig) -> IntArra
     return encode_text(tokenizer, prompt + example.completion, special=True)
 
 
-def _render(tokenizer: Any, messages: list[dict[str, str]], chat: ChatConfig, asking: bool) -> str:
-    """Messages as text; ``asking``: with the beginning of the answer."""
+def _render(
+    tokenizer: Any,
+    messages: list[dict[str, str]],
+    chat: ChatConfig,
+    asking: bool,
+    goes_on: bool = False,
+) -> str:
+    """Messages as text; ``asking``: with the beginning of the answer; ``goes_on``: up to the last
+    word of the last message.
+    """
     templates = tokenizer.chat_template
     text = " ".join(templates.values()) if isinstance(templates, dict) else str(templates)
     for name in chat.kwargs:
@@ -219,7 +246,11 @@ def _render(tokenizer: Any, messages: list[dict[str, str]], chat: ChatConfig, as
     try:
         return str(
             tokenizer.apply_chat_template(
-                messages, add_generation_prompt=asking, tokenize=False, **chat.kwargs
+                messages,
+                add_generation_prompt=asking,
+                continue_final_message=goes_on,
+                tokenize=False,
+                **chat.kwargs,
             )
         )
     except Exception as error:  # a template raises whatever it likes
@@ -229,6 +260,22 @@ def _render(tokenizer: Any, messages: list[dict[str, str]], chat: ChatConfig, as
             wanted="messages and options that the template takes",
             where="chat",
         ) from error
+
+
+def encode_opening(tokenizer: Any, text: str) -> IntArray:
+    """Ids of a text that an answer follows [T]: with the tokenizer's own marks before it, and
+    without the end token that some tokenizers put behind every text.
+    """
+    ids, end = encode_text(tokenizer, text, special=True), tokenizer.eos_token_id
+    if end is None or not len(ids) or ids[-1] != end:
+        return ids
+    added = _run_at_the_end(ids, end) - _run_at_the_end(encode_text(tokenizer, text), end)
+    return ids[: len(ids) - added]
+
+
+def _run_at_the_end(ids: IntArray, token: int) -> int:
+    others = np.flatnonzero(ids != token)
+    return len(ids) - (int(others[-1]) + 1 if len(others) else 0)
 
 
 def encode_text(tokenizer: Any, text: str, *, special: bool = False) -> IntArray:

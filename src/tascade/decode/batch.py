@@ -174,7 +174,11 @@ class BatchDecoder:
         live = [row for row in rows if not row.running.done]
         if not live:
             return 0.0
-        self._forward(rows, [row.running.result.tokens[-1:] for row in rows], head, 0)
+        unread = [
+            self.target.unread(at, row.request.prompt, row.running.result.tokens)
+            for at, row in enumerate(rows)
+        ]
+        self._forward(rows, unread, head, 0)
         seconds = time.perf_counter() - start
         for row in live:
             made = row.running.result

@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 
+from tascade.core import IntArray
 from tascade.decode.batch_cache import RaggedCache
 from tascade.decode.exclusive import exclusive
 from tascade.decode.lm_head import HeadLike, HeadOverride, head_override, ids_device
+from tascade.decode.rope import Rope
 from tascade.decode.target import (
     PREFILL_DRAFT_LIMIT,
     check_rewindable,
@@ -58,7 +60,8 @@ class BatchTarget:
         self._ids_device = ids_device(model)
         self.cache = RaggedCache()
         self.positions, self.rows = table_of_positions(self.config), table_rows(model)
-        self.alone = _turns_by_the_longest(self.config)
+        self.rope = Rope(model)
+        self.alone, self._long = self.rope.by_longest, False
         kinds = getattr(self.config, "layer_types", None)
         window = getattr(self.config, "sliding_window", None)
         if kinds is None:
@@ -78,12 +81,14 @@ class BatchTarget:
         Returns:
             The model's logits [B, n] and final states [B, d], after the last token of each row.
         """
+        self.rope.reset()
         ids, cache = torch.tensor(tokens, device=self._ids_device), self.cache
         rows = slice(first, first + len(ids))
         cache.lengths += [0] * (rows.stop - len(cache.lengths))
         past = torch.tensor(cache.lengths[rows], device=self.device)[:, None]
         slots = past + torch.arange(ids.shape[1], device=self.device)[None]
         longest = cache.aim(rows, slots)
+        self._long = self.rope.is_long(longest)
         states: list[torch.Tensor] = []
 
         def at_last(hidden: torch.Tensor) -> torch.Tensor:
@@ -104,6 +109,13 @@ class BatchTarget:
             cache.lengths[row] += ids.shape[1]
         return output.logits[:, 0], states[0]
 
+    def unread(self, row: int, prompt: IntArray, output: Sequence[int]) -> list[int]:
+        """A row's tokens that the next forward must read, as :meth:`Target.unread`."""
+        if self.alone and self.rope.is_stale(self._long, len(prompt) + len(output)):
+            self.cache.lengths[row] = 0
+            return [*prompt.tolist(), *output]
+        return [*output[-1:]]
+
     def _masks(self, slots: torch.Tensor, longest: int) -> Any:
         """Additive masks [B, 1, n, longest] by the kind of layer. A slot's number is its place."""
         columns = torch.arange(longest, device=self.device)
@@ -116,9 +128,3 @@ class BatchTarget:
             mask = torch.zeros(hidden.shape, dtype=dtype, device=self.device)
             masks[kind] = mask.masked_fill_(hidden, torch.finfo(dtype).min)[:, None]
         return masks if len(masks) > 1 else next(iter(masks.values()))
-
-
-def _turns_by_the_longest(config: Any) -> bool:
-    rope = getattr(config, "rope_parameters", None) or {}
-    groups = [rope, *(v for v in rope.values() if isinstance(v, dict))]
-    return bool({group.get("rope_type") for group in groups} & {"dynamic", "longrope"})

@@ -92,10 +92,14 @@ def _buffer(like: torch.Tensor, capacity: int) -> torch.Tensor:
 
 
 class RewindableCache(Cache):  # type: ignore[misc]
-    """A Transformers cache of :class:`RewindableLayer`; buffers survive from request to request."""
+    """A Transformers cache of :class:`RewindableLayer`; buffers survive from request to request.
+
+    ``long``: its keys are those of a text past the edge of :class:`~tascade.decode.rope.Rope`.
+    """
 
     def __init__(self) -> None:
         super().__init__(layer_class_to_replicate=RewindableLayer)
+        self.long = False
         self._stacks: list[torch.Tensor] = []
         self._stacked: list[torch.Tensor] = []
 

@@ -253,7 +253,7 @@ class Decoder:
     def step(self, request: Request) -> list[int]:
         """One round: propose, verify, commit. Returns the newly committed ids."""
         tree, draft_seconds = self.propose(request)
-        return self._verify(request, request.result.tokens[-1:], tree, draft_seconds)
+        return self._verify(request, self.target.unread(request), tree, draft_seconds)
 
     def propose(self, request: Request, drafting: bool = True) -> tuple[DraftTree, float]:
         """Ask the drafter for as many nodes as are worth verifying now."""

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,7 +17,11 @@ from tascade.decode.cache import RewindableCache
 from tascade.decode.exclusive import exclusive
 from tascade.decode.lm_head import HeadLike, SmallHead, SmallLogits, head_override, ids_device
 from tascade.decode.mask import MaskBuilder, ancestors, depths
+from tascade.decode.rope import Rope
 from tascade.errors import ConfigError, TascadeError, UnsupportedModelError
+
+if TYPE_CHECKING:
+    from tascade.decode.loop import Request
 
 _TREE_ATTENTION = ("sdpa", "eager")
 _GRAIN = 16
@@ -116,7 +120,7 @@ class Target:
         compiled = self.device.type == "cpu" and model.dtype != torch.float32
         self.grain = _GRAIN if compiled else 0
         self._masks = self._mask_builders()
-        self._edge, self._beyond = _position_edge(self.config)
+        self.rope = Rope(model)
 
     def _mask_builders(self) -> dict[str, MaskBuilder]:
         dtype, window = self.model.dtype, getattr(self.config, "sliding_window", None)
@@ -150,14 +154,19 @@ class Target:
         return self.cache.length
 
     def room(self, base: int) -> int | None:
-        """How deep a draft may be behind ``base`` tokens; ``None`` for any depth.
+        """How deep a draft may be behind ``base`` tokens; ``None`` for any depth."""
+        return self.rope.room(base)
 
-        Some models have no position beyond an edge, and some turn all their rotary frequencies
-        when any position passes one: there a draft may not look further than plain decoding.
+    def unread(self, request: Request) -> list[int]:
+        """The request's tokens that the next forward must read: those whose keys are not cached.
+
+        The last one; or all, where the model's own ``generate`` reads them anew at this length.
         """
-        if self._edge is None or (self._beyond and base > self._edge):
-            return None
-        return max(0, self._edge - base)
+        prompt, output = request.prompt, request.result.tokens
+        if self.rope.is_stale(self.cache.long, len(prompt) + len(output)):
+            self.cache.truncate(0)
+            return [*prompt.tolist(), *output]
+        return output[-1:]
 
     @contextmanager
     def step(self) -> Iterator[None]:
@@ -232,6 +241,8 @@ class Target:
         fill = self._filling(past, t + n)
         ids = list(tokens) if tree is None or n == 0 else [*tokens, *tree.tokens.tolist()]
         positions = torch.arange(past, past + t + n + fill, device=self.device)[None]
+        self.rope.reset()
+        self.cache.long = self.rope.is_long(past + t)
         positions[0, t + n :] = past + t - 1  # never past the edge of the position table
         if past == 0 and n == 0 and t > PREFILL_DRAFT_LIMIT:
             mask = None  # the kernel's own causal path: a dense mask would take memory ~ T * T
@@ -332,23 +343,3 @@ def table_of_positions(config: Any) -> int | None:
     """Rows of a model's table of positions; ``None`` for positions of another kind."""
     most, rope = (getattr(config, n, None) for n in ("max_position_embeddings", "rope_parameters"))
     return int(most) if most and rope is None and not getattr(config, "alibi", False) else None
-
-
-def _position_edge(config: Any) -> tuple[int | None, bool]:
-    """(last sequence length with the usual positions, whether drafts may go on beyond it)."""
-    rope = getattr(config, "rope_parameters", None)
-    most = getattr(config, "max_position_embeddings", None)
-    if rope is None:
-        return most, False  # a table of positions: nothing lies beyond it
-    groups = [rope, *(v for v in rope.values() if isinstance(v, dict))]
-    kinds = {group.get("rope_type") for group in groups}
-    starts = [group.get("original_max_position_embeddings") for group in groups]
-    start = next(
-        (s for s in starts if s), getattr(config, "original_max_position_embeddings", most)
-    )
-    if "dynamic" in kinds:
-        # Every further token turns the frequencies again, and only a shorter input turns them back.
-        return (start or most or 1) - 1, False
-    if "longrope" in kinds:
-        return start or most, True
-    return None, True

@@ -260,7 +260,7 @@ def _row_share(model: Any) -> float:
 
 
 def _without_ends(answers: Iterable[IntArray], ends: Sequence[int]) -> list[IntArray]:
-    """Answers without the end token, which no new token may hold: others become barriers."""
+    """Answers without the end token, which no new token may hold: none may span one."""
     found = []
     for answer in answers:
         ids = answer[:-1] if len(answer) and int(answer[-1]) in ends else answer.copy()

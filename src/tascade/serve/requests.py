@@ -49,8 +49,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "echo": (False,),
     # vLLM's
     "spaces_between_special_tokens": (True,),
-    "add_generation_prompt": (True,),
-    "continue_final_message": (False,),
     "min_tokens": (0,),
     "ignore_eos": (False,),
     "length_penalty": (1,),
@@ -239,9 +237,17 @@ class ChatRequest(_Options):
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=20)
     chat_template_kwargs: dict[str, Any] | None = None
+    continue_final_message: bool = False
+    add_generation_prompt: bool | None = None
 
     def refuse(self) -> None:
         """See :class:`_Options`."""
         super().refuse()
+        # As in vLLM, where one of the two is asked for.
+        if self.add_generation_prompt is self.continue_final_message:
+            what = "cannot be asked for together with" if self.continue_final_message else "or"
+            message = f"add_generation_prompt {what} continue_final_message"
+            message += "" if self.continue_final_message else " must be true"
+            raise APIError(400, message, param="add_generation_prompt")
         if self.top_logprobs and not self.logprobs:
             raise APIError(400, "top_logprobs needs logprobs", param="top_logprobs")

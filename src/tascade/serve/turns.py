@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from tascade.core import Generation, IntArray
-from tascade.data.encode import encode_text
+from tascade.data.encode import encode_opening
 from tascade.decode.sampling import SamplingParams
 from tascade.decode.target import check_ids
 from tascade.errors import TascadeError
@@ -105,11 +105,12 @@ def encoded(engine: Engine, request: ChatRequest | CompletionRequest) -> list[In
     try:
         if isinstance(request, ChatRequest):
             messages = [message.plain() for message in request.messages]
-            found.append(engine.model.encode(messages, request.chat_template_kwargs))
+            goes_on = request.continue_final_message
+            found.append(engine.model.encode(messages, request.chat_template_kwargs, goes_on))
         else:
             for prompt in request.prompts():
                 if isinstance(prompt, str):
-                    found.append(encode_text(tokenizer, prompt, special=True))
+                    found.append(encode_opening(tokenizer, prompt))
                 else:
                     found.append(np.asarray(prompt, np.int32))
     except TascadeError as error:

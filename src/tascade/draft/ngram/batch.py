@@ -115,7 +115,7 @@ class BatchDrafter:
         self.budget, self.most, self.length = budget, most, length
         self.stats = BatchStats()
         self._on_end: Ended | None = None  # not while compiling
-        self._barriers = np.asarray(end_tokens, np.int32)
+        self._end_tokens = np.asarray(end_tokens, np.int32)
         self._slots = new_slots(requests, length, most)
         self._lanes = RowThreads(threads, lambda: _new_work(most))
         self._last = np.full(requests, -1, np.int64)
@@ -294,13 +294,13 @@ class BatchDrafter:
         One that was drafted and accepted has another token behind it, which the engine drops later.
         """
         assert self._on_end is not None
-        ends = set(self._barriers.tolist())
+        ends = set(self._end_tokens.tolist())
         for row, new in enumerate(sampled):
             if slot_of[row] < 0 or ends.isdisjoint(new):
                 continue
             begin = int(self._since[slot_of[row]] if prompts is None else prompts[row])
             said = ids[row, begin : lengths[row]]
-            end = int(np.isin(said, self._barriers).argmax()) + 1
+            end = int(np.isin(said, self._end_tokens).argmax()) + 1
             if len(said) - end < len(new):
                 self._on_end(ids[row, :begin].copy(), said[:end].copy())
 
@@ -320,7 +320,7 @@ class BatchDrafter:
                 slot_of[rows],
                 self._slots,
                 tasks,
-                self._barriers,
+                self._end_tokens,
                 plan,
                 *work,
             )

@@ -16,7 +16,7 @@ from tascade.draft.ngram.candidates import (
     source_kind,
 )
 from tascade.draft.ngram.mixer import probability, survive
-from tascade.draft.ngram.tree_search import settle
+from tascade.draft.ngram.tree_search import update_calibration
 from tascade.index.lookup import DEPTH, HASH_BITS, MAX_LEVELS, chain_extend, shard_tokens
 from tascade.util.jit import inner, lean
 
@@ -104,7 +104,7 @@ def _agreed(shards: Any, token: int, above: int, row: int, scratch: Any, found: 
 def _grow_chain(
     limit: int,
     floor: float,
-    barriers: Any,
+    end_tokens: Any,
     sources: Any,
     sizes: Any,
     mixer: Any,
@@ -155,7 +155,7 @@ def _grow_chain(
         memo_used[n] = 0
         output_window[nodes - n] = token
         request_window[nodes - n] = token
-        if ends_answer(token, barriers):
+        if ends_answer(token, end_tokens):
             break
     return n
 
@@ -191,7 +191,7 @@ def _draft_row(
     s: int,
     slots: Any,
     tasks: Any,
-    barriers: Any,
+    end_tokens: Any,
     plan: Any,
     work: Any,
     many: bool,
@@ -215,14 +215,14 @@ def _draft_row(
     above = -1
     if slots.nodes[s] >= 0:
         if not many or slots.known[s] % 2 == 0:  # half of many teach enough
-            settle(new, slots.nodes[s], out, mixer, memo, work[3])
+            update_calibration(new, slots.nodes[s], out, mixer, memo, work[3])
         above = _stands_at(new, slots.nodes[s], slots.draft[s], slots.memo_used[s])
     slots.nodes[s], slots.given[s] = -1, 0
     slots.known[s] = chain_extend(
         slots.tokens[s], slots.previous[s], slots.table[s], slots.known[s], new, HASH_BITS
     )
     room = min(limit, length_limit - n - 1)
-    if room <= 0 or ends_answer(row[n - 1], barriers):
+    if room <= 0 or ends_answer(row[n - 1], end_tokens):
         return
     scratch = (*work[4][:7], slots.voters[s], slots.held[s])
     if above >= 0:
@@ -241,7 +241,7 @@ def _draft_row(
     slots.nodes[s] = _grow_chain(
         room,
         floor,
-        barriers,
+        end_tokens,
         (shards[begins[task] : begins[task + 1]], recent, similar, context),
         (nc, nx),
         mixer,
@@ -259,7 +259,7 @@ def draft_rows(
     slot_of: Any,
     slots: Any,
     tasks: Any,
-    barriers: Any,
+    end_tokens: Any,
     plan: Any,
     work: Any,
     counts: Any,
@@ -271,7 +271,7 @@ def draft_rows(
     none. ``tasks``: (shard table of all tasks, where each task's shards begin [P + 1], hash chains
     of documents not yet in a shard and the calibrations' arrays, both stacked over tasks, the
     latter updated in place). ``plan``: (most nodes for a row, 0 for none; least survival; most
-    tokens of a request). Nothing is drafted after an end token (``barriers``). Drafts are left in
+    tokens of a request). Nothing is drafted after an end token (``end_tokens``). Drafts are left in
     the slots; ``counts`` and ``sums`` [SURVIVAL_BINS] tell the nodes and their survival summed, the
     surest bin first.
     """
@@ -282,7 +282,7 @@ def draft_rows(
         s = slot_of[b]
         if s < 0:
             continue
-        _draft_row(ids[b], lengths[b], s, slots, tasks, barriers, plan, work, many)
+        _draft_row(ids[b], lengths[b], s, slots, tasks, end_tokens, plan, work, many)
         for i in range(slots.nodes[s]):
             counts[_bin(slots.survival[s, i])] += 1
             sums[_bin(slots.survival[s, i])] += slots.survival[s, i]

@@ -304,11 +304,11 @@ def source_kind(shares: Any) -> int:
 
 
 @inner
-def ends_answer(token: int, barriers: Any) -> bool:
-    """Whether ``token`` is one of ``barriers``, the end tokens: nothing is drafted below it."""
+def ends_answer(token: int, end_tokens: Any) -> bool:
+    """Whether ``token`` is one of ``end_tokens``: nothing is drafted below it."""
     ends = False
-    for barrier in barriers:
-        ends = ends or token == barrier
+    for end in end_tokens:
+        ends = ends or token == end
     return ends
 
 

@@ -9,7 +9,14 @@ import numpy as np
 
 from tascade.core import EMPTY_TREE, DraftTree, IntArray
 from tascade.draft.ngram.mixer_calibration import Calibration
-from tascade.draft.ngram.tree_search import MAX_NODES, grow, new_memo, new_tree, new_work, settle
+from tascade.draft.ngram.tree_search import (
+    MAX_NODES,
+    grow_tree,
+    new_memo,
+    new_tree,
+    new_work,
+    update_calibration,
+)
 from tascade.index.hash_chain import HashChain
 from tascade.index.lookup import DEPTH
 from tascade.index.view import CorpusView, shard_table
@@ -114,7 +121,7 @@ class NgramDrafter:
             self._index_prompt(self._prompt)
         if self._pending:
             self._catch_up()
-        n = grow(
+        n = grow_tree(
             min(limit, MAX_NODES),
             floor,
             self._barriers,
@@ -137,7 +144,7 @@ class NgramDrafter:
         """Learn from the outcome and move on by ``tokens``."""
         if self.adapt and self._nodes >= 0:
             state = self.calibration.arrays()
-            settle(tokens, self._nodes, self._tree, state, self._memo, self._passed)
+            update_calibration(tokens, self._nodes, self._tree, state, self._memo, self._passed)
         self._nodes = -1
         self._pending.append(tokens)
 

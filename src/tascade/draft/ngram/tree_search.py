@@ -25,7 +25,7 @@ _LEAST = 0.02
 
 
 def new_work() -> tuple[Any, ...]:
-    """Working memory of :func:`grow`."""
+    """Working memory of :func:`grow_tree`."""
     return (
         np.empty((_HEAP, 4), np.float64),
         np.empty(DEPTH, np.int32),
@@ -164,10 +164,10 @@ def _expand(
 
 
 @lean
-def grow(
+def grow_tree(
     limit: int,
     floor: float,
-    barriers: Any,
+    end_tokens: Any,
     sources: Any,
     tails: Any,
     mixer: Any,
@@ -181,7 +181,7 @@ def grow(
     target's own token included: it cannot pay (see :class:`tascade.draft.budget.Budget`).
 
     ``tails`` are the reversed committed tokens, [n] with separators (corpus view) and [m] without
-    (request view). ``barriers`` are the end tokens, below which nothing is drafted.
+    (request view). Nothing is drafted below one of ``end_tokens``.
     Writes ``out`` (see :func:`new_tree`); returns the number of nodes.
     """
     tokens, parents, survival, kinds, raw = out
@@ -202,14 +202,16 @@ def grow(
         promised += least
         size = _pop(heap, size)
         memo_used[n + 1] = 0
-        if not ends_answer(tokens[n], barriers) and n + 1 < limit and least * 0.98 > bar:
+        if not ends_answer(tokens[n], end_tokens) and n + 1 < limit and least * 0.98 > bar:
             size = _expand(n, raw[n], size, bar, sources, tails, mixer, out, memo, work)
         n += 1
     return n
 
 
 @lean
-def settle(committed: Any, n_nodes: int, out: Any, mixer: Any, memo: Any, passed: Any) -> None:
+def update_calibration(
+    committed: Any, n_nodes: int, out: Any, mixer: Any, memo: Any, passed: Any
+) -> None:
     """Learn from the tokens that came: walk the proposal along them, scoring every candidate.
 
     ``passed`` is working memory, [MAX_NODES] int8: 1 where the path went, 2 where it is not known.

@@ -10,7 +10,14 @@ from typing import Any
 import torch
 
 from tascade.errors import UnsupportedModelError
-from tascade.load import checkpoint_folder, load_tokenizer, loading, pick_device
+from tascade.load import (
+    check_complete,
+    check_files,
+    checkpoint_folder,
+    load_tokenizer,
+    loading,
+    pick_device,
+)
 from tascade.tailor.offload.checkpoint import Checkpoint
 from tascade.tailor.offload.embeddings import (
     EmbeddingStore,
@@ -65,6 +72,7 @@ def load_offloaded(
     name = str(name)
     kind = dtype if dtype == "auto" else getattr(torch, dtype)
     with loading(name):
+        check_files(name)
         tokenizer = load_tokenizer(name)
         config, skeleton = _skeleton(name)
         weights = getattr(config, "transformers_weights", None)
@@ -126,7 +134,10 @@ def _body(
 
     place = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
     subclass: Any = type(kind.__name__, (kind,), {"__init__": construct, **place})
-    model = subclass.from_pretrained(name, config=config, dtype=dtype, use_safetensors=True)
+    model, report = subclass.from_pretrained(
+        name, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
+    )
+    check_complete(report, name)
     model.__class__ = kind
     return model, taken[-1]
 
