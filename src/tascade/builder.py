@@ -21,6 +21,7 @@ from tascade.data.encode import fingerprint
 from tascade.data.prepare import Prepared, spread
 from tascade.decode.equality import NearTies
 from tascade.decode.loop import AllNodes
+from tascade.draft.ngram.warm_up import is_warm, warm_up
 from tascade.enrich.run import Tuned
 from tascade.errors import TascadeError
 from tascade.index.corpus import CorpusIndex
@@ -88,6 +89,9 @@ class PackBuilder:
         Rows given later have the same prompts in the same order.
         """
         info, first = self.pack.info, not self.pack.corpus.exists()
+        if not is_warm():
+            tell("compiling kernels, once", 0, None)
+            warm_up()
         shutil.rmtree(self.pack.corpus, ignore_errors=True)
         tell("indexing outputs", 0, len(rows))
         CorpusIndex.build(
@@ -160,7 +164,7 @@ def answering(
     with tempfile.TemporaryDirectory(prefix="tascade-lessons-") as folder:
         made = PackBuilder(Path(folder), loaded, recipe)
         made.index(prepared.train, recipe, tell)
-        check(made.task_model, prepared.asked, recipe)
+        check(made.task_model, prepared.asked, recipe, tell)
         yield answerer(made.task_model, recipe, tell, temperature=0)
 
 
@@ -176,6 +180,7 @@ def calibrate(
     within ``calibration_seconds``. Where no row has a prompt, outputs are replayed instead.
     """
     pack, most = task_model.pack, recipe.spec.calibration_rows
+    tell("measuring the model's steps", 0, None)
     pack.note(costs={**pack.info.costs, task_model.cost_key: task_model.cost.to_json()})
     prompts = [prompt for prompt, _ in rows if prompt is not None]
     chosen = spread(prompts, most)
@@ -207,7 +212,9 @@ def replay_references(task_model: TaskModel, answers: Sequence[IntArray]) -> int
     return len(answers)
 
 
-def check(task_model: TaskModel, rows: Sequence[Row], recipe: Recipe) -> dict[str, int]:
+def check(
+    task_model: TaskModel, rows: Sequence[Row], recipe: Recipe, tell: Progress
+) -> dict[str, int]:
     """Compare a few answers with plain decoding's; what it finds is not learned from.
 
     A difference that is a near tie (see :class:`tascade.decode.equality.NearTies`) is counted and
@@ -231,7 +238,8 @@ def check(task_model: TaskModel, rows: Sequence[Row], recipe: Recipe) -> dict[st
     near_ties = NearTies(task_model.target, params)
     prompts = spread([prompt for prompt, _ in rows if prompt is not None], _CHECKED_ROWS)
     differing = ties = 0
-    for prompt in prompts:
+    for done, prompt in enumerate(prompts):
+        tell("comparing with plain decoding", done, len(prompts))
         fast = drafted.generate(prompt, params).tokens
         plain = task_model.plain.generate(prompt, params).tokens
         if fast == plain:

@@ -26,7 +26,7 @@ from typing import Any
 from tascade.answers import count_prompts, enough_own, own_held_out
 from tascade.builder import PackBuilder, Stage, answerer, answering, calibrate, check
 from tascade.config import DataConfig, Recipe, VocabConfig
-from tascade.core import Progress, silent
+from tascade.core import Progress
 from tascade.data.encode import end_tokens
 from tascade.data.prepare import Prepared, describe_sources, prepare
 from tascade.decode.target import table_rows
@@ -43,6 +43,7 @@ from tascade.tailor.savings import Tailoring, head_savings
 from tascade.tailor.tailored import keep_vocabulary, with_vocabulary
 from tascade.util.files import folder_beside, remove_folder
 from tascade.util.places import place_for
+from tascade.util.progress import shown, shows_progress, teller
 
 
 def adapt(
@@ -53,7 +54,7 @@ def adapt(
     out: str | Path | None = None,
     recipe: Recipe | None = None,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> TaskModel:
     """Learn a task from examples, training-free, and return a model that is fast at it.
 
@@ -65,7 +66,8 @@ def adapt(
             uses it (see ``save_pretrained``).
         recipe: everything else.
         overwrite: replace a pack that exists, in one step, and nothing else that does.
-        progress: called with (stage, done, total).
+        progress: called with (stage, done, total); bars by default (see
+            :func:`tascade.util.progress.shown`).
 
     Raises:
         DataError: a row cannot be used, or there are none.
@@ -75,8 +77,9 @@ def adapt(
     used, target = (model, data, validation), None
     if out is not None:
         target = place_for(out, overwrite=overwrite, used=used)
-    given = *used, target, recipe or Recipe(), overwrite, progress or silent
-    return _make(*given).task_model
+    with shown(progress) as tell:
+        given = *used, target, recipe or Recipe(), overwrite, tell
+        return _make(*given).task_model
 
 
 def adapt_tuned(
@@ -88,7 +91,7 @@ def adapt_tuned(
     recipe: Recipe | None = None,
     resume: bool = False,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> tuple[TaskModel, Tuned]:
     """Tune a model, then learn the tuned one's answers: a pack with both (TASC-ft and TASC-spec).
 
@@ -114,7 +117,8 @@ def adapt_tuned(
     staged = target.with_name(f".{target.name}.staged")
     shutil.rmtree(staged / "model", ignore_errors=True)
     tuning = partial(tune_first, to=staged / "model", resume=resume)
-    made = _make(*used, target, recipe, overwrite, progress or silent, tuning)
+    with shown(progress) as tell:
+        made = _make(*used, target, recipe, overwrite, tell, tuning)
     assert made.tuned is not None
     shutil.rmtree(staged, ignore_errors=True)
     return made.task_model, replace(made.tuned, path=target / "model")
@@ -135,6 +139,7 @@ def _make(
     if tuning is not None:
         wanted = replace(recipe, spec=replace(recipe.spec, own_answers=True))
     with _temporary() if target is None else folder_beside(target) as folder:
+        tell("loading the model", 0, None)
         if tuning is not None:
             made = PackBuilder(folder, load_to_tune(model, recipe), wanted)
         else:
@@ -229,7 +234,7 @@ def index_own(task: PackBuilder, prepared: Prepared, recipe: Recipe, progress: P
             known before this work than after it.
     """
     task_model, pack = task.task_model, task.pack
-    check(task_model, prepared.asked, recipe)
+    check(task_model, prepared.asked, recipe, progress)
     own, prepared.own = answerer(task_model, recipe, progress)(prepared.train)
     left = count_prompts(prepared.train) - len(own)
     for at, row in zip(prepared.own, own, strict=True):
@@ -268,7 +273,7 @@ def prove(task: PackBuilder, prepared: Prepared, recipe: Recipe, progress: Progr
         "held_out": len(rows),
         "held_out_of": prepared.held_out_of,
         "calibrated": calibrate(task.task_model, rows, recipe, progress),
-        **check(task.task_model, prepared.asked, recipe),
+        **check(task.task_model, prepared.asked, recipe, progress),
     }
     task.pack.note(rows={**task.pack.info.rows, **counts})
 
@@ -282,7 +287,7 @@ def tune(
     recipe: Recipe | None = None,
     score: Score | None = None,
     resume: bool = False,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Tuned:
     """Teach a model new tokens for a task, and export it if it passes the gate (TASC-ft).
 
@@ -298,7 +303,8 @@ def tune(
         recipe: its ``tune`` section, ``dtype``, ``device`` and ``max_new_tokens``.
         score: of an answer against its reference, from 0 to 1; equal or not by default.
         resume: go on with the run that was stopped; its state lies beside ``out``.
-        progress: called with (stage, done, total).
+        progress: called with (stage, done, total); bars by default (see
+            :func:`tascade.util.progress.shown`).
 
     Raises:
         DataError: a row cannot be used, or there are too few.
@@ -306,17 +312,19 @@ def tune(
             installed, several processes were started, or the stopped run was another.
     """
     recipe, target = recipe or Recipe(), place_for(out)
-    loaded = load_to_tune(model, recipe)
-    tell = progress or silent
-    ends = end_tokens(*loaded[:2])
-    prepared = prepare(loaded[1], ends, data, held_out, recipe, tell, size=table_rows(loaded[0]))
-    given = loaded, prepared, target, recipe, answering, tell
-    tuned = tune_loaded(*given, resume=resume, score=score)
+    with shown(progress) as tell:
+        tell("loading the model", 0, None)
+        loaded = load_to_tune(model, recipe)
+        ends, rows = end_tokens(*loaded[:2]), table_rows(loaded[0])
+        prepared = prepare(loaded[1], ends, data, held_out, recipe, tell, size=rows)
+        given = loaded, prepared, target, recipe, answering, tell
+        tuned = tune_loaded(*given, resume=resume, score=score)
     if tuned.path is not None:
         shutil.rmtree(work_folder(target), ignore_errors=True)
     return tuned
 
 
+@shows_progress
 def tailor(
     pack: str | Path,
     data: Any,
@@ -325,7 +333,7 @@ def tailor(
     config: VocabConfig | None = None,
     own: bool = False,
     on_error: str = "raise",
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Tailoring:
     """List the tokens that a task's answers need, and have its pack use a head of those.
 
@@ -336,14 +344,16 @@ def tailor(
         config: tolerance, scripts and head; ``exact`` by default.
         own: count the model's own answers, not the references.
         on_error: raise, or skip rows that cannot be used.
-        progress: called with (stage, done, total).
+        progress: called with (stage, done, total); bars by default (see
+            :func:`tascade.util.progress.shown`).
 
     Raises:
         PackError: no pack there.
         DataError: a row cannot be used, or there are none.
         ConfigError: a setting is out of range, or there was no time for enough own answers.
     """
-    config, tell = config or VocabConfig(head="exact"), progress or silent
+    config, tell = config or VocabConfig(head="exact"), teller(progress)
+    tell("loading the model", 0, None)
     task_model = TaskModel.from_pretrained(pack, head="full")
     loaded, made = (task_model.model, task_model.tokenizer), task_model.pack
     tokens, chat = made.info.max_new_tokens, task_model.chat

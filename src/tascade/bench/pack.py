@@ -15,7 +15,7 @@ from tascade.bench.paper_drafter import PaperDrafter
 from tascade.bench.peers import arctic_methods, hf_generate, hf_prompt_lookup
 from tascade.bench.run import About, BenchSettings, run_bench
 from tascade.bench.tailored import HEADS, tailored_methods
-from tascade.core import Example, IntArray, Progress, silent
+from tascade.core import Example, IntArray, Progress
 from tascade.data.load import LoadReport, load_examples, source_hash
 from tascade.data.prepare import spread
 from tascade.decode.equality import NearTies
@@ -29,6 +29,7 @@ from tascade.load import ModelRef, load_model
 from tascade.model import TaskModel
 from tascade.pack import Pack
 from tascade.util.files import write_atomic
+from tascade.util.progress import shows_progress, teller
 
 TUNED = ("plain", "tasc-ft", "tasc-ft+spec")
 """What is measured of a pack that holds a tuned model; ``plain`` is the model before tuning."""
@@ -70,6 +71,7 @@ class BenchOptions:
         return ("plain", *(name for name in self.methods if name != "plain"))
 
 
+@shows_progress
 def bench_pack(
     pack: str | Path,
     data: Any,
@@ -79,7 +81,7 @@ def bench_pack(
     dtype: str = "auto",
     options: BenchOptions | None = None,
     out: Path | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> dict[str, Any]:
     """Measure a pack on held-out rows; the result is kept in the pack too.
 
@@ -92,7 +94,8 @@ def bench_pack(
         dtype: float32, bfloat16, float16 or auto.
         options: methods, rows, repeats.
         out: where to write the JSON as well.
-        progress: called with (stage, done, total).
+        progress: called with (stage, done, total); bars by default (see
+            :func:`tascade.util.progress.shown`).
 
     Raises:
         DataError: the rows cannot be used, or have no prompts.
@@ -107,7 +110,7 @@ def bench_pack(
             "no rows to measure on", got="0 rows", wanted="one or more", where=str(data)
         )
     # While no model is in this process: there may be no room for two.
-    memory = _memory(opened, names, examples, model, dtype, options, progress or silent)
+    memory = _memory(opened, names, examples, model, dtype, options, teller(progress))
     task_model = TaskModel.from_pretrained(pack, model, dtype=dtype, head="full")
     chosen: dict[str, Any] = {"temperature": options.temperature, "seed": options.seed}
     if options.max_new_tokens:
@@ -129,7 +132,7 @@ def bench_pack(
         warmup=[_request(task_model, example) for example in warm],
         near_ties=NearTies(target, params),
         memory=memory,
-        progress=progress,
+        progress=teller(progress),
     )
     text = json.dumps(result, indent=1).encode()
     write_atomic(task_model.pack.bench, text)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +17,7 @@ from rich.text import Text
 from tascade.core import Generation, Progress, Source
 from tascade.decode.text import Detokenizer
 from tascade.errors import ConfigError
+from tascade.util.progress import shown
 
 out = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 150)
 err = Console(stderr=True, highlight=False, emoji=False)
@@ -36,32 +37,9 @@ MEANING = {
 }
 
 
-@contextmanager
-def progress_bar() -> Iterator[Progress]:
-    """A progress callback: bars on a terminal, one plain line a stage elsewhere."""
-    if not err.is_terminal:
-        seen: set[str] = set()
-
-        def plain(stage: str, done: int, total: int | None) -> None:
-            if stage not in seen:
-                seen.add(stage)
-                err.print(f"{stage} ..." if total is None else f"{stage} ({total}) ...")
-
-        yield plain
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bars
-
-    columns = (TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn())
-    with Bars(*columns, TimeElapsedColumn(), console=err, transient=True) as bars:
-        tasks: dict[str, Any] = {}
-
-        def show(stage: str, done: int, total: int | None) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=done, total=total)
-
-        yield show
+def progress_bar() -> AbstractContextManager[Progress]:
+    """A progress callback: bars on a terminal, lines elsewhere."""
+    return shown(True)
 
 
 def stdin_prompt() -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from tascade.answers import Answering
 from tascade.config import DataConfig, Recipe
-from tascade.core import IntArray, Progress, Row, silent
+from tascade.core import IntArray, Progress, Row
 from tascade.data.chat import ChatConfig
 from tascade.data.encode import end_tokens, fingerprint
 from tascade.data.prepare import prepare, spread
@@ -34,6 +34,7 @@ from tascade.enrich.tokens.stored import FORMAT, TOKENS_FILE, VERSION
 from tascade.load import ModelRef, load_model
 from tascade.util.files import folder_beside, install_folder, without_folders, write_atomic
 from tascade.util.places import place_for
+from tascade.util.progress import shows_progress, teller
 
 _HELD_OUT_ROWS = 500
 _ROUNDS = 5
@@ -98,6 +99,7 @@ class Enrichment:
         return "\n".join(lines)
 
 
+@shows_progress
 def enrich(
     data: Any,
     model: ModelRef,
@@ -109,7 +111,7 @@ def enrich(
     out: str | Path | None = None,
     on_error: str = "raise",
     chat: ChatConfig | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Enrichment:
     """Choose new tokens from a task's training outputs; predict the steps on held-out ones.
 
@@ -125,13 +127,14 @@ def enrich(
         out: a new folder for ``tokens.json`` and the extended tokenizer.
         on_error: ``raise``, or ``skip`` bad rows.
         chat: what prompts take along into the chat template; nothing by default.
-        progress: called with (stage, done, total).
+        progress: called with (stage, done, total); bars by default (see
+            :func:`tascade.util.progress.shown`).
 
     Raises:
         DataError: a row cannot be used, or there are too few.
         ConfigError: a tokenizer that cannot be given tokens, or ``out`` exists.
     """
-    rules, tell = rules or MiningRules(), progress or silent
+    rules, tell = rules or MiningRules(), teller(progress)
     if tokens:
         rules = MiningRules(**{**asdict(rules), "tokens": tokens})
     if out is not None:

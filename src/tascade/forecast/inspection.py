@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tascade.config import DataConfig, Recipe, VocabConfig
-from tascade.core import IntArray, Progress, silent
+from tascade.core import IntArray, Progress
 from tascade.data.chat import ChatConfig
 from tascade.data.encode import end_tokens
 from tascade.data.prepare import prepare, spread
@@ -22,6 +22,7 @@ from tascade.load import ModelRef, load_model
 from tascade.model import measure_cost
 from tascade.tailor.profile import list_tokens
 from tascade.tailor.savings import HeadSavings, head_savings
+from tascade.util.progress import shows_progress, teller
 
 _ROWS = 200
 
@@ -76,6 +77,7 @@ class Inspection:
         return text
 
 
+@shows_progress
 def inspect(
     data: Any,
     model: ModelRef,
@@ -83,7 +85,7 @@ def inspect(
     held_out: Any = None,
     on_error: str = "raise",
     chat: ChatConfig | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Inspection:
     """Predict tokens per step and speed-up on held-out rows by replaying reference outputs.
 
@@ -96,12 +98,14 @@ def inspect(
         held_out: held-out examples; a share of ``data`` when absent.
         on_error: ``raise``, or ``skip`` bad rows.
         chat: what prompts take along into the chat template; nothing by default.
-        progress: called with (stage, done, total).
+        progress: called with (stage, done, total); bars by default (see
+            :func:`tascade.util.progress.shown`).
 
     Raises:
         DataError: a row cannot be used, or there are too few to hold any out.
     """
-    tell = progress or silent
+    tell = teller(progress)
+    tell("loading the model", 0, None)
     loaded, tokenizer, name = load_model(model)
     ends = end_tokens(loaded, tokenizer)
     recipe = Recipe(data=DataConfig(on_error=on_error), chat=chat or ChatConfig())
