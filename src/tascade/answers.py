@@ -62,16 +62,15 @@ def own_answers(
             continue
         key = prompt.tobytes()
         if key not in known:
-            if time.monotonic() > begin + seconds:
+            took = time.monotonic() - begin
+            if took > seconds:
                 break
-            known[key] = np.asarray(decoder.generate(prompt, params).tokens, np.int32)
-        answered[at] = (prompt, known[key])
-        if len(answered) == _FIRST:
-            needed = (time.monotonic() - begin) / _FIRST * asked
-            if needed > seconds:
+            if len(known) == _FIRST and (needed := took / _FIRST * asked) > seconds:
                 reach = int(asked * seconds / needed)
                 stage += f", about {reach} of {asked} in {spelt(seconds).removeprefix('about ')}"
                 stage += f" (all: {spelt(needed)}; own_seconds)"
+            known[key] = np.asarray(decoder.generate(prompt, params).tokens, np.int32)
+        answered[at] = (prompt, known[key])
         tell(stage, len(answered), max(reach, len(answered)))
     places = sorted(answered)
     return [answered[at] for at in places], places

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 import tempfile
 import time
@@ -21,18 +22,20 @@ from tascade.data.encode import fingerprint
 from tascade.data.prepare import Prepared, spread
 from tascade.decode.equality import NearTies
 from tascade.decode.loop import AllNodes
+from tascade.decode.target import Target
 from tascade.draft.ngram.warm_up import is_warm, warm_up
 from tascade.enrich.run import Tuned
 from tascade.errors import TascadeError
 from tascade.index.corpus import CorpusIndex
 from tascade.index.similar import SimilarIndex
-from tascade.model import TaskModel
+from tascade.model import TaskModel, measure_cost
 from tascade.pack import Pack, PackInfo, provenance
 from tascade.tailor.tailored import GUARANTEES
 from tascade.util.files import install_folder
 
 MAX_PROMPTS = 500_000
 _CHECKED_ROWS, _CHECKED_TOKENS, _CHECKED_NODES = 4, 64, 16
+_MOST_COPIED = 2 << 30
 _REPLAYED = 4
 """Outputs replayed for each prompt that would be decoded: a replay runs no model."""
 Loaded = tuple[Any, Any, str]
@@ -263,3 +266,21 @@ def check(
             stacklevel=2,
         )
     return {"checked": len(prompts), "differing": differing, "near_ties": ties}
+
+
+def time_float32(task_model: TaskModel) -> dict[str, int]:
+    """What a float32 step takes, in percent of one in the model's half precision.
+
+    Drafts change no word in float32, while in half precision rounding may: where both are as fast,
+    it is better to know. On a CPU, and for a model whose copy has room, up to
+    :data:`_MOST_COPIED` bytes; else nothing.
+    """
+    import torch
+
+    model = task_model.model
+    size = 4 * sum(part.numel() for part in model.parameters())
+    half = model.dtype in (torch.bfloat16, torch.float16)
+    if not half or model.device.type != "cpu" or size > _MOST_COPIED:
+        return {}
+    whole = measure_cost(Target(copy.deepcopy(model).float()), seconds=1.0)
+    return {"float32_percent": round(100 * float(whole.upto(1)[-1] / task_model.cost.upto(1)[-1]))}

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from tascade.answers import count_prompts, enough_own, own_held_out
-from tascade.builder import PackBuilder, Stage, answerer, answering, calibrate, check
+from tascade.builder import PackBuilder, Stage, answerer, answering, calibrate, check, time_float32
 from tascade.config import DataConfig, Recipe, VocabConfig
 from tascade.core import Progress
 from tascade.data.encode import end_tokens
@@ -274,6 +274,7 @@ def prove(task: PackBuilder, prepared: Prepared, recipe: Recipe, progress: Progr
         "held_out_of": prepared.held_out_of,
         "calibrated": calibrate(task.task_model, rows, recipe, progress),
         **check(task.task_model, prepared.asked, recipe, progress),
+        **time_float32(task.task_model),
     }
     task.pack.note(rows={**task.pack.info.rows, **counts})
 
@@ -370,5 +371,6 @@ def tailor(
     mark = made.info.fingerprint
     profile = list_tokens(loaded, rows, checked, config, own=own, fingerprint=mark)
     keep_vocabulary(made, loaded[1], profile, config)
-    gain = head_savings(loaded[0], profile, checked)
+    tell("measuring the model's steps", 0, None)
+    gain = head_savings(loaded[0], profile, checked, float(task_model.cost.upto(1)[-1]))
     return Tailoring(str(made.path), config.head, gain, config.tables, left_out)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -29,6 +29,7 @@ from tascade.load import ModelRef, load_model
 from tascade.model import TaskModel
 from tascade.pack import Pack
 from tascade.util.files import write_atomic
+from tascade.util.places import UNFINISHED
 from tascade.util.progress import shows_progress, teller
 
 TUNED = ("plain", "tasc-ft", "tasc-ft+spec")
@@ -41,7 +42,8 @@ _FEW_ROWS = 3
 class BenchOptions:
     """What to measure: which methods (``all`` for every one), on how many rows, how often.
 
-    ``memory``: whether to measure what methods need of it, in processes of their own.
+    ``memory``: whether to measure what methods need of it, in processes of their own. ``minutes``:
+    how long the timed part may take, with fewer repeats and rows then; 0 for any time.
     """
 
     methods: tuple[str, ...] = ("all",)
@@ -51,6 +53,7 @@ class BenchOptions:
     temperature: float = 0.0
     seed: int = 0
     memory: bool = True
+    minutes: float = 0.0
 
     def names(self, known: tuple[str, ...] = ALL) -> tuple[str, ...]:
         """The methods asked for; ``plain`` always comes first.
@@ -81,6 +84,8 @@ def bench_pack(
     dtype: str = "auto",
     options: BenchOptions | None = None,
     out: Path | None = None,
+    resume: bool = False,
+    on_repeat: Callable[[dict[str, Any]], None] | None = None,
     progress: Progress | bool | None = None,
 ) -> dict[str, Any]:
     """Measure a pack on held-out rows; the result is kept in the pack too.
@@ -94,11 +99,15 @@ def bench_pack(
         dtype: float32, bfloat16, float16 or auto.
         options: methods, rows, repeats.
         out: where to write the JSON as well.
+        resume: go on with the benchmark that was stopped; its whole repeats lie in the pack.
+        on_repeat: given the methods' entries so far after each repeat.
         progress: called with (stage, done, total); bars by default (see
             :func:`tascade.util.progress.shown`).
 
     Raises:
         DataError: the rows cannot be used, or have no prompts.
+        ConfigError: nothing to resume.
+        KeyboardInterrupt: before there was anything to write.
     """
     options, opened = options or BenchOptions(), Pack.open(pack)
     names = options.names(_known(opened))
@@ -127,12 +136,15 @@ def bench_pack(
     result = run_bench(
         list(ways),
         requests,
-        BenchSettings(params, repeats=options.repeats),
+        BenchSettings(params, repeats=options.repeats, minutes=options.minutes),
         about=_about(task_model, pack, source_hash(data, split="test", report=report)),
         warmup=[_request(task_model, example) for example in warm],
         near_ties=NearTies(target, params),
         memory=memory,
         progress=teller(progress),
+        kept=opened.path / UNFINISHED,
+        resume=resume,
+        on_repeat=on_repeat,
     )
     text = json.dumps(result, indent=1).encode()
     write_atomic(task_model.pack.bench, text)

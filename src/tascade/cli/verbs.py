@@ -56,6 +56,9 @@ def inspect(
     system: System = "",
     chat_template_kwargs: ChatKwargs = "",
     on_error: OnError = "raise",
+    answers: Annotated[
+        int, typer.Option(help="Have the model say so many held-out answers; forecast from them.")
+    ] = 0,
     threads: Threads = 0,
     json: Json = False,
 ) -> None:
@@ -67,6 +70,7 @@ def inspect(
     use_threads(threads)
     options: dict[str, Any] = {"held_out": held_out or None, "on_error": on_error}
     options["chat"] = ChatConfig().given(system, chat_template_kwargs)
+    options["answers"] = answers
     with console.progress_bar() as progress:
         found = look(data, model, progress=progress, **options)
     if json:
@@ -142,9 +146,10 @@ def adapt(
         console.print_json(facts)
         return
     console.print_skipped(made.pack.info.data)
+    used = console.rows_used(made.pack.info.rows, made.pack.info.own_answers)
     console.say(
         f"{out}: {facts['documents']} outputs, {facts['tokens']} tokens, "
-        f"index {made.corpus.n_bytes / 1e6:.1f} MB\n{console.rows_used(made.pack.info.rows)}"
+        f"index {made.corpus.n_bytes / 1e6:.1f} MB\n{used}"
     )
 
 
@@ -285,6 +290,12 @@ def bench(
     methods: Annotated[str, typer.Option(help="Comma-separated; `all` for every one.")] = "all",
     rows: Annotated[int, typer.Option(help="How many rows, evenly spaced.")] = 64,
     repeats: Annotated[int, typer.Option(help="Timed rounds, methods in turns.")] = 5,
+    minutes: Annotated[
+        float, typer.Option(help="Time for these: fewer rounds, then fewer rows fit. 0 for any.")
+    ] = 10.0,
+    resume: Annotated[
+        bool, typer.Option(help="Go on with the one that was stopped, after its whole rounds.")
+    ] = False,
     max_new_tokens: MaxTokens = 0,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Fixes every draw.")] = 0,
@@ -298,7 +309,10 @@ def bench(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Speed, equality and quality against plain decoding and the peers installed."""
+    """Speed, equality and quality against plain decoding and the peers installed.
+
+    Ctrl-C ends it early: what was measured until then is shown and written.
+    """
     from tascade.bench.pack import BenchOptions, bench_pack
     from tascade.cli import console
 
@@ -311,8 +325,9 @@ def bench(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         memory=memory,
+        minutes=minutes,
     )
-    with console.progress_bar() as progress:
+    with console.ends_early(), console.progress_bar() as progress:
         result = bench_pack(
             pack,
             data,
@@ -321,6 +336,8 @@ def bench(
             dtype=dtype,
             options=options,
             out=out,
+            resume=resume,
+            on_repeat=None if json else console.print_bench_so_far,
             progress=progress,
         )
     if json:
