@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from tascade.config import DataConfig
 from tascade.core import Example
 from tascade.data.columnar import Seen, read_arrow, read_hub, read_parquet
 from tascade.data.fields import USUAL, Fields
@@ -70,21 +71,25 @@ def load_examples(
     return _examples(rows, on_error == "skip", fields, report)
 
 
-def check_start(
-    source: str, *, on_error: str = "raise", split: str = "train", fields: Fields = USUAL
-) -> None:
+def check_start(source: str, config: DataConfig, split: str = "train") -> None:
     """Read the first rows of a path, so that what is wrong with them is told before other work.
 
     A Hub dataset is left for later: it would have to be fetched.
+
+    Args:
+        source: a file, a folder or a Hub dataset.
+        config: how its rows are read.
+        split: as for :func:`load_examples`.
 
     Raises:
         DataError: see :func:`load_examples`; or the file has no row that can be used.
     """
     if not _is_local(source, split):
         return
-    report = LoadReport()
-    rows = load_examples(source, on_error=on_error, split=split, fields=fields, report=report)
-    for _ in itertools.islice(rows, _FIRST_ROWS):
+    report, fields = LoadReport(), Fields.of(config)
+    given: dict[str, Any] = {"on_error": config.on_error, "fields": fields, "report": report}
+    rows = load_examples(source, split=split, **given)
+    for _ in itertools.islice(rows, min(config.max_examples or _FIRST_ROWS, _FIRST_ROWS)):
         pass
     if report.whole:
         refuse_none(report)
