@@ -67,6 +67,11 @@ class Pack:
         self.path, self.info = path, info
 
     @property
+    def name(self) -> str:
+        """The name of its folder."""
+        return self.path.resolve().name
+
+    @property
     def tuned(self) -> Path:
         """Folder of the tuned model, in packs that hold one (TASC-ft)."""
         return self.path / "model"

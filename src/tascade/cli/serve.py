@@ -7,16 +7,21 @@ from typing import Annotated
 
 import typer
 
-from tascade.cli.console import Dtype, Json, PackArg, Threads, use_threads
+from tascade.cli.flags import Dtype, Json, OtherModel, PackArg, Threads, use_threads
 
 
 def serve(
     context: typer.Context,
     pack: PackArg,
     engine: Annotated[str, typer.Option(help="auto (vLLM if there), vllm or builtin.")] = "auto",
-    model: Annotated[str, typer.Option("--model", "-m", help="Another model folder or id.")] = "",
+    model: OtherModel = "",
     name: Annotated[
-        str, typer.Option("--served-model-name", help="What the API calls the model.")
+        str,
+        typer.Option(
+            "--served-model-name",
+            help="What the API calls the model; the pack's folder name is taken too.",
+            show_default="the model's own",
+        ),
     ] = "",
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
@@ -50,7 +55,7 @@ def serve(
     Options not named here are passed on to `vllm serve`.
     """
     from tascade.pack import Pack
-    from tascade.serve.command import choose_engine, named, run_builtin, run_vllm
+    from tascade.serve.command import choose_engine, names_of, run_builtin, run_vllm
     from tascade.serve.engine import Settings
     from tascade.serve.vllm_command import vllm_command
 
@@ -70,12 +75,14 @@ def serve(
         run_vllm(command, only_print=only_print)
         return
     use_threads(threads)
+    names = names_of(pack, model, name)
     settings = Settings(
-        named(pack, model, name),
+        names[0],
         host,
         port,
         api_key,
         max_queue,
+        aliases=names[1:],
         max_prompt=max_prompt_tokens,
         max_tokens=max_tokens,
         max_n=max_n,
