@@ -37,18 +37,12 @@ Dtype = Annotated[
 ]
 Threads = Annotated[int, typer.Option(help="CPU threads.", show_default="torch's choice")]
 OnError = Annotated[str, typer.Option("--on-error", help="raise, or skip bad rows and list them.")]
+_USUAL = "as the recipe or the pack says, else the usual names"
 PromptField = Annotated[
-    str,
-    typer.Option(
-        help="The field that holds the prompt.", show_default="prompt, or as the row's shape has it"
-    ),
+    str, typer.Option(help="The field that holds the prompt.", show_default=_USUAL)
 ]
 CompletionField = Annotated[
-    str,
-    typer.Option(
-        help="The field that holds the answer.",
-        show_default="completion, or as the row's shape has it",
-    ),
+    str, typer.Option(help="The field that holds the answer.", show_default=_USUAL)
 ]
 PromptTemplate = Annotated[
     str,

@@ -54,6 +54,7 @@ def serve(
 
     Options not named here are passed on to `vllm serve`.
     """
+    from tascade.cli import console
     from tascade.pack import Pack
     from tascade.serve.command import choose_engine, names_of, run_builtin, run_vllm
     from tascade.serve.engine import Settings
@@ -62,8 +63,9 @@ def serve(
     chosen = "vllm" if only_print else choose_engine(engine, context.args)
     if chosen == "vllm":
         shown = ("--dtype", dtype) if dtype != "auto" else ()
+        opened = Pack.open(pack)
         command = vllm_command(
-            Pack.open(pack),
+            opened,
             model=model,
             name=name,
             host=host,
@@ -72,6 +74,11 @@ def serve(
             learn=learn,
             extra=[*shown, *context.args],
         )
+        if not only_print:
+            told = (
+                f"http://{host}:{port}/v1, model {name or command[2]}, {opened.name}, engine vllm"
+            )
+            console.err.print(told, markup=False, soft_wrap=True)
         run_vllm(command, only_print=only_print)
         return
     use_threads(threads)

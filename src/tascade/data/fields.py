@@ -53,19 +53,16 @@ class Fields:
         Raises:
             DataError: naming the fields there are.
         """
-        for name in self.names:
-            if name not in there:
-                shown = [str(other)[:40] for other in there][:12]
-                near = difflib.get_close_matches(name, shown, 1)
-                raise DataError(
-                    f"there is no field {name[:40]!r}",
-                    got="fields " + ", ".join(map(repr, shown)) if shown else "no fields",
-                    wanted=", ".join(map(repr, self.names))[:200],
-                    where=where,
-                    fix=f"did you mean {near[0]!r}?"
-                    if near
-                    else "name one of the fields there are",
-                )
+        lacking = [name for name in self.names if name not in there]
+        if lacking:
+            near = difflib.get_close_matches(lacking[0], list(map(str, there))[:100], 1)
+            raise DataError(
+                f"there is no field {lacking[0][:40]!r}",
+                got=_listed(there),
+                wanted=", ".join(map(repr, self.names))[:200],
+                where=where,
+                fix=f"did you mean {near[0]!r}?" if near else "name one of the fields there are",
+            )
 
     def renamed(
         self, record: Mapping[str, Any], where: str
@@ -91,8 +88,17 @@ class Fields:
             alpaca = row.get("prompt") is None and row.get("instruction") is not None
             usual = "output" if alpaca else "completion"
             row[usual], made[usual] = record[self.completion], (self.completion,)
-        elif found := [name for name in OUTPUT_FIELDS if row.get(name) is not None]:
-            row["completion"], made["completion"] = row[found[0]], (found[0],)
+            return row, made
+        usual = next((name for name in OUTPUT_FIELDS if row.get(name) is not None), "")
+        if not usual:
+            raise DataError(
+                "no field holds the answer",
+                got=_listed(record),
+                wanted=" or ".join(OUTPUT_FIELDS),
+                where=where,
+                fix="name the answer's field with --completion-field (data.completion_field)",
+            )
+        row["completion"], made["completion"] = row[usual], (usual,)
         return row, made
 
     def _prompt(self, record: Mapping[str, Any], where: str) -> Any:
@@ -121,6 +127,13 @@ USUAL = Fields()
 def at(where: str, field: str) -> str:
     """Names a field of a row, in an error."""
     return f"{where}: {field}" if where else field
+
+
+def _listed(names: Collection[object]) -> str:
+    """The first fields of a row or a header, bounded."""
+    shown = [repr(str(name)[:40]) for name in names][:12]
+    more = ", ..." if len(names) > len(shown) else ""
+    return "fields " + ", ".join(shown) + more if shown else "no fields"
 
 
 def _text(value: object, where: str) -> str:

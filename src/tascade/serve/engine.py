@@ -75,8 +75,9 @@ class Metrics:
 class Settings:
     """Limits and addresses of the built-in server.
 
-    ``name``: what the API calls the model, and ``aliases`` what it is asked for too; ``api_key``: empty for none; ``max_queue``: requests
-    that may wait (one is always being answered); ``max_body``: bytes of a request's body;
+    ``name``: what the API calls the model; ``aliases``: other names that it is asked for by;
+    ``api_key``: empty for none; ``max_queue``: requests that may wait (one is always being
+    answered); ``max_body``: bytes of a request's body;
     ``max_prompt``: tokens of a prompt; ``timeout``: seconds a request may take, waiting included;
     ``grace``: seconds to finish what was begun after a signal to stop; ``cors_origins``: pages that
     may ask from a browser, ``*`` for any.
