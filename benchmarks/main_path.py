@@ -55,7 +55,7 @@ def main() -> None:
             run(
                 "bench", pack, "--data", data / "test.jsonl", "--warmup",
                 data / "validation.jsonl", "--dtype", dtype, "--threads", options.threads,
-                "--rows", options.rows, "--repeats", options.repeats, "--methods",
+                "--rows", options.rows, "--repeats", options.repeats, "--minutes", 0, "--methods",
                 options.methods, "--out", options.results / f"{task}-{dtype}.json",
             )  # fmt: skip
 

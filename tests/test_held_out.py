@@ -19,6 +19,7 @@ from brief import BRIEF
 from tascade import bundled
 from tascade.builder import answering
 from tascade.cli import verbs as cli
+from tascade.cli.console import rows_used
 from tascade.config import SpecConfig, TuneConfig, VocabConfig
 from tascade.core import silent
 from tascade.data.encode import encode_prompt, end_tokens
@@ -303,6 +304,8 @@ def test_adapt_with_own_answers_and_a_head_lists_and_judges_own_answers(
     made = adapt(bundled.model_path(), data[:40], validation=data[40:], out=out, recipe=recipe)
     assert made.pack.info.own_answers == 25
     assert made.pack.info.rows["references_kept"] == 15
+    said = rows_used(made.pack.info.rows, made.pack.info.own_answers)
+    assert "25 of 40 own answers, references for the rest" in said
     listed = json.loads(made.pack.vocabulary.read_text())
     assert (listed["counted"], listed["documents"]) == ("own", 25)
     assert listed["held_out"]["documents"] == 25

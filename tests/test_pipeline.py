@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import tascade
 from tascade import bundled
+from tascade.cli.console import rows_used
 from tascade.config import GateConfig, SpecConfig, TuneConfig, VocabConfig
 from tascade.core import Source
 from tascade.data.encode import fingerprint
@@ -299,9 +301,40 @@ def test_inspect_predicts_before_anything_is_built(task_model: TaskModel) -> Non
     assert "tokens" in found.describe()
     assert found.to_dict()["new_tokens"]["fewer_steps"] > 2
     assert "new tokens would take" in found.describe()
-    noise = np.random.default_rng(0).integers(97, 122, (60, 40))
+    noise = np.random.default_rng(0).integers(97, 122, (124, 40))
     rows = [bytes(row.tolist()).decode() for row in noise]
-    poor = inspect(rows, (tiny_model("llama", vocab_size=260), byte_tokenizer()))
+    loaded = tiny_model("llama", vocab_size=260), byte_tokenizer()
+    poor = inspect(rows[:60], loaded, held_out=rows[60:])
     assert poor.to_dict()["verdict"] == "will not profit"
+    few = inspect(rows[:60], loaded)
+    assert few.to_dict()["verdict"] == "cannot tell"
     gain = poor.to_dict()["new_tokens"]
     assert gain is None or gain["fewer_steps"] < 1.2
+
+
+def test_inspect_can_ask_the_model_itself(task_model: TaskModel) -> None:
+    loaded = task_model.model, task_model.tokenizer
+    data = bundled.data_path("tickets", "train"), bundled.data_path("tickets", "validation")
+    found = inspect(data[0], loaded, held_out=data[1], answers=20)
+    told = found.to_dict()
+    assert (told["answers"], told["replayed"], told["held_out"]["forecast"]) == (
+        "own answers",
+        20,
+        20,
+    )
+    assert told["low"] <= told["speedup"] <= told["high"]
+    assert told["verdict"] == "profits"
+
+
+def test_half_precision_says_what_holds_and_what_float32_would_take() -> None:
+    model = tiny_model("llama", vocab_size=260).to(torch.bfloat16), byte_tokenizer()
+    recipe = tascade.Recipe(max_new_tokens=8, spec=SpecConfig(calibration_rows=1))
+    rows = tascade.adapt(model, toy_examples(40), recipe=recipe).pack.info.rows
+    assert rows["float32_percent"] > 0
+    said = rows_used({**rows, "float32_percent": 97})
+    assert "up to rounding" in said
+    assert "a float32 step takes 97% of the time here" in said
+    assert "a float32 step" not in rows_used({**rows, "float32_percent": 140})
+    whole = tascade.adapt((model[0].float(), model[1]), toy_examples(40), recipe=recipe)
+    assert "float32_percent" not in whole.pack.info.rows
+    assert "rounding" not in rows_used(whole.pack.info.rows)

@@ -20,7 +20,10 @@ from tascade.data.prepare import Prepared, spread
 from tascade.decode.loop import Decoder
 from tascade.decode.sampling import SamplingParams
 from tascade.errors import ConfigError
+from tascade.util.progress import spelt
 
+_FIRST = 8
+"""Answers after which it is foretold how many there is time for."""
 LEAST_OWN = 20
 """Fewest own answers to go on with where there is no time for all of them."""
 Answer = Callable[[Sequence[Row]], tuple[list[Row], list[int]]]
@@ -50,21 +53,25 @@ def own_answers(
     """
     known: dict[bytes, IntArray] = {}
     answered: dict[int, Row] = {}
-    deadline = time.monotonic() + seconds
-    asked = count_prompts(rows)
+    begin, asked = time.monotonic(), count_prompts(rows)
+    stage, reach = "answering training prompts", asked
+    tell(stage, 0, asked)
     for at in _spread_order(len(rows)):
         prompt = rows[at][0]
         if prompt is None:
             continue
         key = prompt.tobytes()
         if key not in known:
-            if time.monotonic() > deadline:
+            took = time.monotonic() - begin
+            if took > seconds:
                 break
+            if len(known) == _FIRST and (needed := took / _FIRST * asked) > seconds:
+                reach = int(asked * seconds / needed)
+                stage += f", about {reach} of {asked} in {spelt(seconds).removeprefix('about ')}"
+                stage += f" (all: {spelt(needed)}; own_seconds)"
             known[key] = np.asarray(decoder.generate(prompt, params).tokens, np.int32)
         answered[at] = (prompt, known[key])
-        if len(answered) % 16 == 0:
-            tell("answering training prompts", len(answered), asked)
-    tell("answering training prompts", len(answered), asked)
+        tell(stage, len(answered), max(reach, len(answered)))
     places = sorted(answered)
     return [answered[at] for at in places], places
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 import tempfile
 import time
@@ -21,17 +22,20 @@ from tascade.data.encode import fingerprint
 from tascade.data.prepare import Prepared, spread
 from tascade.decode.equality import NearTies
 from tascade.decode.loop import AllNodes
+from tascade.decode.target import Target
+from tascade.draft.ngram.warm_up import is_warm, warm_up
 from tascade.enrich.run import Tuned
 from tascade.errors import TascadeError
 from tascade.index.corpus import CorpusIndex
 from tascade.index.similar import SimilarIndex
-from tascade.model import TaskModel
+from tascade.model import TaskModel, measure_cost
 from tascade.pack import Pack, PackInfo, provenance
 from tascade.tailor.tailored import GUARANTEES
 from tascade.util.files import install_folder
 
 MAX_PROMPTS = 500_000
 _CHECKED_ROWS, _CHECKED_TOKENS, _CHECKED_NODES = 4, 64, 16
+_MOST_COPIED = 2 << 30
 _REPLAYED = 4
 """Outputs replayed for each prompt that would be decoded: a replay runs no model."""
 Loaded = tuple[Any, Any, str]
@@ -88,6 +92,9 @@ class PackBuilder:
         Rows given later have the same prompts in the same order.
         """
         info, first = self.pack.info, not self.pack.corpus.exists()
+        if not is_warm():
+            tell("compiling kernels, once", 0, None)
+            warm_up()
         shutil.rmtree(self.pack.corpus, ignore_errors=True)
         tell("indexing outputs", 0, len(rows))
         CorpusIndex.build(
@@ -160,7 +167,7 @@ def answering(
     with tempfile.TemporaryDirectory(prefix="tascade-lessons-") as folder:
         made = PackBuilder(Path(folder), loaded, recipe)
         made.index(prepared.train, recipe, tell)
-        check(made.task_model, prepared.asked, recipe)
+        check(made.task_model, prepared.asked, recipe, tell)
         yield answerer(made.task_model, recipe, tell, temperature=0)
 
 
@@ -176,6 +183,7 @@ def calibrate(
     within ``calibration_seconds``. Where no row has a prompt, outputs are replayed instead.
     """
     pack, most = task_model.pack, recipe.spec.calibration_rows
+    tell("measuring the model's steps", 0, None)
     pack.note(costs={**pack.info.costs, task_model.cost_key: task_model.cost.to_json()})
     prompts = [prompt for prompt, _ in rows if prompt is not None]
     chosen = spread(prompts, most)
@@ -207,7 +215,9 @@ def replay_references(task_model: TaskModel, answers: Sequence[IntArray]) -> int
     return len(answers)
 
 
-def check(task_model: TaskModel, rows: Sequence[Row], recipe: Recipe) -> dict[str, int]:
+def check(
+    task_model: TaskModel, rows: Sequence[Row], recipe: Recipe, tell: Progress
+) -> dict[str, int]:
     """Compare a few answers with plain decoding's; what it finds is not learned from.
 
     A difference that is a near tie (see :class:`tascade.decode.equality.NearTies`) is counted and
@@ -231,7 +241,8 @@ def check(task_model: TaskModel, rows: Sequence[Row], recipe: Recipe) -> dict[st
     near_ties = NearTies(task_model.target, params)
     prompts = spread([prompt for prompt, _ in rows if prompt is not None], _CHECKED_ROWS)
     differing = ties = 0
-    for prompt in prompts:
+    for done, prompt in enumerate(prompts):
+        tell("comparing with plain decoding", done, len(prompts))
         fast = drafted.generate(prompt, params).tokens
         plain = task_model.plain.generate(prompt, params).tokens
         if fast == plain:
@@ -255,3 +266,21 @@ def check(task_model: TaskModel, rows: Sequence[Row], recipe: Recipe) -> dict[st
             stacklevel=2,
         )
     return {"checked": len(prompts), "differing": differing, "near_ties": ties}
+
+
+def time_float32(task_model: TaskModel) -> dict[str, int]:
+    """What a float32 step takes, in percent of one in the model's half precision.
+
+    Drafts change no word in float32, while in half precision rounding may: where both are as fast,
+    it is better to know. On a CPU, and for a model whose copy has room, up to
+    :data:`_MOST_COPIED` bytes; else nothing.
+    """
+    import torch
+
+    model = task_model.model
+    size = 4 * sum(part.numel() for part in model.parameters())
+    half = model.dtype in (torch.bfloat16, torch.float16)
+    if not half or model.device.type != "cpu" or size > _MOST_COPIED:
+        return {}
+    whole = measure_cost(Target(copy.deepcopy(model).float()), seconds=1.0)
+    return {"float32_percent": round(100 * float(whole.upto(1)[-1] / task_model.cost.upto(1)[-1]))}

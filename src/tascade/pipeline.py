@@ -14,19 +14,17 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
 from tascade.answers import count_prompts, enough_own, own_held_out
-from tascade.builder import PackBuilder, Stage, answerer, answering, calibrate, check
+from tascade.builder import PackBuilder, Stage, answerer, answering, calibrate, check, time_float32
 from tascade.config import Recipe, VocabConfig
-from tascade.core import Progress, silent
+from tascade.core import Progress
 from tascade.data.encode import end_tokens
 from tascade.data.prepare import Prepared, describe_sources, prepare
 from tascade.decode.target import table_rows
@@ -42,8 +40,9 @@ from tascade.options import AdaptOptions, ReadOptions, RecipeLike, RowOptions, l
 from tascade.tailor.profile import list_tokens
 from tascade.tailor.savings import Tailoring, head_savings
 from tascade.tailor.tailored import keep_vocabulary, with_vocabulary
-from tascade.util.files import folder_beside, remove_folder
+from tascade.util.files import folder_beside, remove_folder, temporary_folder
 from tascade.util.places import place_for
+from tascade.util.progress import shown, shows_progress, teller
 
 
 def adapt(
@@ -56,7 +55,7 @@ def adapt(
     tune: bool = False,
     overwrite: bool = False,
     threads: int = 0,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     **options: Unpack[AdaptOptions],
 ) -> TaskModel:
     """Learn a task from examples, training-free, and return a model that is fast at it.
@@ -71,7 +70,8 @@ def adapt(
         tune: teach the model the task's tokens first, which needs ``out`` (:func:`adapt_tuned`).
         overwrite: replace a pack that exists, in one step, and nothing else that does.
         threads: CPU threads that torch may use meanwhile; 0 leaves its choice.
-        progress: called with (stage, done, total).
+        progress: called with (stage, done, total); bars by default (see
+            :func:`tascade.util.progress.shown`).
         options: what wins over the recipe: ``own_answers``, ``tailor``, ``dtype``,
             ``max_new_tokens``, ``system``, ``chat_template_kwargs``, ``on_error``,
             ``prompt_field``, ``completion_field``, ``prompt_template`` (see
@@ -92,7 +92,8 @@ def adapt(
             return adapt_tuned(model, data, out=_named(out), progress=progress, **given)[0]
         if out is not None:
             target = place_for(out, overwrite=overwrite, used=used)
-        return _make(*used, target, chosen, overwrite, progress or silent).task_model
+        with shown(progress) as tell:
+            return _make(*used, target, chosen, overwrite, tell).task_model
 
 
 def _named(out: str | Path | None) -> str | Path:
@@ -116,7 +117,7 @@ def adapt_tuned(
     recipe: RecipeLike | None = None,
     resume: bool = False,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     **options: Unpack[AdaptOptions],
 ) -> tuple[TaskModel, Tuned]:
     """Tune a model, then learn the tuned one's answers: a pack with both (TASC-ft and TASC-spec).
@@ -143,7 +144,8 @@ def adapt_tuned(
     staged = target.with_name(f".{target.name}.staged")
     shutil.rmtree(staged / "model", ignore_errors=True)
     tuning = partial(tune_first, to=staged / "model", resume=resume)
-    made = _make(*used, target, recipe, overwrite, progress or silent, tuning)
+    with shown(progress) as tell:
+        made = _make(*used, target, recipe, overwrite, tell, tuning)
     assert made.tuned is not None
     shutil.rmtree(staged, ignore_errors=True)
     return made.task_model, replace(made.tuned, path=target / "model")
@@ -163,7 +165,8 @@ def _make(
     wanted = recipe
     if tuning is not None:
         wanted = replace(recipe, spec=replace(recipe.spec, own_answers=True))
-    with _temporary() if target is None else folder_beside(target) as folder:
+    with temporary_folder() if target is None else folder_beside(target) as folder:
+        tell("loading the model", 0, None)
         if tuning is not None:
             made = PackBuilder(folder, load_to_tune(model, recipe), wanted)
         else:
@@ -185,17 +188,6 @@ def _make(
             place_for(target, overwrite=overwrite, used=(name, data, validation))
             made.install(target)
     return made
-
-
-@contextmanager
-def _temporary() -> Iterator[Path]:
-    """A folder that stays where nothing fails; then it is for the caller to remove."""
-    folder = Path(tempfile.mkdtemp(prefix="tascade-"))
-    try:
-        yield folder
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
 
 
 def _stages(recipe: Recipe, tuning: Stage | None) -> Iterator[Stage]:
@@ -258,7 +250,7 @@ def index_own(task: PackBuilder, prepared: Prepared, recipe: Recipe, progress: P
             known before this work than after it.
     """
     task_model, pack = task.task_model, task.pack
-    check(task_model, prepared.asked, recipe)
+    check(task_model, prepared.asked, recipe, progress)
     own, prepared.own = answerer(task_model, recipe, progress)(prepared.train)
     left = count_prompts(prepared.train) - len(own)
     for at, row in zip(prepared.own, own, strict=True):
@@ -297,7 +289,8 @@ def prove(task: PackBuilder, prepared: Prepared, recipe: Recipe, progress: Progr
         "held_out": len(rows),
         "held_out_of": prepared.held_out_of,
         "calibrated": calibrate(task.task_model, rows, recipe, progress),
-        **check(task.task_model, prepared.asked, recipe),
+        **check(task.task_model, prepared.asked, recipe, progress),
+        **time_float32(task.task_model),
     }
     task.pack.note(rows={**task.pack.info.rows, **counts})
 
@@ -311,7 +304,7 @@ def tune(
     recipe: RecipeLike | None = None,
     score: Score | None = None,
     resume: bool = False,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     **options: Unpack[ReadOptions],
 ) -> Tuned:
     """Teach a model new tokens for a task, and export it if it passes the gate (TASC-ft).
@@ -329,7 +322,8 @@ def tune(
             :class:`Recipe`, a dict or a path.
         score: of an answer against its reference, from 0 to 1; equal or not by default.
         resume: go on with the run that was stopped; its state lies beside ``out``.
-        progress: called with (stage, done, total).
+        progress: called with (stage, done, total); bars by default (see
+            :func:`tascade.util.progress.shown`).
         options: what wins over the recipe (see :class:`tascade.options.ReadOptions`).
 
     Raises:
@@ -338,17 +332,19 @@ def tune(
             installed, several processes were started, or the stopped run was another.
     """
     recipe, target = laid_over(recipe, options), place_for(out)
-    loaded = load_to_tune(model, recipe)
-    tell = progress or silent
-    ends = end_tokens(*loaded[:2])
-    prepared = prepare(loaded[1], ends, data, held_out, recipe, tell, size=table_rows(loaded[0]))
-    given = loaded, prepared, target, recipe, answering, tell
-    tuned = tune_loaded(*given, resume=resume, score=score)
+    with shown(progress) as tell:
+        tell("loading the model", 0, None)
+        loaded = load_to_tune(model, recipe)
+        ends, rows = end_tokens(*loaded[:2]), table_rows(loaded[0])
+        prepared = prepare(loaded[1], ends, data, held_out, recipe, tell, size=rows)
+        given = loaded, prepared, target, recipe, answering, tell
+        tuned = tune_loaded(*given, resume=resume, score=score)
     if tuned.path is not None:
         shutil.rmtree(work_folder(target), ignore_errors=True)
     return tuned
 
 
+@shows_progress
 def tailor(
     pack: str | Path,
     data: Any,
@@ -356,7 +352,7 @@ def tailor(
     held_out: Any = None,
     config: VocabConfig | None = None,
     own: bool = False,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     **options: Unpack[RowOptions],
 ) -> Tailoring:
     """List the tokens that a task's answers need, and have its pack use a head of those.
@@ -367,7 +363,8 @@ def tailor(
         held_out: examples to measure coverage on; a share of ``data`` if absent.
         config: tolerance, scripts and head; ``exact`` by default.
         own: count the model's own answers, not the references.
-        progress: called with (stage, done, total).
+        progress: called with (stage, done, total); bars by default (see
+            :func:`tascade.util.progress.shown`).
         options: how rows are read (see :class:`tascade.options.RowOptions`); the pack's own fields
             by default.
 
@@ -376,7 +373,8 @@ def tailor(
         DataError: a row cannot be used, or there are none.
         ConfigError: a setting is out of range, or there was no time for enough own answers.
     """
-    config, tell = config or VocabConfig(head="exact"), progress or silent
+    config, tell = config or VocabConfig(head="exact"), teller(progress)
+    tell("loading the model", 0, None)
     task_model = TaskModel.from_pretrained(pack, head="full")
     loaded, made = (task_model.model, task_model.tokenizer), task_model.pack
     tokens, chat = made.info.max_new_tokens, task_model.chat
@@ -393,5 +391,6 @@ def tailor(
     mark = made.info.fingerprint
     profile = list_tokens(loaded, rows, checked, config, own=own, fingerprint=mark)
     keep_vocabulary(made, loaded[1], profile, config)
-    gain = head_savings(loaded[0], profile, checked)
+    tell("measuring the model's steps", 0, None)
+    gain = head_savings(loaded[0], profile, checked, float(task_model.cost.upto(1)[-1]))
     return Tailoring(str(made.path), config.head, gain, config.tables, left_out)

@@ -1,4 +1,4 @@
-"""Every causal architecture of Transformers says what docs/models.md says it does: equal, or refused."""
+"""Every causal architecture of Transformers does what docs/models.md says: equal, or refused."""
 
 from __future__ import annotations
 

@@ -51,12 +51,13 @@ def predict(train: list[Pair], held_out: list[Pair], **options: Any) -> Forecast
 
 
 def test_a_templated_task_profits() -> None:
-    found = predict(toy_rows(120, 0), toy_rows(40, 1))
+    found = predict(toy_rows(120, 0), toy_rows(80, 1))
     assert found.verdict == "profits"
     assert found.tokens_per_step > 3
     assert found.speedup > 1.5
-    assert found.calibrated_on == found.replayed == 20
-    assert found.output_tokens == sum(len(output) for _, output in toy_rows(40, 1)[20:])
+    assert found.calibrated_on == found.replayed == 40
+    assert found.output_tokens == sum(len(output) for _, output in toy_rows(80, 1)[40:])
+    assert 1.5 < found.low < found.speedup < found.high
     assert sum(found.sources.values()) == pytest.approx(1.0)
     assert found.sources["target"] < 0.5
     assert found.statistics.examples == 120
@@ -65,7 +66,7 @@ def test_a_templated_task_profits() -> None:
 
 
 def test_random_outputs_will_not_profit() -> None:
-    found = predict(random_rows(80, 0), random_rows(30, 1))
+    found = predict(random_rows(80, 0), random_rows(60, 1))
     assert found.verdict == "will not profit"
     assert found.tokens_per_step < 1.1
     assert 0.95 < found.speedup < 1.1
@@ -76,7 +77,7 @@ def test_random_outputs_will_not_profit() -> None:
 def test_a_machine_where_drafts_are_dear_profits_little_or_not_at_all() -> None:
     steep = CostTable((1, 2, 64), (0.01, 0.02, 0.64))
     seconds = steep.seconds.copy()
-    found = predict(toy_rows(120, 0), toy_rows(40, 1), cost=steep)
+    found = predict(toy_rows(120, 0), toy_rows(60, 1), cost=steep)
     assert found.cost == "measured"
     assert 0.9 < found.speedup < 1.1
     assert found.verdict == "will not profit"
@@ -96,6 +97,27 @@ def test_the_same_rows_give_the_same_forecast() -> None:
     assert first == second
     assert json.loads(json.dumps(first.to_dict())) == first.to_dict()
     assert first.verdict in first.describe()
+
+
+def test_few_outputs_give_no_verdict_and_a_range() -> None:
+    for rows in (2, 20, 58):
+        found = predict(toy_rows(120, 0), toy_rows(rows, 1))
+        assert found.verdict == "cannot tell"
+        assert f"{rows // 2} held-out references are too few" in found.describe()
+    # A hundred draws of as few rows: the range holds what many rows give about as often as it says.
+    many = predict(toy_rows(120, 0), toy_rows(600, 1)).speedup
+    draws = [predict(toy_rows(120, 0), toy_rows(60, seed)) for seed in range(2, 32)]
+    assert sum(found.low <= many <= found.high for found in draws) >= 24
+
+
+def test_the_models_own_answers_are_replayed_where_there_are_any() -> None:
+    own = random_rows(20, 3)
+    found = predict(toy_rows(120, 0), toy_rows(20, 1), own=own)
+    assert (found.answers, found.calibrated_on, found.replayed) == ("own answers", 20, 20)
+    assert found.output_tokens == sum(len(output) for _, output in own)
+    assert found.verdict == "will not profit"
+    assert "--answers" not in found.describe()
+    assert "--answers 20" in predict(toy_rows(120, 0), toy_rows(80, 1)).describe()
 
 
 def test_only_the_second_half_is_counted() -> None:

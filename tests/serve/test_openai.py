@@ -34,7 +34,6 @@ ASKING: dict[str, Any] = {
     "frequency_penalty": 0.5,
     "logit_bias": {"5": 1},
     "tools": [{"type": "function", "function": {"name": "f"}}],
-    "response_format": {"type": "json_object"},
     "length_penalty": 1.5,
     "min_tokens": 3,
     "prompt_logprobs": 1,

@@ -125,7 +125,6 @@ def test_concurrent_clients_get_what_they_would_get_alone(
 @pytest.mark.parametrize(
     ("options", "param"),
     [
-        ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"logit_bias": {"5": 10}}, "logit_bias"),
         ({"presence_penalty": 1.0}, "presence_penalty"),
         ({"n": 99}, "n"),

@@ -74,9 +74,22 @@ def test_what_prompts_bring_is_what_the_list_has_not() -> None:
     found = gain.to_json()
     assert found["prompt_tokens"] == {"mean": 1.0, "p95": 2}
     assert found["held_out_missing_per_answer"] == pytest.approx(1 / 3)
-    assert "brings 1.0 more on average, 2 or fewer in 95%" in gain.describe()
+    assert "adds 1.0 tokens of its own on average, 2 or fewer in 95%" in gain.describe()
     alone = head_savings(model, profile(), [(None, ids(403))])
     assert alone.to_json()["prompt_tokens"] is None
     assert alone.to_json()["held_out_covered"] is None
-    assert "brings" not in alone.describe()
-    assert "held out" not in alone.describe()
+    assert "prompt adds" not in alone.describe()
+    assert "held-out" not in alone.describe()
+
+
+def test_a_list_that_does_not_fit_and_one_that_does_not_pay_say_so() -> None:
+    model = tiny_model("llama", vocab_size=V)
+    strange: list[Row] = [(None, np.arange(500 + i, 540 + i, dtype=np.int32)) for i in range(30)]
+    said = head_savings(model, profile(strange), strange, step=1.0).describe()
+    assert "times the tolerance" in said
+    assert "--self" in said
+    assert "in time it does not pay" in said
+    usual = head_savings(model, profile([(None, ids(402))]), [(None, ids(402))], step=1e-9)
+    assert "times the tolerance" not in usual.describe()
+    assert usual.time is not None
+    assert usual.time.full == usual.time.step  # what a part takes is at most what the whole does

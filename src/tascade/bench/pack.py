@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -16,7 +16,7 @@ from tascade.bench.peers import arctic_methods, hf_generate, hf_prompt_lookup
 from tascade.bench.run import About, BenchSettings, run_bench
 from tascade.bench.tailored import HEADS, tailored_methods
 from tascade.config import Recipe
-from tascade.core import Example, IntArray, Progress, silent
+from tascade.core import Example, IntArray, Progress
 from tascade.data.fields import Fields
 from tascade.data.load import load_examples, source_hash
 from tascade.data.prepare import spread
@@ -33,6 +33,8 @@ from tascade.model import TaskModel
 from tascade.options import FieldOptions, laid_over
 from tascade.pack import Pack
 from tascade.util.files import write_atomic
+from tascade.util.places import UNFINISHED
+from tascade.util.progress import shows_progress, teller
 
 TUNED = ("plain", "tasc-ft", "tasc-ft+spec")
 """What is measured of a pack that holds a tuned model; ``plain`` is the model before tuning."""
@@ -44,7 +46,8 @@ _FEW_ROWS = 3
 class BenchOptions:
     """What to measure: which methods (``all`` for every one), on how many rows, how often.
 
-    ``memory``: whether to measure what methods need of it, in processes of their own.
+    ``memory``: whether to measure what methods need of it, in processes of their own. ``minutes``:
+    how long the timed part may take, with fewer repeats and rows then; 0 for any time.
     """
 
     methods: tuple[str, ...] = ("all",)
@@ -54,6 +57,7 @@ class BenchOptions:
     temperature: float = 0.0
     seed: int = 0
     memory: bool = True
+    minutes: float = 0.0
 
     def names(self, known: tuple[str, ...] = ALL) -> tuple[str, ...]:
         """The methods asked for; ``plain`` always comes first.
@@ -74,6 +78,7 @@ class BenchOptions:
         return ("plain", *(name for name in self.methods if name != "plain"))
 
 
+@shows_progress
 def bench_pack(
     pack: str | Path,
     data: Any,
@@ -83,7 +88,9 @@ def bench_pack(
     dtype: str = "auto",
     options: BenchOptions | None = None,
     out: Path | None = None,
-    progress: Progress | None = None,
+    resume: bool = False,
+    on_repeat: Callable[[dict[str, Any]], None] | None = None,
+    progress: Progress | bool | None = None,
     **fields: Unpack[FieldOptions],
 ) -> dict[str, Any]:
     """Measure a pack on held-out rows; the result is kept in the pack too.
@@ -97,12 +104,16 @@ def bench_pack(
         dtype: float32, bfloat16, float16 or auto.
         options: methods, rows, repeats.
         out: where to write the JSON as well.
-        progress: called with (stage, done, total).
+        resume: go on with the benchmark that was stopped; its whole repeats lie in the pack.
+        on_repeat: given the methods' entries so far after each repeat.
+        progress: called with (stage, done, total); bars by default (see
+            :func:`tascade.util.progress.shown`).
         fields: see :class:`tascade.options.FieldOptions`; the pack's own by default.
 
     Raises:
         DataError: the rows cannot be used, or have no prompts.
-        ConfigError: an unknown method, or an option that is none.
+        ConfigError: nothing to resume, an unknown method, or an option that is none.
+        KeyboardInterrupt: before there was anything to write.
     """
     options, opened = options or BenchOptions(), Pack.open(pack)
     names = options.names(_known(opened))
@@ -115,7 +126,7 @@ def bench_pack(
             "no rows to measure on", got="0 rows", wanted="one or more", where=str(data)
         )
     # While no model is in this process: there may be no room for two.
-    memory = _memory(opened, names, examples, model, dtype, options, progress or silent)
+    memory = _memory(opened, names, examples, model, dtype, options, teller(progress))
     task_model = TaskModel.from_pretrained(pack, model, dtype=dtype, head="full")
     chosen: dict[str, Any] = {"temperature": options.temperature, "seed": options.seed}
     if options.max_new_tokens:
@@ -132,12 +143,15 @@ def bench_pack(
     result = run_bench(
         list(ways),
         requests,
-        BenchSettings(params, repeats=options.repeats),
+        BenchSettings(params, repeats=options.repeats, minutes=options.minutes),
         about=_about(task_model, pack, source_hash(data, split="test", report=report)),
         warmup=[_request(task_model, example) for example in warm],
         near_ties=NearTies(target, params),
         memory=memory,
-        progress=progress,
+        progress=teller(progress),
+        kept=opened.path / UNFINISHED,
+        resume=resume,
+        on_repeat=on_repeat,
     )
     text = json.dumps(result, indent=1).encode()
     write_atomic(task_model.pack.bench, text)

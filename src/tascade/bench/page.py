@@ -47,6 +47,10 @@ def report_pack(pack: str | Path, results: Sequence[Path] = (), out: Path | None
         "created": opened.info.created,
         "tascade": opened.info.tascade,
     }
+    own, kept = opened.info.own_answers, opened.info.rows.get("references_kept", 0)
+    facts["answers indexed"] = f"{own} of the model's own" if own else "reference answers"
+    if own and kept:
+        facts["answers indexed"] += f", {kept} references that no time was left to replace"
     title = f"tascade: {Path(pack).name}"
     write_report(page, loaded, title=title, pack=facts, tuned=_tuned_view(opened))
     return page

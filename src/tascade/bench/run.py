@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import gc
+import hashlib
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tascade.bench import metrics
+from tascade.bench import metrics, unfinished
 from tascade.bench.machine import machine_info
 from tascade.bench.methods import Method, Request, Skipped, VerifiedNodes
 from tascade.bench.schema import SCHEMA_VERSION, validate
@@ -29,11 +32,14 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class BenchSettings:
-    """What all methods share. ``chunk``: requests a method decodes before the next takes over."""
+    """What all methods share. ``chunk``: requests a method decodes before the next takes over;
+    ``minutes``: how long the timed part may take, foretold from the first chunk; 0 for any time.
+    """
 
     params: SamplingParams = field(default_factory=SamplingParams)
     repeats: int = 5
     chunk: int = 4
+    minutes: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("repeats", "chunk"):
@@ -76,9 +82,14 @@ class _Record:
     """What one method did: everything by repeat, and within it by request."""
 
     method: Method
-    seconds: list[float] = field(default_factory=list)
+    times: list[list[float]] = field(default_factory=list)
     runs: list[list[Generation]] = field(default_factory=list)
     nodes: VerifiedNodes | None = None
+
+    @property
+    def seconds(self) -> list[float]:
+        """By repeat."""
+        return [sum(times) for times in self.times]
 
     @property
     def first(self) -> list[Generation]:
@@ -104,6 +115,9 @@ def run_bench(
     near_ties: NearTies | None = None,
     memory: Mapping[str, dict[str, Any]] | None = None,
     progress: Progress | None = None,
+    kept: Path | None = None,
+    resume: bool = False,
+    on_repeat: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Decode all requests with all methods, and put the numbers together.
 
@@ -112,6 +126,9 @@ def run_bench(
     of each repeat every method is reset, so that no repeat profits from the one before; within a
     repeat a method may learn from the requests it has seen, as it would in use. What became of each
     drafted node is observed in a last pass that is not timed.
+
+    An interrupt (``KeyboardInterrupt``) ends it early, with what there is: the whole repeats, or of
+    the first one the requests that every method has answered.
 
     Args:
         methods: ready to run, ``plain`` among them.
@@ -122,20 +139,33 @@ def run_bench(
         near_ties: judges the outputs that differ; without it none counts as a near tie.
         memory: by method, where it was measured (see :mod:`tascade.bench.memory`).
         progress: told after each request.
+        kept: a file for what was measured, repeat by repeat; it is removed at the end.
+        resume: go on with what ``kept`` holds.
+        on_repeat: given the methods' entries so far after each repeat.
 
     Returns:
         The result, checked against the schema.
 
     Raises:
-        ConfigError: no requests, no ``plain``, or two methods of one name.
+        ConfigError: no requests, no ``plain``, two methods of one name, or nothing to resume.
+        KeyboardInterrupt: before any request was answered by all methods.
     """
     created = datetime.now(UTC).isoformat(timespec="seconds")
     _check(methods, requests)
     machine = machine_info()
     records = [_Record(m) for m in methods if not isinstance(m, Skipped)]
+    turns = _Turns(
+        records, requests, settings, progress, kept, _key(records, requests, about, settings)
+    )
+    if resume:
+        turns.resume()
     _warm_up(records, warmup)
-    _time(records, requests, settings, progress)
-    _trace(records, requests, progress)
+    stopped = turns.run(lambda: on_repeat and on_repeat(_entries(methods, records, turns.requests)))
+    requests = turns.requests
+    if not stopped:
+        _trace(records, requests, progress)
+        if kept is not None:
+            kept.unlink(missing_ok=True)
     result = {
         "schema": SCHEMA_VERSION,
         "created": created,
@@ -149,8 +179,8 @@ def run_bench(
             "sha256": about.data_sha256,
             "examples": len(requests),
         },
-        "settings": settings.to_json(),
-        "methods": _entries(methods, records, requests, near_ties, memory or {}),
+        "settings": settings.to_json() | turns.to_json(),
+        "methods": _entries(methods, records, requests, near_ties, memory),
     }
     validate(result)
     return result
@@ -177,31 +207,133 @@ def _warm_up(records: Sequence[_Record], warmup: Sequence[Request]) -> None:
             record.method.run(request)
 
 
-def _time(
-    records: Sequence[_Record],
-    requests: Sequence[Request],
-    settings: BenchSettings,
-    progress: Progress | None,
-) -> None:
-    done, total = 0, settings.repeats * len(records) * len(requests)
-    chunks = [requests[i : i + settings.chunk] for i in range(0, len(requests), settings.chunk)]
-    for repeat in range(settings.repeats):
-        for record in records:
+class _Turns:
+    """The timed part: which requests, how often, and what was measured."""
+
+    def __init__(
+        self,
+        records: Sequence[_Record],
+        requests: Sequence[Request],
+        settings: BenchSettings,
+        progress: Progress | None,
+        kept: Path | None,
+        key: str,
+    ) -> None:
+        self._records, self._all, self._settings = records, requests, settings
+        self._progress, self._kept, self._key = progress, kept, key
+        self._rows, self._repeats, self._done = [*range(len(requests))], settings.repeats, 0
+        self._fitted = settings.minutes == 0
+
+    @property
+    def requests(self) -> list[Request]:
+        """Those that are measured."""
+        return [self._all[row] for row in self._rows]
+
+    def to_json(self) -> dict[str, Any]:
+        """For the result's settings: what was measured where that is less than was asked for."""
+        asked = {"asked_rows": len(self._all), "asked_repeats": self._settings.repeats}
+        found = {"repeats": self._done}
+        whole = self._done == self._settings.repeats and len(self._rows) == len(self._all)
+        return found if whole else found | asked
+
+    def resume(self) -> None:
+        """Take up the repeats that are kept."""
+        assert self._kept is not None
+        self._rows, done = unfinished.load(self._kept, self._key)
+        for record in self._records:
+            for times, run in done[record.method.name]:
+                record.times.append(times)
+                record.runs.append(run)
+        self._done = len(self._records[0].runs)
+        self._fitted = True
+
+    def run(self, on_repeat: Callable[[], Any]) -> bool:
+        """Measure; returns whether it was stopped early.
+
+        Raises:
+            KeyboardInterrupt: with nothing to show.
+        """
+        try:
+            while self._done < self._repeats:
+                self._repeat()
+                self._done += 1
+                if self._kept is not None:
+                    done = {
+                        r.method.name: [*zip(r.times, r.runs, strict=True)] for r in self._records
+                    }
+                    unfinished.save(self._kept, self._key, self._rows, done)
+                on_repeat()
+        except KeyboardInterrupt:
+            self._cut()
+            return True
+        return False
+
+    def _repeat(self) -> None:
+        for record in self._records:
             record.method.reset()
-            record.seconds.append(0.0)
+            record.times.append([])
             record.runs.append([])
         gc.collect()
-        for index, chunk in enumerate(chunks):
-            turn = (index + repeat) % len(records)
-            for record in (*records[turn:], *records[:turn]):
-                for request in chunk:
+        at, size = 0, self._settings.chunk
+        while at < len(self._rows):
+            turn = (at // size + self._done) % len(self._records)
+            for record in (*self._records[turn:], *self._records[:turn]):
+                for row in self._rows[at : at + size]:
                     start = time.perf_counter()
-                    generation = record.method.run(request)
-                    record.seconds[-1] += time.perf_counter() - start
+                    generation = record.method.run(self._all[row])
+                    record.times[-1].append(time.perf_counter() - start)
                     record.runs[-1].append(generation)
-                    done += 1
-                    if progress is not None:
-                        progress(f"repeat {repeat + 1} of {settings.repeats}", done, total)
+                    self._tell()
+            at += size
+            if not self._fitted:
+                self._fit(sum(sum(record.times[0]) for record in self._records), at)
+
+    def _fit(self, seconds: float, measured: int) -> None:
+        """Leave out repeats, and then rows, for which there is no time.
+
+        ``seconds``: what the first ``measured`` rows took, of all methods.
+        """
+        self._fitted = True
+        share = 60 * self._settings.minutes / max(seconds * len(self._rows) / measured, 1e-9)
+        self._repeats = min(self._repeats, max(2, int(share)))
+        count = min(len(self._rows), max(measured, int(len(self._rows) * share / self._repeats)))
+        others = [*range(measured, len(self._rows))]
+        step = len(others) / max(1, count - measured)
+        chosen = [others[int(i * step)] for i in range(count - measured)]
+        self._rows = [*self._rows[:measured], *(self._rows[i] for i in chosen)]
+
+    def _cut(self) -> None:
+        """Keep the whole repeats; where there is none, what all have done of the first."""
+        if not self._done:
+            rows = min(len(record.runs[0]) if record.runs else 0 for record in self._records)
+            if rows == 0:
+                raise KeyboardInterrupt
+            self._rows, self._done = self._rows[:rows], 1
+        for record in self._records:
+            record.times = [times[: len(self._rows)] for times in record.times[: self._done]]
+            record.runs = [run[: len(self._rows)] for run in record.runs[: self._done]]
+
+    def _tell(self) -> None:
+        if self._progress is None:
+            return
+        done = sum(len(run) for record in self._records for run in record.runs)
+        total = self._repeats * len(self._records) * len(self._rows)
+        less = f", {len(self._rows)} of {len(self._all)} rows" * (len(self._rows) < len(self._all))
+        self._progress(f"repeat {self._done + 1} of {self._repeats}{less}", done, total)
+
+
+def _key(
+    records: Sequence[_Record],
+    requests: Sequence[Request],
+    about: About,
+    settings: BenchSettings,
+) -> str:
+    """Says what is measured: two benchmarks with one key can be put together."""
+    machine = machine_info()
+    told: list[Any] = [about.model, about.dtype, about.data_sha256, about.pack, settings.to_json()]
+    told += [machine[name] for name in ("cpu", "threads", "torch", "transformers", "tascade")]
+    told += [[r.method.name for r in records], [[*map(int, r.prompt)] for r in requests]]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
 def _trace(
@@ -222,8 +354,8 @@ def _entries(
     methods: Sequence[Method | Skipped],
     records: Sequence[_Record],
     requests: Sequence[Request],
-    near_ties: NearTies | None,
-    memory: Mapping[str, dict[str, Any]],
+    near_ties: NearTies | None = None,
+    memory: Mapping[str, dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     by_name = {record.method.name: record for record in records}
     plain = by_name[BASELINE]
@@ -241,7 +373,7 @@ def _entries(
             )
         if method.name.startswith(OURS):
             entry["versus"] = _versus(record, records)
-        if method.name in memory:
+        if memory and method.name in memory:
             entry["memory"] = memory[method.name]
         entries[method.name] = entry
     return entries

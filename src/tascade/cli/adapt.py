@@ -144,7 +144,8 @@ def _tell(made: TaskModel, out: Path, json: bool) -> None:
         )
         return
     console.print_skipped(info.data)
+    used = console.rows_used(info.rows, info.own_answers)
     console.say(
         f"{out}: {corpus.n_documents} outputs, {corpus.n_tokens} tokens, "
-        f"index {corpus.n_bytes / 1e6:.1f} MB\n{console.rows_used(info.rows)}"
+        f"index {corpus.n_bytes / 1e6:.1f} MB\n{used}"
     )

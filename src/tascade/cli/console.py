@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +18,13 @@ from rich.text import Text
 from tascade.core import Generation, Progress, Source
 from tascade.decode.text import Detokenizer
 from tascade.errors import ConfigError
+from tascade.util.progress import shown
 
 if TYPE_CHECKING:
     from tascade.config import DataConfig
 
+_AS_FAST = 110
+"""Percent of a half-precision step's time up to which float32 is as good as free."""
 out = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 150)
 err = Console(stderr=True, highlight=False, emoji=False)
 
@@ -77,32 +81,23 @@ def reading(config: DataConfig, *sources: tuple[str, str]) -> Iterator[Progress]
         log.setLevel(before)
 
 
+def progress_bar() -> AbstractContextManager[Progress]:
+    """A progress callback: bars on a terminal, lines elsewhere."""
+    return shown(True)
+
+
 @contextmanager
-def progress_bar() -> Iterator[Progress]:
-    """A progress callback: bars on a terminal, one plain line a stage elsewhere."""
-    if not err.is_terminal:
-        seen: set[str] = set()
+def ends_early() -> Iterator[None]:
+    """Have a request to terminate be an interrupt, as Ctrl-C is, while this lasts."""
 
-        def plain(stage: str, done: int, total: int | None) -> None:
-            if stage not in seen:
-                seen.add(stage)
-                err.print(f"{stage} ..." if total is None else f"{stage} ({total}) ...")
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
 
-        yield plain
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bars
-
-    columns = (TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn())
-    with Bars(*columns, TimeElapsedColumn(), console=err, transient=True) as bars:
-        tasks: dict[str, Any] = {}
-
-        def show(stage: str, done: int, total: int | None) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=done, total=total)
-
-        yield show
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def stdin_prompt() -> str:
@@ -134,16 +129,29 @@ def print_skipped(sources: Sequence[dict[str, Any]]) -> None:
                 err.print(f"  {where}: {reason}", markup=False, soft_wrap=True)
 
 
-def rows_used(rows: dict[str, int]) -> str:
-    """On how many rows a pack was calibrated and compared with plain decoding."""
+def rows_used(rows: dict[str, int], own: int = 0) -> str:
+    """On how many rows a pack was calibrated and compared with plain decoding.
+
+    ``own``: how many of the model's own answers it has.
+    """
     text = (
         f"calibrated on {rows['calibrated']} of {rows['held_out_of']} held-out rows; "
         f"{rows['checked'] - rows['differing']} of {rows['checked']} answers are plain decoding's"
     )
     if rows["differing"]:
         text += f", {rows['differing']} differ ({rows['near_ties']} near ties)"
+    if "float32_percent" in rows:
+        text += "\nin half precision answers are the model's up to rounding"
+        if (percent := rows["float32_percent"]) <= _AS_FAST:
+            text += (
+                f"; a float32 step takes {percent}% of the time here: with --dtype float32 they "
+                "are identical, and no slower"
+            )
     if rows.get("references_kept"):
-        text += f"\n{rows['references_kept']} prompts not reached in own_seconds: references kept"
+        text += (
+            f"\n{own} of {own + rows['references_kept']} own answers, references for the rest "
+            "(spec.own_seconds in a recipe gives more time)"
+        )
     return text
 
 
@@ -187,6 +195,11 @@ def summary(result: Generation) -> str:
         f"{n} tokens in {result.seconds:.2f} s ({rate:.0f} tokens/s), "
         f"{result.tokens_per_step:.2f} tokens a step"
     )
+
+
+def print_bench_so_far(methods: dict[str, Any]) -> None:
+    """The methods of a benchmark after another round, on stderr."""
+    err.print(bench_table({"methods": methods}))
 
 
 def bench_table(result: dict[str, Any]) -> Table:

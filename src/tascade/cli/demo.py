@@ -43,11 +43,14 @@ def run(out: Path, *, rows: int = 12, repeats: int = 2, tune: bool = False) -> l
     """
     results: list[dict[str, Any]] = []
     _check_folder(out)
-    for task in bundled.tasks():
-        console.out.rule(f"[bold]{task}", align="left")
+    tasks = bundled.tasks()
+    count, minutes = len(tasks) + tune, len(tasks) + 15 * tune
+    console.err.print(f"{count} parts, about {minutes} min on two cores; kernels are compiled once")
+    for number, task in enumerate(tasks, 1):
+        console.out.rule(f"[bold]{number} of {count}: {task}", align="left")
         results += _task(task, out, rows, repeats)
     if tune:
-        console.out.rule(f"[bold]{TUNED_TASK}, tuned", align="left")
+        console.out.rule(f"[bold]{count} of {count}: {TUNED_TASK}, tuned", align="left")
         results += _task(TUNED_TASK, out, rows, repeats, tune=True)
     page = out / "report.html"
     write_report(page, results, title="tascade demo: the bundled tasks and model")

@@ -72,6 +72,13 @@ def inspect(
     system: System = "",
     chat_template_kwargs: ChatKwargs = "",
     on_error: OnError = "raise",
+    answers: Annotated[
+        int,
+        typer.Option(
+            help="Have the model say so many held-out answers; forecast from them.",
+            show_default="none, from the references",
+        ),
+    ] = 0,
     dtype: Dtype = "auto",
     threads: Threads = 0,
     json: Json = False,
@@ -84,11 +91,12 @@ def inspect(
     options |= given(chat_template_kwargs=chat_template_kwargs, prompt_field=prompt_field)
     options |= given(completion_field=completion_field, prompt_template=prompt_template)
     rows = laid_over(None, options).data
+    options |= {"held_out": held_out or None, "answers": answers}
     with console.reading(rows, (data, "train"), (held_out, "validation")) as progress:
         use_threads(threads)
         from tascade.forecast.inspection import inspect as look
 
-        found = look(data, model, held_out=held_out or None, progress=progress, **options)
+        found = look(data, model, progress=progress, **options)
     if json:
         console.print_json(found.to_dict())
     else:
@@ -109,6 +117,12 @@ def bench(
     methods: Annotated[str, typer.Option(help="Comma-separated; `all` for every one.")] = "all",
     rows: Annotated[int, typer.Option(help="How many rows, evenly spaced.")] = 64,
     repeats: Annotated[int, typer.Option(help="Timed rounds, methods in turns.")] = 5,
+    minutes: Annotated[
+        float, typer.Option(help="Time for these: fewer rounds, then fewer rows fit. 0 for any.")
+    ] = 10.0,
+    resume: Annotated[
+        bool, typer.Option(help="Go on with the one that was stopped, after its whole rounds.")
+    ] = False,
     max_new_tokens: MaxTokens = 0,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     seed: Seed = 0,
@@ -125,7 +139,10 @@ def bench(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Speed, equality and quality against plain decoding and the peers installed."""
+    """Speed, equality and quality against plain decoding and the peers installed.
+
+    Ctrl-C ends it early: what was measured until then is shown and written.
+    """
     from tascade.cli import console
     from tascade.config import Recipe
     from tascade.options import laid_over
@@ -135,8 +152,10 @@ def bench(
     fields |= given(prompt_template=prompt_template)
     settings: dict[str, Any] = {"rows": rows, "repeats": repeats, "seed": seed, "memory": memory}
     settings |= {"max_new_tokens": max_new_tokens, "temperature": temperature}
+    settings |= {"minutes": minutes}
     read = laid_over(Recipe(data=Pack.open(pack).reading), fields).data
-    with console.reading(read, (data, "test"), (warmup, "test")) as progress:
+    sources = (data, "test"), (warmup, "test")
+    with console.ends_early(), console.reading(read, *sources) as progress:
         use_threads(threads)
         from tascade.bench.pack import BenchOptions, bench_pack
 
@@ -148,6 +167,8 @@ def bench(
             dtype=dtype,
             options=BenchOptions(tuple(methods.split(",")), **settings),
             out=out,
+            resume=resume,
+            on_repeat=None if json else console.print_bench_so_far,
             progress=progress,
             **fields,
         )

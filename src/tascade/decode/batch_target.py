@@ -11,6 +11,7 @@ from tascade.core import IntArray
 from tascade.decode.batch_cache import RaggedCache
 from tascade.decode.exclusive import exclusive
 from tascade.decode.lm_head import HeadLike, HeadOverride, head_override, ids_device
+from tascade.decode.mask import attention_windows
 from tascade.decode.rope import Rope
 from tascade.decode.target import (
     PREFILL_DRAFT_LIMIT,
@@ -62,11 +63,7 @@ class BatchTarget:
         self.positions, self.rows = table_of_positions(self.config), table_rows(model)
         self.rope = Rope(model)
         self.alone, self._long = self.rope.by_longest, False
-        kinds = getattr(self.config, "layer_types", None)
-        window = getattr(self.config, "sliding_window", None)
-        if kinds is None:
-            kinds = ["sliding_attention" if window else "full_attention"]
-        self._windows = {k: window if k == "sliding_attention" else None for k in sorted({*kinds})}
+        self._windows = attention_windows(model)
 
     def forward(
         self, tokens: Sequence[Sequence[int]], head: HeadLike, first: int = 0

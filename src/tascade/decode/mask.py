@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -82,3 +84,13 @@ class MaskBuilder:
         if self.window is not None:
             triangle += full.tril(-self.window)
         self._triangle = triangle
+
+
+def attention_windows(model: Any) -> dict[str, int | None]:
+    """By the kind of a model's layers: over how many tokens they look back, ``None`` for all."""
+    config = model.config.get_text_config()
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        kinds = ["sliding_attention" if window else "full_attention"]
+    return {kind: window if kind == "sliding_attention" else None for kind in sorted(set(kinds))}

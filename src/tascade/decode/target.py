@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -16,7 +17,7 @@ from tascade.core import ROOT, DraftTree, IntArray
 from tascade.decode.cache import RewindableCache
 from tascade.decode.exclusive import exclusive
 from tascade.decode.lm_head import HeadLike, SmallHead, SmallLogits, head_override, ids_device
-from tascade.decode.mask import MaskBuilder, ancestors, depths
+from tascade.decode.mask import MaskBuilder, ancestors, attention_windows, depths
 from tascade.decode.rope import Rope
 from tascade.errors import ConfigError, TascadeError, UnsupportedModelError
 
@@ -67,6 +68,10 @@ def _slot_bound(model: Any, config: Any) -> str:
         return "ALiBi"
     if "local" in (getattr(config, "attention_layers", None) or []):
         return "local attention inside the layer"  # GPT-Neo
+    place = type(model).__module__
+    windowed = getattr(config, "sliding_window", None) and place.startswith("transformers.")
+    if windowed and "create_sliding_window_causal_mask" not in vars(sys.modules[place]):
+        return "a sliding window in its cache that its mask does not have"  # Moshi
     if getattr(config, "is_decoder", True) is False and hasattr(config, "type_vocab_size"):
         return "an encoder: is_decoder is false"
     return ""
@@ -119,18 +124,11 @@ class Target:
         self.supports_trees = self.config._attn_implementation in _TREE_ATTENTION
         compiled = self.device.type == "cpu" and model.dtype != torch.float32
         self.grain = _GRAIN if compiled else 0
-        self._masks = self._mask_builders()
-        self.rope = Rope(model)
-
-    def _mask_builders(self) -> dict[str, MaskBuilder]:
-        dtype, window = self.model.dtype, getattr(self.config, "sliding_window", None)
-        kinds = getattr(self.config, "layer_types", None)
-        if kinds is None:
-            kinds = ["sliding_attention" if window else "full_attention"]
-        return {
-            kind: MaskBuilder(dtype, self.device, window if kind == "sliding_attention" else None)
-            for kind in sorted(set(kinds))
+        self._masks = {
+            kind: MaskBuilder(model.dtype, self.device, window)
+            for kind, window in attention_windows(model).items()
         }
+        self.rope = Rope(model)
 
     @property
     def vocab_size(self) -> int:

@@ -10,7 +10,7 @@ from typing import Any, Unpack
 
 from tascade.answers import Answering
 from tascade.config import Recipe
-from tascade.core import IntArray, Progress, Row, silent
+from tascade.core import IntArray, Progress, Row
 from tascade.data.chat import ChatConfig
 from tascade.data.encode import end_tokens, fingerprint
 from tascade.data.prepare import prepare, spread
@@ -35,6 +35,7 @@ from tascade.load import ModelRef, load_model
 from tascade.options import ReadOptions, laid_over
 from tascade.util.files import folder_beside, install_folder, without_folders, write_atomic
 from tascade.util.places import place_for
+from tascade.util.progress import shows_progress, teller
 
 _HELD_OUT_ROWS = 500
 _ROUNDS = 5
@@ -99,6 +100,7 @@ class Enrichment:
         return "\n".join(lines)
 
 
+@shows_progress
 def enrich(
     data: Any,
     model: ModelRef,
@@ -109,7 +111,7 @@ def enrich(
     own_answers: Answering | None = None,
     out: str | Path | None = None,
     chat: ChatConfig | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     **options: Unpack[ReadOptions],
 ) -> Enrichment:
     """Choose new tokens from a task's training outputs; predict the steps on held-out ones.
@@ -125,14 +127,15 @@ def enrich(
         own_answers: choose from the model's own answers, which this gives; that takes time.
         out: a new folder for ``tokens.json`` and the extended tokenizer.
         chat: what prompts take along into the chat template; nothing by default.
-        progress: called with (stage, done, total).
+        progress: called with (stage, done, total); bars by default (see
+            :func:`tascade.util.progress.shown`).
         options: see :class:`tascade.options.ReadOptions`.
 
     Raises:
         DataError: a row cannot be used, or there are too few.
         ConfigError: a tokenizer that cannot be given tokens, or ``out`` exists.
     """
-    rules, tell = rules or MiningRules(), progress or silent
+    rules, tell = rules or MiningRules(), teller(progress)
     if tokens:
         rules = MiningRules(**{**asdict(rules), "tokens": tokens})
     if out is not None:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Unpack
 
+import numpy as np
+
 from tascade.config import Recipe, VocabConfig
-from tascade.core import IntArray, Progress, Row, silent
+from tascade.core import IntArray, Progress, Row
 from tascade.data.chat import ChatConfig
 from tascade.data.encode import end_tokens
 from tascade.data.prepare import prepare, spread
 from tascade.decode.lm_head import finisher
+from tascade.decode.loop import Decoder
+from tascade.decode.sampling import SamplingParams
 from tascade.decode.target import Target
+from tascade.draft.budget import NoDrafter
 from tascade.draft.costs import CostTable
 from tascade.enrich.choose import Enrichment, choose_tokens
 from tascade.enrich.tokens.mine import MiningRules
@@ -23,6 +29,7 @@ from tascade.model import measure_cost
 from tascade.options import ReadOptions, laid_over
 from tascade.tailor.profile import list_tokens
 from tascade.tailor.savings import HeadSavings, head_savings
+from tascade.util.progress import shows_progress, teller
 
 _ROWS = 200
 
@@ -77,26 +84,32 @@ class Inspection:
         return text
 
 
+@shows_progress
 def inspect(
     data: Any,
     model: ModelRef,
     *,
     held_out: Any = None,
     chat: ChatConfig | None = None,
-    progress: Progress | None = None,
+    answers: int = 0,
+    progress: Progress | bool | None = None,
     **options: Unpack[ReadOptions],
 ) -> Inspection:
     """Predict tokens per step and speed-up on held-out rows by replaying reference outputs.
 
     The model is loaded only to measure what its steps cost on this machine; nothing is trained,
-    and no answer is generated. What the model really says may differ from the references.
+    and no answer is generated, unless ``answers`` asks for some. What the model really says may
+    differ from the references.
 
     Args:
         data: training examples (see :func:`tascade.adapt`).
         model: a hub id, a folder, or a loaded ``(model, tokenizer)``.
         held_out: held-out examples; a share of ``data`` when absent.
         chat: what prompts take along into the chat template; nothing by default.
-        progress: called with (stage, done, total).
+        answers: have the model answer so many held-out prompts, greedy and without drafts, and
+            forecast from these.
+        progress: called with (stage, done, total); bars by default (see
+            :func:`tascade.util.progress.shown`).
         options: see :class:`tascade.options.ReadOptions`; answers longer than ``max_new_tokens``
             are replayed so far, and to their end without it.
 
@@ -104,9 +117,10 @@ def inspect(
         DataError: a row cannot be used, or there are too few to hold any out.
         ConfigError: an option that is none, or the model cannot be loaded.
     """
-    tell = progress or silent
+    tell = teller(progress)
     recipe = laid_over(Recipe(chat=chat or ChatConfig()), options)
     limit = recipe.max_new_tokens if options.get("max_new_tokens") else None
+    tell("loading the model", 0, None)
     loaded, tokenizer, name = load_model(model, dtype=recipe.dtype)
     ends = end_tokens(loaded, tokenizer)
     prepared = prepare(tokenizer, ends, data, held_out, recipe, tell, read_tokens(name))
@@ -115,15 +129,21 @@ def inspect(
     prepared.require_held_out(str(data))
     tell("measuring the model's steps", 0, None)
     cost = measure_cost(Target(loaded))
-    tell("replaying held-out outputs", 0, len(rows))
+    asked = spread([row for row in rows if len(row[0])], answers)
+    own = _own(loaded, [prompt for prompt, _ in asked], ends, recipe, tell)
+    # Nothing is calibrated on the reference of a prompt whose own answer is replayed.
+    taken = {id(row) for row in asked}
+    others = [row for row in rows if id(row) not in taken]
+    tell("replaying held-out outputs", 0, len(own or rows))
     found = forecast(
         [answer for _, answer in prepared.train],
-        rows,
+        others if len(others) > 1 else rows,
         cost=cost,
         vocab_size=int(loaded.config.get_text_config().vocab_size),
         end_tokens=ends,
         max_nodes=recipe.spec.max_nodes,
         train_prompts=[prompt for prompt, _ in prepared.train],
+        own=own,
     )
     tell("choosing tokens", 0, None)
     try:
@@ -135,15 +155,33 @@ def inspect(
     if _replaceable(loaded):  # what `tascade tailor` would list with its defaults
         held = prepared.validation
         profile = list_tokens((loaded, tokenizer), prepared.train, held, VocabConfig())
-        vocabulary = head_savings(loaded, profile, held)
+        vocabulary = head_savings(loaded, profile, held, float(cost.upto(1)[-1]))
     skipped = sum(report.skipped for report in prepared.reports)
     counts = {
         "rows": prepared.held_out_of,
-        "forecast": len(rows),
+        "forecast": found.replayed,
         "new_tokens": 0 if new is None else new.held_out,
         "coverage": 0 if vocabulary is None else len(prepared.validation),
     }
     return Inspection(name, str(data), skipped, found, cost, new, vocabulary, counts)
+
+
+def _own(
+    loaded: Any,
+    prompts: Sequence[IntArray],
+    ends: Sequence[int],
+    recipe: Recipe,
+    tell: Progress,
+) -> list[tuple[IntArray, IntArray]]:
+    """Prompts, each with the model's own answer."""
+    params = SamplingParams(max_new_tokens=recipe.max_new_tokens, end_tokens=tuple(ends))
+    decoder = Decoder(Target(loaded), NoDrafter())
+    own = []
+    for done, prompt in enumerate(prompts):
+        tell("answering held-out prompts", done, len(prompts))
+        said = decoder.generate(prompt, params).tokens
+        own.append((prompt, np.asarray(said, np.int32)))
+    return own
 
 
 def _replaceable(model: Any) -> bool:

@@ -33,6 +33,12 @@ from tascade.index.similar import SimilarIndex
 PROFITS, PROFITS_LITTLE = 1.5, 1.1
 """Predicted speed-ups from which a task profits, and from which it profits at least a little."""
 
+FEWEST = {"references": 30, "own answers": 20}
+"""Replayed outputs below which there is no verdict: fewer of the model's own, since it is those
+that drafts must foresee.
+"""
+_RESAMPLES = 1000
+
 DRAFT_SECONDS = 150e-6
 """Assumed time of one draft where the cost table holds seconds."""
 
@@ -73,6 +79,9 @@ class Forecast:
     drafted_per_step: nodes verified a forward
     speedup: against plain decoding, reading the prompt counted as one step of each: a long prompt
         makes it less. A plain step is taken to cost what the cheapest step in the table does.
+    low, high: between them 95 % of the speed-ups that other outputs like these would give, by
+        resampling the replayed ones (percentile bootstrap)
+    answers: what was replayed, ``references`` or the model's ``own answers``
     cost: the step cost it rests on, ``measured`` or the curve that was assumed
     sources: share of output tokens by who drafted them; ``target`` is the model itself
     calibrated_on, replayed: held-out rows that taught the drafter, and the others, replayed after
@@ -84,6 +93,9 @@ class Forecast:
     tokens_per_step: float
     drafted_per_step: float
     speedup: float
+    low: float
+    high: float
+    answers: str
     cost: str
     sources: dict[str, float]
     calibrated_on: int
@@ -104,11 +116,13 @@ class Forecast:
             (
                 f"{self.verdict}: {self.reason}",
                 f"  predicted    {self.tokens_per_step:.2f} tokens per step, {self.speedup:.2f}x "
-                f"decoding speed ({self.drafted_per_step:.1f} drafted tokens a step)",
+                f"decoding speed [{self.low:.2f}x to {self.high:.2f}x], "
+                f"{self.drafted_per_step:.1f} drafted tokens a step",
                 f"  step cost    {self.cost}",
                 f"  drafted by   {shares}",
                 f"  replayed     {self.replayed} held-out outputs, {self.output_tokens} tokens; "
                 f"calibrated on {self.calibrated_on} others, never on these",
+                *self._doubts(),
                 f"  outputs      {s.examples} examples, {s.length_mean:.0f} tokens on average "
                 f"(median {s.length_median:.0f}, 95% up to {s.length_p95:.0f})",
                 f"  variety      {s.distinct_tokens} distinct tokens, {s.entropy_bits:.1f} bits "
@@ -117,6 +131,14 @@ class Forecast:
                 f"{s.grams_in_train:.0%} of their 4-grams occur in the training outputs",
             )
         )
+
+    def _doubts(self) -> list[str]:
+        if self.answers == "references":
+            return [
+                "               reference answers stand in for the model's own, which may repeat "
+                "themselves more or less; --answers 20 asks the model"
+            ]
+        return ["               the model's own answers"]
 
 
 def forecast(
@@ -128,6 +150,7 @@ def forecast(
     end_tokens: Sequence[int] = (),
     max_nodes: int = 63,
     train_prompts: Sequence[IntArray | None] = (),
+    own: Sequence[Pair] = (),
 ) -> Forecast:
     """Predict tokens per step and speed-up from reference outputs alone.
 
@@ -145,6 +168,8 @@ def forecast(
         max_nodes: most nodes in a draft.
         train_prompts: what the training outputs answered, in the same order, where that is known:
             outputs of similar examples are then a source too.
+        own: prompts with what the model itself answers. Where there are any, they are replayed, and
+            all of ``held_out`` calibrates the drafter.
 
     Raises:
         ConfigError: no training outputs, or fewer than two held-out rows.
@@ -154,31 +179,37 @@ def forecast(
     table, basis, draft_cost = _cost(cost, max_nodes)
     budget = _TableBudget(table, max_nodes=max_nodes)
     budget.draft_cost = draft_cost
-    half = len(held_out) // 2
+    calibrating, replayed = held_out, own
+    if not own:
+        half = len(held_out) // 2
+        calibrating, replayed = held_out[:half], held_out[half:]
     with tempfile.TemporaryDirectory(prefix="tascade-") as folder:
         corpus = CorpusIndex.build(
             Path(folder) / "corpus", train_outputs, vocab_size=vocab_size, fingerprint=_MARK
         )
         similar = _similar(Path(folder), train_outputs, train_prompts)
         drafter = NgramDrafter(corpus, similar=similar, end_tokens=end_tokens)
-        _replay(drafter, budget, held_out[:half], end_tokens)
+        _replay(drafter, budget, calibrating, end_tokens)
         budget.drafts = 0
-        said = _replay(drafter, budget, held_out[half:], end_tokens)
+        said = _replay(drafter, budget, replayed, end_tokens)
         corpus.close()
-    statistics = _statistics(train_outputs, held_out)
+    statistics = _statistics(train_outputs, own or held_out)
     tally = _Tally(said, budget.cost, budget.drafts * draft_cost)
-    speedup = tally.speedup if tally.tokens else 1.0
-    verdict, reason = _verdict(speedup, tally, statistics)
+    answers = "own answers" if own else "references"
+    verdict, reason = _verdict(tally, statistics, answers, len(said))
     return Forecast(
         verdict=verdict,
         reason=reason,
         tokens_per_step=tally.tokens_per_step,
         drafted_per_step=tally.drafted / max(1, tally.forwards),
-        speedup=speedup,
+        speedup=tally.speedup,
+        low=tally.low,
+        high=tally.high,
+        answers=answers,
         cost=basis,
         sources=tally.shares,
-        calibrated_on=half,
-        replayed=len(held_out) - half,
+        calibrated_on=len(calibrating),
+        replayed=len(replayed),
         output_tokens=tally.tokens,
         forwards=tally.forwards,
         statistics=statistics,
@@ -314,20 +345,38 @@ class _Tally:
         self.drafted = sum(step.drafted for step in steps)
         stepped = sum(made.stepped_tokens for made in said)
         self.tokens_per_step = stepped / self.forwards if self.forwards else 1.0
-        prefills = self.tokens - stepped  # those that carried no draft: they say one token each
-        spent = float(curve[[step.drafted for step in steps]].sum()) + prefills * float(curve[0])
-        # Plain is never put dearer than a draft.
-        self.speedup = float(curve.min()) * self.tokens / max(spent + drafts, 1e-12)
+        # By output: plain's cost, and what was spent. Plain is never put dearer than a draft.
+        plain = np.asarray([float(curve.min()) * len(made.tokens) for made in said])
+        spent = np.asarray([_spent(made, curve) for made in said]) + drafts / max(1, len(said))
+        self.speedup = self.low = self.high = 1.0
+        if self.tokens:
+            self.speedup = float(plain.sum() / spent.sum())
+            rng = np.random.default_rng(0)
+            drawn = rng.integers(0, len(said), (_RESAMPLES, len(said)))
+            ratios = plain[drawn].sum(1) / spent[drawn].sum(1)
+            self.low, self.high = map(float, np.percentile(ratios, (2.5, 97.5)))
         counts = Counter(source for made in said for source in made.sources)
         self.shares = {s.name.lower(): counts[s] / max(1, self.tokens) for s in Source}
 
 
-def _verdict(speedup: float, tally: _Tally, s: OutputStatistics) -> tuple[str, str]:
+def _spent(made: Generation, curve: FloatArray) -> float:
+    """What an output's steps cost; one token of a prefill without a draft costs a step."""
+    steps = float(curve[[step.drafted for step in made.steps]].sum())
+    return steps + (len(made.tokens) - made.stepped_tokens) * float(curve[0])
+
+
+def _verdict(tally: _Tally, s: OutputStatistics, answers: str, replayed: int) -> tuple[str, str]:
     seen = f"{s.grams_in_train:.0%} of held-out 4-grams occur in the training outputs"
-    gain = f"{tally.tokens_per_step:.1f} tokens per step, {speedup:.1f}x"
-    if speedup >= PROFITS:
+    span = f"{tally.low:.1f}x to {tally.high:.1f}x"
+    gain = f"{tally.tokens_per_step:.1f} tokens per step, {span}"
+    if replayed < (least := FEWEST[answers]):
+        return (
+            "cannot tell",
+            f"{replayed} held-out {answers} are too few, {least} or more would do; on these {span}",
+        )
+    if tally.speedup >= PROFITS:
         return "profits", f"{gain}; {seen}"
-    if speedup >= PROFITS_LITTLE:
+    if tally.speedup >= PROFITS_LITTLE:
         return "profits little", f"{gain}; only {seen}"
     return (
         "will not profit",

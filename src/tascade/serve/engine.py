@@ -13,11 +13,13 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from tascade.core import Generation, IntArray, Source, TokenLogprob
-from tascade.decode.sampling import SamplingParams
+from tascade.decode.grammar import JSONGrammars
+from tascade.decode.sampling import Processor, SamplingParams
 from tascade.decode.text import TextStream
 from tascade.errors import ConfigError
 from tascade.index.traffic import TrafficLearner
@@ -129,7 +131,8 @@ class Delta:
 class Job:
     """One prompt to answer. ``emit`` is called from the worker's thread.
 
-    ``streamed``: with a piece for every step, else with the whole answer at its end.
+    ``streamed``: with a piece for every step, else with the whole answer at its end. ``schema``:
+    a JSON schema that the answer is held to.
     """
 
     prompt: IntArray
@@ -137,6 +140,7 @@ class Job:
     emit: Callable[[Delta], None]
     deadline: float
     streamed: bool = False
+    schema: dict[str, Any] | None = None
     arrived: float = field(default_factory=time.monotonic)
     given_up: threading.Event = field(default_factory=threading.Event)
 
@@ -165,6 +169,7 @@ class Engine:
         self._queue: queue.Queue[Job | None] = queue.Queue(settings.max_queue)
         self._thread = threading.Thread(target=self._work, name="tascade-engine", daemon=True)
         self.token_bytes = TokenBytes(model.tokenizer)
+        self._grammars: JSONGrammars | None = None
         self.ready = threading.Event()
         self._stopping = threading.Event()
         self._ended = threading.Event()
@@ -288,9 +293,15 @@ class Engine:
             self.metrics.cancelled.inc()
             return
         self.metrics.queue_time.observe(begun - job.arrived)
+        try:
+            processors = self._processors(job)
+        except ConfigError as error:
+            said = f"{error.message}: {error.got}"
+            job.emit(Delta(failure=APIError(400, said, param="response_format")))
+            return
         text, told = TextStream(self.model.tokenizer, job.params), 0
         result: Generation | None = None
-        with closing(self.model.steps(job.prompt, job.params)) as steps:
+        with closing(self.model.steps(job.prompt, job.params, processors)) as steps:
             for _, result in steps:
                 if told == 0:
                     self.metrics.first_token.observe(time.monotonic() - job.arrived)
@@ -309,6 +320,14 @@ class Engine:
         self.metrics.whole.observe(time.monotonic() - job.arrived)
         self._learn(job, result)
         job.emit(Delta(result=result))
+
+    def _processors(self, job: Job) -> list[Processor]:
+        if job.schema is None:
+            return []
+        if self._grammars is None:  # a second's work, for those who ask for it
+            size, ends = self.model.target.vocab_size, self.model.ends
+            self._grammars = JSONGrammars(self.model.tokenizer, size, ends)
+        return [self._grammars.processor(job.schema, len(job.prompt))]
 
     def _learn(self, job: Job, result: Generation) -> None:
         if self.learner is None or result.finish_reason != "stop":

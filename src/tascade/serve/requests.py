@@ -37,7 +37,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "function_call": ("none", "auto"),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
-    "response_format": ({"type": "text"},),
     "reasoning_effort": ("none",),
     "verbosity": ("medium",),
     "audio": (),
@@ -69,7 +68,6 @@ INSTEAD = {
     "presence_penalty": "use repetition_penalty",
     "frequency_penalty": "use repetition_penalty",
     "best_of": "ask for n answers",
-    "response_format": "serve the pack in vLLM for JSON schemas",
 }
 
 
@@ -118,6 +116,39 @@ class _StreamOptions(BaseModel):
         return _without_neutral(given)
 
 
+class _JSONSchema(BaseModel):
+    """A schema with its name; it is held to, whether ``strict`` says so or not."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    name: str = ""
+    description: str | None = None
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(BaseModel):
+    """What form an answer has: any, a JSON object, or one of a schema."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: _JSONSchema | None = None
+
+    @model_validator(mode="after")
+    def _schema_where_it_is_named(self) -> ResponseFormat:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError("json_schema goes with type json_schema, and the other way round")
+        return self
+
+    @property
+    def schema_of_answer(self) -> dict[str, Any] | None:
+        """The JSON schema that an answer is held to; ``None`` for none."""
+        if self.type == "json_object":
+            return {"type": "object"}
+        return None if self.json_schema is None else self.json_schema.schema_
+
+
 class _Options(BaseModel):
     """Fields that both kinds of request share."""
 
@@ -135,6 +166,7 @@ class _Options(BaseModel):
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
     skip_special_tokens: bool = True
+    response_format: ResponseFormat | None = None
 
     @model_validator(mode="before")
     @classmethod

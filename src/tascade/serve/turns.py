@@ -42,12 +42,14 @@ class ClientRequest:
         deadline = time.monotonic() + settings.timeout
         seed = secrets.randbits(62) if request.seed is None else request.seed
         self.jobs: list[Job] = []
+        form = request.response_format
+        schema = None if form is None else form.schema_of_answer
         for prompt in prompts:
             for i in range(request.n):
                 params = sampling(engine, request, seed + i, len(prompt))
                 number = len(self.jobs)
                 emit = self._emitter(number)
-                self.jobs.append(Job(prompt, params, emit, deadline, request.stream))
+                self.jobs.append(Job(prompt, params, emit, deadline, request.stream, schema))
         self.results: list[Generation | None] = [None] * len(self.jobs)
         engine.submit(*self.jobs)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from tascade.core import IntArray, Row
 from tascade.tailor.head import BatchHead
@@ -14,6 +16,37 @@ from tascade.tailor.offload.table import RowTable
 from tascade.tailor.profile import Profile
 
 _MOST_PROMPTS = 0.95
+_TIMED = 15
+
+
+PAYS = 1.05
+"""A speed-up at best below which a small head is worth its while for memory alone."""
+_TOO_MANY = 10
+"""Times the tolerance; held-out answers that lack more say that the list does not fit them."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeadTime:
+    """Seconds on this machine: of a plain step, and of the LM head's product in it, with all tokens
+    and with the task's.
+    """
+
+    step: float
+    full: float
+    small: float
+
+    @property
+    def best(self) -> float:
+        """Speed-up of a step if nothing were lost to checks."""
+        return self.step / max(self.step - self.full + self.small, 1e-9)
+
+    def describe(self) -> str:
+        """A line for people."""
+        share = f"the full LM head takes {self.full / self.step:.0%} of a step, the small one "
+        share += f"{self.small / self.step:.0%}"
+        if self.best < PAYS:
+            return f"in time it does not pay: {share}; at best {self.best:.2f}x. It saves memory"
+        return f"in time: {share}; at best {self.best:.2f}x, less what checks cost an exact head"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +60,7 @@ class HeadSavings:
     tailored_bytes: of the small head, with its room for a request's own tokens; the embedding is
         off the device then.
     model_bytes: of all weights, with the full tables.
+    time: of a step and its heads, where it was measured.
     """
 
     profile: Profile
@@ -35,6 +69,7 @@ class HeadSavings:
     full_bytes: int
     tailored_bytes: int
     model_bytes: int
+    time: HeadTime | None = None
 
     @property
     def saved(self) -> float:
@@ -70,6 +105,7 @@ class HeadSavings:
                 "saved": self.saved,
             },
             "model_saved": self.model_saved,
+            "time": None if self.time is None else {**asdict(self.time), "best": self.time.best},
         }
 
     def describe(self) -> str:
@@ -77,25 +113,33 @@ class HeadSavings:
         p, held_out = self.profile, self.profile.held_out
         lines = [
             f"{len(p.ids):,} of {p.vocab_size:,} tokens, counted on {p.documents:,} answers "
-            f"({p.counted}); {p.missing:.4f} missing an answer"
+            f"({p.counted}), which lack {_lacked(p.missing)}"
         ]
         if self.prompt_mean is not None:
             lines.append(
-                f"a held-out prompt brings {self.prompt_mean:.1f} more on average, "
+                f"a held-out prompt adds {self.prompt_mean:.1f} tokens of its own on average, "
                 f"{self.prompt_most:,} or fewer in 95% of them"
             )
         if held_out is not None and held_out.documents:
             lines.append(
-                f"held out ({held_out.documents:,} answers): {held_out.share:.2%} of tokens "
-                "covered by the list, the prompt and the answer so far; "
-                f"{held_out.per_document:.3f} missing an answer "
-                f"[95%: {held_out.low:.3f} to {held_out.high:.3f}]"
+                f"{held_out.documents:,} held-out answers: {held_out.share:.2%} of their tokens "
+                f"are on the list, in the prompt or in the answer so far; they lack "
+                f"{_lacked(held_out.per_document)} "
+                f"[95%: {held_out.low:.3f} to {held_out.high:.3f} tokens]"
             )
+            if held_out.low > _TOO_MANY * p.tolerance:
+                lines.append(
+                    f"that is {held_out.per_document / p.tolerance:.0f} times the tolerance of "
+                    f"{p.tolerance:g}: the list does not fit answers like these; give more "
+                    "training rows, or the model's own answers (--self)"
+                )
         lines.append(
             f"vocabulary on the device: {self.tailored_bytes / 1e6:.2f} MB of "
             f"{self.full_bytes / 1e6:.1f}, with room for a request's own tokens "
             f"({self.saved:.1%} less; the whole model {self.model_saved:.1%} less)"
         )
+        if self.time is not None:
+            lines.append(self.time.describe())
         return "\n".join(lines)
 
 
@@ -130,13 +174,25 @@ class Tailoring:
         return f"{self.gain.describe()}{note}\n{head}"
 
 
-def head_savings(model: Any, profile: Profile, held_out: Sequence[Row]) -> HeadSavings:
+def _lacked(per_answer: float) -> str:
+    """A mean number of tokens in words that cannot be taken for a share."""
+    if not per_answer:
+        return "no token of it"
+    if per_answer < 0.5:
+        return f"one token of it in {1 / per_answer:,.0f} answers on average"
+    return f"{per_answer:.1f} tokens of it an answer on average"
+
+
+def head_savings(
+    model: Any, profile: Profile, held_out: Sequence[Row], step: float | None = None
+) -> HeadSavings:
     """What a profile gives for a model.
 
     Args:
         model: a Transformers causal LM, loaded with its tables.
         profile: for that model.
         held_out: rows whose prompts are looked at; those without one are left out.
+        step: seconds of one of the model's steps here; with it the heads are timed.
     """
     brought = [
         len(np.setdiff1d(prompt, profile.ids)) for prompt, _ in held_out if prompt is not None
@@ -153,7 +209,27 @@ def head_savings(model: Any, profile: Profile, held_out: Sequence[Row]) -> HeadS
         full_bytes=sum(table.nbytes for table in tables.values()),
         tailored_bytes=head_bytes(head, profile.ids, most, dtype=model.dtype),
         model_bytes=sum(part.nbytes for part in model.parameters()),
+        time=None if step is None else _head_time(head, profile.ids, step),
     )
+
+
+@torch.inference_mode()
+def _head_time(head: Any, ids: IntArray, step: float) -> HeadTime:
+    """Time the product of one state with all of a head's rows, and with some of them."""
+    weight = head.weight
+    some = weight[torch.from_numpy(ids.astype(np.int64)).to(weight.device)]
+    state = weight.new_ones(1, weight.shape[1])
+
+    def seconds(rows: torch.Tensor) -> float:
+        taken = []
+        for _ in range(_TIMED):
+            start = time.perf_counter()
+            torch.nn.functional.linear(state, rows)[0, 0].item()
+            taken.append(time.perf_counter() - start)
+        return sorted(taken)[_TIMED // 2]
+
+    full = min(seconds(weight), step)
+    return HeadTime(step, full, min(seconds(some), full))
 
 
 def head_bytes(head: Any, ids: IntArray, own: int, *, dtype: Any) -> int:

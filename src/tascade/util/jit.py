@@ -87,10 +87,15 @@ def kernel(function: F) -> F:
 def lean(function: F) -> F:
     """As :func:`kernel`, for what makes and returns no array.
 
-    Numba then counts no references to arrays, which are the caller's: less to compile, and half as
-    long to run. What makes an array all the same does not compile.
+    Numba then counts no references to arrays, which are the caller's: less to compile. What makes
+    an array all the same does not compile.
     """
     return _compiled(function, _nrt=False)  # type: ignore[no-any-return]
+
+
+def is_compiled(function: Any) -> bool:
+    """Whether a kernel's machine code, for this version of all kernels, is in the cache."""
+    return Path(function._cache._cache_file._index_path).is_file()
 
 
 class _Inner(CPUDispatcher):  # type: ignore[misc]

@@ -31,7 +31,9 @@ _PARTS = (
     "bench.json",
     "report.html",
 )
-_KNOWN = (*_PARTS, *VOCABULARIES)
+UNFINISHED = ".bench.json"
+"""A pack's file of a benchmark that was stopped; hidden, so that it is not published."""
+_KNOWN = (*_PARTS, *VOCABULARIES, UNFINISHED)
 _LEFT = re.compile(rf"\.({'|'.join(map(re.escape, _KNOWN))})\..+\.(part|part\.old|tmp|old)")
 """What a process that was killed leaves in a pack."""
 _TOLD = (

@@ -11,10 +11,17 @@ from tascade.draft.ngram.batch import BatchDrafter
 from tascade.draft.ngram.batch_budget import BatchBudget
 from tascade.draft.ngram.drafter import NgramDrafter
 from tascade.draft.ngram.sources import Task
+from tascade.draft.ngram.tree_search import grow_tree
 from tascade.index.corpus import CorpusIndex
 from tascade.index.similar import SimilarIndex
+from tascade.util.jit import is_compiled
 
 _MOST = 12
+
+
+def is_warm() -> bool:
+    """Whether kernels were compiled here before: for this version, and for this machine."""
+    return is_compiled(grow_tree)
 
 
 def warm_up() -> None:

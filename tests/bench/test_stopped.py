@@ -1,0 +1,145 @@
+"""A benchmark that is stopped shows what it has, goes on where it was, and fits into its time."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tascade import bundled
+from tascade.bench import unfinished
+from tascade.bench.methods import DecoderMethod, Request
+from tascade.bench.run import About, BenchSettings, run_bench
+from tascade.bench.schema import validate
+from tascade.core import Generation
+from tascade.decode.loop import Decoder
+from tascade.decode.sampling import SamplingParams
+from tascade.decode.target import Target
+from tascade.draft.budget import NoDrafter
+from tascade.errors import ConfigError
+from tascade.testing import byte_tokenizer, tiny_model
+
+ABOUT = About("tiny", "float32", "test.jsonl", "0" * 64, command="pytest")
+PARAMS = SamplingParams(max_new_tokens=4)
+ROWS = [Request([70, 71, first], "wanted", str(first)) for first in range(10)]
+
+
+class Counted(DecoderMethod):
+    """A method that is interrupted at one of its runs."""
+
+    runs, stop_at = 0, 0
+
+    def run(self, request: Request) -> Generation:
+        type(self).runs += 1
+        if type(self).runs == self.stop_at:
+            raise KeyboardInterrupt
+        return super().run(request)
+
+
+@pytest.fixture(scope="module")
+def decoder() -> Decoder:
+    return Decoder(Target(tiny_model("llama", vocab_size=260)), NoDrafter(), None, byte_tokenizer())
+
+
+def bench(decoder: Decoder, stop_at: int = 0, **options: Any) -> dict[str, Any]:
+    Counted.runs, Counted.stop_at = 0, stop_at
+    settings = BenchSettings(PARAMS, repeats=3, chunk=2, minutes=options.pop("minutes", 0.0))
+    methods = [DecoderMethod("plain", decoder, PARAMS), Counted("other", decoder, PARAMS)]
+    found = run_bench(methods, ROWS, settings, about=ABOUT, **options)
+    validate(found)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("stop_at", "repeats", "rows"), [(4, 1, 3), (10, 1, 9), (11, 1, 10), (25, 2, 10)]
+)
+def test_what_was_measured_is_shown(
+    decoder: Decoder, stop_at: int, repeats: int, rows: int
+) -> None:
+    found = bench(decoder, stop_at)
+    said = found["settings"]
+    assert (said["repeats"], found["data"]["examples"]) == (repeats, rows)
+    assert (said["asked_repeats"], said["asked_rows"]) == (3, 10)
+    assert found["methods"]["other"]["identical"] == rows
+    assert len(found["methods"]["other"]["seconds"]) == repeats
+
+
+def test_with_nothing_measured_there_is_nothing(decoder: Decoder) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        bench(decoder, 1)
+
+
+def test_it_goes_on_where_it_was(decoder: Decoder, tmp_path: Path) -> None:
+    kept, whole = tmp_path / "kept.json", bench(decoder)
+    bench(decoder, 25, kept=kept)
+    assert kept.is_file()
+    found = bench(decoder, kept=kept, resume=True)
+    assert Counted.runs == 10 + 10  # one round, and the pass that is not timed
+    assert not kept.exists()
+    for name, method in whole["methods"].items():
+        for key in ("tokens", "steps", "tokens_per_step", "quality", "identical"):
+            assert found["methods"][name].get(key) == method.get(key)
+        assert len(found["methods"][name]["seconds"]) == 3
+    assert "asked_rows" not in found["settings"]
+
+
+def test_another_benchmark_is_not_gone_on_with(decoder: Decoder, tmp_path: Path) -> None:
+    kept = tmp_path / "kept.json"
+    with pytest.raises(ConfigError, match="no benchmark to go on with"):
+        bench(decoder, kept=kept, resume=True)
+    bench(decoder, 25, kept=kept)
+    with pytest.raises(ConfigError, match="was another"):
+        bench(decoder, kept=kept, resume=True, minutes=5.0)
+    raw = json.loads(kept.read_text())
+    for damage in (
+        {**raw, "rows": raw["rows"][:-1]},
+        {**raw, "methods": {"plain": [[[1.0], [{}]]]}},
+        {**raw, "methods": 3},
+        [],
+    ):
+        kept.write_text(json.dumps(damage))
+        with pytest.raises(ConfigError, match="no benchmark to go on with"):
+            unfinished.load(kept, raw["key"])
+
+
+def test_rounds_and_then_rows_are_left_out_where_time_is_short(decoder: Decoder) -> None:
+    found = bench(decoder, minutes=1e-9)
+    assert found["settings"]["repeats"] == 2
+    assert found["data"]["examples"] == 2  # the first chunk, which told how long all would take
+    assert bench(decoder, minutes=60.0)["settings"] | {"repeats": 3} == bench(decoder)["settings"]
+
+
+def test_the_command_writes_what_it_has_when_it_is_told_to_end(
+    ticket_pack: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "bench.json"
+    command = [sys.executable, "-m", "tascade.cli", "bench", str(ticket_pack), "--out", str(out)]
+    command += ["--data", str(bundled.data_path("tickets", "test")), "--no-memory"]
+    command += [
+        "--methods",
+        "plain,tasc-spec",
+        "--rows",
+        "40",
+        "--repeats",
+        "1000",
+        "--minutes",
+        "0",
+    ]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env) as running:
+        assert running.stderr is not None
+        for line in running.stderr:  # the table of the first round
+            if "tasc-spec" in line:
+                running.send_signal(signal.SIGTERM)
+                break
+        running.stderr.read()
+        assert running.wait() == 0
+    found = json.loads(out.read_text())
+    assert found["settings"]["repeats"] >= 1
+    assert found["settings"]["asked_repeats"] == 1000
