@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -54,33 +54,15 @@ def serve(
 
     Options not named here are passed on to `vllm serve`.
     """
-    from tascade.cli import console
-    from tascade.pack import Pack
-    from tascade.serve.command import choose_engine, names_of, run_builtin, run_vllm
-    from tascade.serve.engine import Settings
-    from tascade.serve.vllm_command import vllm_command
+    from tascade.serve.command import choose_engine, names_of, run_builtin
 
-    chosen = "vllm" if only_print else choose_engine(engine, context.args)
-    if chosen == "vllm":
+    if only_print or choose_engine(engine, context.args) == "vllm":
         shown = ("--dtype", dtype) if dtype != "auto" else ()
-        opened = Pack.open(pack)
-        command = vllm_command(
-            opened,
-            model=model,
-            name=name,
-            host=host,
-            port=port,
-            drafted=drafted,
-            learn=learn,
-            extra=[*shown, *context.args],
-        )
-        if not only_print:
-            told = (
-                f"http://{host}:{port}/v1, model {name or command[2]}, {opened.name}, engine vllm"
-            )
-            console.err.print(told, markup=False, soft_wrap=True)
-        run_vllm(command, only_print=only_print)
+        given = {"model": model, "name": name, "host": host, "port": port, "learn": learn}
+        _serve_in_vllm(pack, only_print, drafted=drafted, extra=[*shown, *context.args], **given)
         return
+    from tascade.serve.engine import Settings
+
     use_threads(threads)
     names = names_of(pack, model, name)
     settings = Settings(
@@ -98,6 +80,22 @@ def serve(
         cors_origins=tuple(cors_origin or ()),
     )
     run_builtin(pack, settings, model=model, dtype=dtype, learn=learn)
+
+
+def _serve_in_vllm(pack: Path, only_print: bool, **options: Any) -> None:
+    """Print vLLM's command and become it; vLLM itself says when it is ready."""
+    from tascade.cli import console
+    from tascade.pack import Pack
+    from tascade.serve.command import run_vllm
+    from tascade.serve.vllm_command import vllm_command
+
+    opened = Pack.open(pack)
+    command = vllm_command(opened, **options)
+    if not only_print:
+        names = f"{options['name'] or command[2]}, {opened.name}"
+        told = f"http://{options['host']}:{options['port']}/v1, model {names}, engine vllm"
+        console.err.print(told, markup=False, soft_wrap=True)
+    run_vllm(command, only_print=only_print)
 
 
 def learned(
