@@ -16,7 +16,7 @@ from tascade.cli import app
 PAGE = Path(__file__).with_name("cli.md")
 INTRO = """# Command line
 
-<!-- Written by docs/generate_cli.py from src/tascade/cli/verbs.py: change those, not this page. -->
+<!-- Written by docs/generate_cli.py from src/tascade/cli/*.py: change those, not this page. -->
 
 `tascade --help` and `tascade VERB --help` say the same. Results go to stdout, progress and errors
 to stderr: bars on a terminal, plain lines elsewhere. An error of tascade's own ends with exit code
@@ -25,8 +25,9 @@ to stderr: bars on a terminal, plain lines elsewhere. An error of tascade's own 
 
 Task data (`DATA`, `--data`, `--held-out`, `--validation`, `--warmup`) is described in
 [Quick start](quickstart.md), a recipe in [Recipes](recipes.md), the numbers of `bench` in
-[Results](results.md). Where a pack is used, no `--model` means the model it was made for, and
-`--max-new-tokens 0` the limit it was made with. `--dtype auto` is the dtype the model was saved in.
+[Results](results.md). Data is looked at first: a file that is missing, a header that cannot be
+read or a bad row at its beginning ends a verb before a model is loaded. A default in words is what
+an option does when it is left out.
 """
 
 
@@ -81,6 +82,8 @@ def _names(option: Any) -> str:
 def _default(option: Any) -> str:
     if option.required:
         return "required"
+    if isinstance(option.show_default, str):
+        return option.show_default
     value = option.default
     if value is None or value is False or value == "":
         return ""

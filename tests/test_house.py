@@ -25,7 +25,7 @@ ROWS = [
     {"tailor"},
     {"tailor.offload", "enrich.train", "draft.ngram"},
     {"draft", "enrich.tokens", "answers"},
-    {"index", "decode", "data", "pack", "load", "bundled"},
+    {"index", "decode", "data", "pack", "load", "bundled", "options"},
     {"config"},
     {"data.chat"},
     {"util"},

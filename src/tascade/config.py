@@ -13,6 +13,7 @@ from tascade.data.chat import ChatConfig
 from tascade.errors import ConfigError
 from tascade.util.fields import build, check_types, typed
 from tascade.util.files import write_atomic
+from tascade.util.templates import Template
 
 DEFAULT_NEW_TOKENS = 256
 SCRIPTS = (
@@ -30,17 +31,32 @@ class DataConfig:
     validation: What calibrates; a share of ``train`` is held out for it when this is empty.
     on_error: ``raise`` at the first bad row, or ``skip`` it.
     max_examples: Rows read of each; 0 reads all.
+    prompt_field: The field that holds the prompt; empty for its usual names.
+    completion_field: The field that holds the answer; empty for its usual names.
+    prompt_template: The prompt made of several fields, as ``{title}: {question}``.
     """
 
     train: str = ""
     validation: str = ""
     on_error: str = "raise"
     max_examples: int = 0
+    prompt_field: str = ""
+    completion_field: str = ""
+    prompt_template: str = ""
 
     def __post_init__(self) -> None:
         check_types(self, "data.")
         _one_of("data.on_error", self.on_error, ("raise", "skip"))
         _at_least("data.max_examples", self.max_examples, 0)
+        if self.prompt_template:
+            Template.parse(self.prompt_template, "data.prompt_template")
+            if self.prompt_field:
+                raise ConfigError(
+                    "a prompt field and a prompt template",
+                    got=f"{self.prompt_field!r} and {self.prompt_template!r:.80}",
+                    wanted="one of them: a template holds the names of its fields",
+                    where="data.prompt_template",
+                )
 
 
 @dataclass(frozen=True, slots=True)

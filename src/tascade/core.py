@@ -5,9 +5,11 @@ Shape legend of every docstring: ``B`` batch, ``T`` tokens, ``N`` tree nodes, ``
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from html import escape
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -28,6 +30,10 @@ ROOT = -1
 
 SEPARATOR = -1
 """Stands between the documents of a corpus; never a token id."""
+
+
+_SHOWN = 80
+"""Letters of a text that are shown where it stands among other facts."""
 
 
 def silent(stage: str, done: int, total: int | None) -> None:
@@ -163,8 +169,29 @@ class TokenLogprob:
     top: tuple[tuple[int, float], ...] = ()
 
 
-@dataclass(slots=True)
-class Generation:
+class Shown:
+    """What reads well at a Python prompt, and as a table in a notebook."""
+
+    __slots__ = ()
+
+    def facts(self) -> dict[str, object]:
+        """What there is to show, by name."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        said = ", ".join(f"{name}={value}" for name, value in self.facts().items())
+        return f"{type(self).__name__}({said})"
+
+    def _repr_html_(self) -> str:
+        rows = (
+            f"<tr><th>{escape(name)}</th><td>{escape(str(value))}</td></tr>"
+            for name, value in self.facts().items()
+        )
+        return f"<table>{''.join(rows)}</table>"
+
+
+@dataclass(slots=True, repr=False)
+class Generation(Shown):
     """The result of one request.
 
     ``tokens``: generated ids, the end token included if one was produced. ``sources``: who drafted
@@ -191,3 +218,24 @@ class Generation:
     def tokens_per_step(self) -> float:
         """Committed tokens per target forward."""
         return self.stepped_tokens / self.forwards if self.forwards else 0.0
+
+    @property
+    def drafted_by(self) -> dict[str, int]:
+        """How many tokens each source drafted, by its name; ``target``: nobody, the model said it.
+
+        The names are those of :class:`Source`, in its order; those without a token are left out.
+        """
+        counts = Counter(self.sources)
+        return {source.name.lower(): counts[source] for source in Source if counts[source]}
+
+    def facts(self) -> dict[str, object]:
+        """The text, shortened, and how it came about."""
+        text = self.text if len(self.text) <= _SHOWN else self.text[:_SHOWN] + "..."
+        return {
+            "text": repr(text),
+            "tokens": len(self.tokens),
+            "forwards": self.forwards,
+            "tokens_per_step": f"{self.tokens_per_step:.2f}",
+            "drafted_by": self.drafted_by,
+            "finish_reason": repr(self.finish_reason),
+        }

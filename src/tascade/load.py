@@ -19,8 +19,9 @@ def load_model(ref: ModelRef, *, dtype: str = "auto", device: str = "auto") -> t
     """Load ``(model, tokenizer, name)``. Weights must be safetensors; remote code is never run.
 
     Raises:
-        ConfigError: nothing loadable under that name.
+        ConfigError: nothing loadable under that name, or a model without its tokenizer.
     """
+    check_ref(ref)
     if isinstance(ref, tuple):
         model, tokenizer = ref
         refuse_wrapper(model)
@@ -42,6 +43,46 @@ def load_model(ref: ModelRef, *, dtype: str = "auto", device: str = "auto") -> t
         )
         check_complete(report, name)
     return model.to(pick_device(device)).eval(), tokenizer, name
+
+
+def check_ref(ref: object) -> None:
+    """Refuse what names no model, and is none with its tokenizer; a path is not looked at.
+
+    Raises:
+        ConfigError: saying what it is.
+    """
+    if isinstance(ref, str | Path) or (isinstance(ref, tuple) and len(ref) == 2):
+        return
+    bare = hasattr(ref, "forward") or hasattr(ref, "generate")
+    raise ConfigError(
+        "a model without its tokenizer" if bare else "this is no model",
+        got=f"{type(ref).__name__}" + (f" of {len(ref)}" if isinstance(ref, tuple) else ""),
+        wanted="(model, tokenizer), a folder, or a hub id",
+        where="model",
+        fix="give (model, tokenizer)",
+    )
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Let torch use ``count`` threads meanwhile; 0 leaves its choice.
+
+    Raises:
+        ConfigError: a number below 0.
+    """
+    if count < 0:
+        raise ConfigError("threads is out of range", got=count, wanted="0 or more", where="threads")
+    if not count:
+        yield
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def refuse_wrapper(model: Any) -> None:

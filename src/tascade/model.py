@@ -11,7 +11,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, cast
 
-from tascade.core import Drafter, Generation, IntArray
+from tascade.core import Drafter, Generation, IntArray, Shown
 from tascade.data.encode import Prompt, encode_prompt, end_tokens, fingerprint
 from tascade.decode.batch import BatchDecoder
 from tascade.decode.batch_target import BatchTarget
@@ -38,7 +38,7 @@ from tascade.util.places import link_or_copy, publish
 Prompts = Prompt | Sequence[str]
 
 
-class TaskModel:
+class TaskModel(Shown):
     """A model and a pack, ready to generate.
 
     One request is decoded at a time; calls from several threads wait for each other, whichever
@@ -241,6 +241,14 @@ class TaskModel:
                 f"tokenizer: {names}; prompts with them are refused",
                 stacklevel=4,
             )
+
+    def facts(self) -> dict[str, object]:
+        """Model, pack, outputs indexed, LM head and dtype, as they are shown."""
+        name = getattr(self.model, "name_or_path", "") or self.pack.info.model
+        head = "full" if self.tailored is None else self.tailored.config.head
+        outputs, dtype = self.corpus.n_documents, str(self.model.dtype).removeprefix("torch.")
+        said = {"model": repr(str(name)), "pack": repr(str(self.pack.path)), "outputs": outputs}
+        return said | {"head": head, "dtype": dtype}
 
     @property
     def samples(self) -> bool:

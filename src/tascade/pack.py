@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from tascade.config import Recipe
+from tascade.config import DataConfig, Recipe
 from tascade.data.chat import ChatConfig
 from tascade.errors import ConfigError, FingerprintError, PackError
 from tascade.util.fields import shown, typed
@@ -67,6 +67,11 @@ class Pack:
         self.path, self.info = path, info
 
     @property
+    def name(self) -> str:
+        """The name of its folder."""
+        return self.path.resolve().name
+
+    @property
     def tuned(self) -> Path:
         """Folder of the tuned model, in packs that hold one (TASC-ft)."""
         return self.path / "model"
@@ -102,6 +107,16 @@ class Pack:
             wanted="the model that the pack was made for",
             where=str(self.path),
             fix="pass it: model=... in Python, --model on the command line",
+        )
+
+    @property
+    def reading(self) -> DataConfig:
+        """How rows for this pack are read unless said otherwise: fields of the names it had."""
+        made = Recipe.from_dict(self.info.recipe, stored=True).data
+        return DataConfig(
+            prompt_field=made.prompt_field,
+            completion_field=made.completion_field,
+            prompt_template=made.prompt_template,
         )
 
     @property
@@ -295,6 +310,7 @@ def _check_source(source: Any, where: str) -> None:
             typed(str if name in texts else int, value, f"{where}.{name}")
     for row in typed(list, source.get("skipped_rows", []), f"{where}.skipped_rows"):
         typed(tuple[str, ...], row, f"{where}.skipped_rows")
+    typed(tuple[str, ...], source.get("not_used", []), f"{where}.not_used")
 
 
 def _check_costs(table: Any, where: str) -> None:

@@ -14,18 +14,16 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from tascade.answers import count_prompts, enough_own, own_held_out
 from tascade.builder import PackBuilder, Stage, answerer, answering, calibrate, check, time_float32
-from tascade.config import DataConfig, Recipe, VocabConfig
+from tascade.config import Recipe, VocabConfig
 from tascade.core import Progress
 from tascade.data.encode import end_tokens
 from tascade.data.prepare import Prepared, describe_sources, prepare
@@ -36,12 +34,13 @@ from tascade.enrich.stage import load_to_tune, tune_loaded, work_folder
 from tascade.enrich.tokens.merger import TokenMerger
 from tascade.enrich.tokens.stored import read_tokens
 from tascade.errors import ConfigError, GateError
-from tascade.load import ModelRef, load_model
+from tascade.load import ModelRef, check_ref, load_model, torch_threads
 from tascade.model import TaskModel
+from tascade.options import AdaptOptions, ReadOptions, RecipeLike, RowOptions, laid_over
 from tascade.tailor.profile import list_tokens
 from tascade.tailor.savings import Tailoring, head_savings
 from tascade.tailor.tailored import keep_vocabulary, with_vocabulary
-from tascade.util.files import folder_beside, remove_folder
+from tascade.util.files import folder_beside, remove_folder, temporary_folder
 from tascade.util.places import place_for
 from tascade.util.progress import shown, shows_progress, teller
 
@@ -52,9 +51,12 @@ def adapt(
     *,
     validation: Any = None,
     out: str | Path | None = None,
-    recipe: Recipe | None = None,
+    recipe: RecipeLike | None = None,
+    tune: bool = False,
     overwrite: bool = False,
+    threads: int = 0,
     progress: Progress | bool | None = None,
+    **options: Unpack[AdaptOptions],
 ) -> TaskModel:
     """Learn a task from examples, training-free, and return a model that is fast at it.
 
@@ -64,22 +66,46 @@ def adapt(
         validation: examples to calibrate on; a share of ``data`` is held out when absent.
         out: folder of the pack; when absent a temporary one, which goes with the last object that
             uses it (see ``save_pretrained``).
-        recipe: everything else.
+        recipe: everything else: a :class:`Recipe`, a dict, or the path of a YAML file.
+        tune: teach the model the task's tokens first, which needs ``out`` (:func:`adapt_tuned`).
         overwrite: replace a pack that exists, in one step, and nothing else that does.
+        threads: CPU threads that torch may use meanwhile; 0 leaves its choice.
         progress: called with (stage, done, total); bars by default (see
             :func:`tascade.util.progress.shown`).
+        options: what wins over the recipe: ``own_answers``, ``tailor``, ``dtype``,
+            ``max_new_tokens``, ``system``, ``chat_template_kwargs``, ``on_error``,
+            ``prompt_field``, ``completion_field``, ``prompt_template`` (see
+            :class:`tascade.options.AdaptOptions`).
 
     Raises:
         DataError: a row cannot be used, or there are none.
-        ConfigError: the model cannot be loaded, or ``out`` exists and must not be replaced.
+        ConfigError: the model cannot be loaded, an option is none or out of range, or ``out``
+            exists and must not be replaced.
         UnsupportedModelError: the model's state cannot be rewound.
+        GateError: see :func:`adapt_tuned`.
     """
-    used, target = (model, data, validation), None
-    if out is not None:
-        target = place_for(out, overwrite=overwrite, used=used)
-    with shown(progress) as tell:
-        given = *used, target, recipe or Recipe(), overwrite, tell
-        return _make(*given).task_model
+    check_ref(model)
+    used, chosen, target = (model, data, validation), laid_over(recipe, options), None
+    with torch_threads(threads):
+        if tune:
+            given = {"validation": validation, "recipe": chosen, "overwrite": overwrite}
+            return adapt_tuned(model, data, out=_named(out), progress=progress, **given)[0]
+        if out is not None:
+            target = place_for(out, overwrite=overwrite, used=used)
+        with shown(progress) as tell:
+            return _make(*used, target, chosen, overwrite, tell).task_model
+
+
+def _named(out: str | Path | None) -> str | Path:
+    if out is None:
+        raise ConfigError(
+            "a tuned model needs a folder",
+            got="tune without out",
+            wanted="the folder of the new pack",
+            where="out",
+            fix="pass out=...",
+        )
+    return out
 
 
 def adapt_tuned(
@@ -88,10 +114,11 @@ def adapt_tuned(
     *,
     out: str | Path,
     validation: Any = None,
-    recipe: Recipe | None = None,
+    recipe: RecipeLike | None = None,
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress | bool | None = None,
+    **options: Unpack[AdaptOptions],
 ) -> tuple[TaskModel, Tuned]:
     """Tune a model, then learn the tuned one's answers: a pack with both (TASC-ft and TASC-spec).
 
@@ -103,7 +130,7 @@ def adapt_tuned(
         ConfigError: a head for drafts alone, which a tuned model cannot have.
         DataError, ConfigError: see :func:`tune` and :func:`tascade.adapt`.
     """
-    used, recipe = (model, data, validation), recipe or Recipe()
+    used, recipe = (model, data, validation), laid_over(recipe, options)
     target = place_for(out, overwrite=overwrite, used=used)
     if recipe.vocab.head == "draft-only":
         raise ConfigError(
@@ -138,7 +165,7 @@ def _make(
     wanted = recipe
     if tuning is not None:
         wanted = replace(recipe, spec=replace(recipe.spec, own_answers=True))
-    with _temporary() if target is None else folder_beside(target) as folder:
+    with temporary_folder() if target is None else folder_beside(target) as folder:
         tell("loading the model", 0, None)
         if tuning is not None:
             made = PackBuilder(folder, load_to_tune(model, recipe), wanted)
@@ -161,17 +188,6 @@ def _make(
             place_for(target, overwrite=overwrite, used=(name, data, validation))
             made.install(target)
     return made
-
-
-@contextmanager
-def _temporary() -> Iterator[Path]:
-    """A folder that stays where nothing fails; then it is for the caller to remove."""
-    folder = Path(tempfile.mkdtemp(prefix="tascade-"))
-    try:
-        yield folder
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
 
 
 def _stages(recipe: Recipe, tuning: Stage | None) -> Iterator[Stage]:
@@ -285,10 +301,11 @@ def tune(
     *,
     out: str | Path,
     held_out: Any = None,
-    recipe: Recipe | None = None,
+    recipe: RecipeLike | None = None,
     score: Score | None = None,
     resume: bool = False,
     progress: Progress | bool | None = None,
+    **options: Unpack[ReadOptions],
 ) -> Tuned:
     """Teach a model new tokens for a task, and export it if it passes the gate (TASC-ft).
 
@@ -301,18 +318,20 @@ def tune(
         out: a new folder for the tuned model.
         held_out: held-out examples, half to steer by and half for the gate; a share of ``data``
             when absent.
-        recipe: its ``tune`` section, ``dtype``, ``device`` and ``max_new_tokens``.
+        recipe: its ``tune`` section, ``dtype``, ``device`` and ``max_new_tokens``; as a
+            :class:`Recipe`, a dict or a path.
         score: of an answer against its reference, from 0 to 1; equal or not by default.
         resume: go on with the run that was stopped; its state lies beside ``out``.
         progress: called with (stage, done, total); bars by default (see
             :func:`tascade.util.progress.shown`).
+        options: what wins over the recipe (see :class:`tascade.options.ReadOptions`).
 
     Raises:
         DataError: a row cannot be used, or there are too few.
         ConfigError: a tokenizer that cannot be given tokens, ``out`` exists, PEFT is not
             installed, several processes were started, or the stopped run was another.
     """
-    recipe, target = recipe or Recipe(), place_for(out)
+    recipe, target = laid_over(recipe, options), place_for(out)
     with shown(progress) as tell:
         tell("loading the model", 0, None)
         loaded = load_to_tune(model, recipe)
@@ -333,8 +352,8 @@ def tailor(
     held_out: Any = None,
     config: VocabConfig | None = None,
     own: bool = False,
-    on_error: str = "raise",
     progress: Progress | bool | None = None,
+    **options: Unpack[RowOptions],
 ) -> Tailoring:
     """List the tokens that a task's answers need, and have its pack use a head of those.
 
@@ -344,9 +363,10 @@ def tailor(
         held_out: examples to measure coverage on; a share of ``data`` if absent.
         config: tolerance, scripts and head; ``exact`` by default.
         own: count the model's own answers, not the references.
-        on_error: raise, or skip rows that cannot be used.
         progress: called with (stage, done, total); bars by default (see
             :func:`tascade.util.progress.shown`).
+        options: how rows are read (see :class:`tascade.options.RowOptions`); the pack's own fields
+            by default.
 
     Raises:
         PackError: no pack there.
@@ -358,7 +378,7 @@ def tailor(
     task_model = TaskModel.from_pretrained(pack, head="full")
     loaded, made = (task_model.model, task_model.tokenizer), task_model.pack
     tokens, chat = made.info.max_new_tokens, task_model.chat
-    recipe = Recipe(max_new_tokens=tokens, chat=chat, data=DataConfig(on_error=on_error))
+    recipe = laid_over(Recipe(max_new_tokens=tokens, chat=chat, data=made.reading), options)
     merger = read_tokens(made.model)
     prepared = prepare(loaded[1], task_model.ends, data, held_out, recipe, tell, merger)
     rows, checked, left_out = prepared.train, prepared.validation, None

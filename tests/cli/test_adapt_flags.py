@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from all_pairs import all_pairs
 from brief import BRIEF
+from tascade.cli import adapt as cli_adapt
 from tascade.cli import verbs as cli
 from tascade.draft.costs import CostTable
 from tascade.errors import ConfigError
@@ -26,6 +27,9 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "--dtype": ("", "float32"),
     "--max-new-tokens": ("", "6"),
     "--on-error": ("", "skip"),
+    "--prompt-field": ("", "prompt"),
+    "--completion-field": ("", "completion"),
+    "--prompt-template": ("", "{prompt}"),
     "--system": ("", "Be brief."),
     "--chat-template-kwargs": ("", '{"mood": "calm"}'),
     "--self": ("", "yes"),
@@ -49,8 +53,11 @@ def short() -> Iterator[None]:
 
 
 def refused(case: dict[str, str]) -> bool:
-    """An assistant, whose head `draft-only` is, does not know a tuned model's tokens."""
-    return case["--tune"] != "" and case["--tailor"] == "draft-only"
+    """An assistant, whose head `draft-only` is, does not know a tuned model's tokens; and a prompt
+    is made in one way.
+    """
+    twice = case["--prompt-field"] != "" and case["--prompt-template"] != ""
+    return twice or (case["--tune"] != "" and case["--tailor"] == "draft-only")
 
 
 def cases() -> list[Case]:
@@ -86,13 +93,13 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short answers, two steps of training, known step costs: flags are tested, not models."""
     table = CostTable((1, 64), (1e-3, 2e-3))
     monkeypatch.setattr("tascade.model.measure_cost", lambda target: table)
-    wanted = cli._recipe
+    wanted = cli_adapt._recipe
 
     def short(*flags: Any) -> Any:
         made = wanted(*flags)
         return replace(made, tune=TUNING, max_new_tokens=min(MOST, made.max_new_tokens))
 
-    monkeypatch.setattr(cli, "_recipe", short)
+    monkeypatch.setattr(cli_adapt, "_recipe", short)
 
 
 def words_of(case: dict[str, str], base: Path, out: Path) -> list[str]:

@@ -37,7 +37,7 @@ class Hub:
         self.opened: list[str] = []
         self.taken, self.rows = 0, rows
 
-    def __call__(self, name: str, split: str) -> Iterator[tuple[str, object]]:
+    def __call__(self, name: str, split: str, *how: object) -> Iterator[tuple[str, object]]:
         self.opened.append(split)
         for number in range(self.rows):
             self.taken += 1

@@ -224,9 +224,59 @@ def test_another_type_is_named(name: str, value: Any) -> None:
         SamplingParams(**{name: value})
 
 
-def test_unknown_options_are_answered_with_ours(task_model: Any) -> None:
-    with pytest.raises(ConfigError, match="max_tokens is max_new_tokens here"):
-        task_model.run(PROMPT, max_tokens=3)
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+def test_names_that_mean_the_same_are_taken(task_model: Any, name: str) -> None:
+    assert len(task_model.run(PROMPT, ignore_eos=True, **{name: 3}).tokens) == 3
+    assert len("".join(task_model.stream(PROMPT, **{name: 1}))) <= 1
+    first = task_model.run(PROMPT, max_new_tokens=1).tokens[0]
+    assert task_model.run(PROMPT, eos_token_id=first, **{name: 9}).tokens == [first]
+    with pytest.raises(ConfigError, match=f"max_new_tokens and {name}"):
+        task_model.run(PROMPT, **{"max_new_tokens": 3, name: 3})
+
+
+@pytest.mark.parametrize(
+    ("option", "answer"),
+    [
+        ({"num_return_sequences": 2}, "call generate once for each, with seed="),
+        ({"n": 2}, "call generate once for each, with seed="),
+        ({"streamer": object()}, "tm.stream"),
+        ({"stop_strings": ["a"]}, "stop="),
+        ({"logits_processor": []}, "processors="),
+        ({"return_dict_in_generate": True}, "tm.run"),
+        ({"input_ids": [1]}, "text or messages"),
+        ({"num_beams": 3}, "model.generate"),
+    ],
+)
+def test_other_names_are_answered_with_ours(
+    task_model: Any, option: dict[str, Any], answer: str
+) -> None:
+    with pytest.raises(ConfigError, match=next(iter(option))) as told:
+        task_model.generate(PROMPT, **option)
+    assert answer in told.value.fix
+
+
+def test_options_that_ask_for_nothing_are_taken(task_model: Any) -> None:
+    plain = task_model.generate(PROMPT, max_new_tokens=9)
+    nothing = {"pad_token_id": 0, "use_cache": True, "num_beams": 1, "num_return_sequences": 1}
+    assert task_model.generate(PROMPT, max_new_tokens=9, **nothing) == plain
+
+
+def test_do_sample_draws_as_transformers_does(task_model: Any) -> None:
+    model, before = task_model.model, task_model.model.generation_config
+    try:
+        model.generation_config = GenerationConfig(pad_token_id=0)
+        drawn = task_model.params(do_sample=True)
+        assert (drawn.temperature, drawn.top_k, drawn.top_p) == (1.0, 50, 1.0)
+        assert task_model.params(do_sample=True, temperature=0.3).temperature == 0.3
+        assert task_model.params(do_sample=False, temperature=0.3).temperature == 0.0
+        assert task_model.params().temperature == 0.0
+        model.generation_config = GenerationConfig(pad_token_id=0, temperature=0.7, top_k=9)
+        drawn = task_model.params(do_sample=True)
+        assert (drawn.temperature, drawn.top_k) == (0.7, 9)
+        with pytest.raises(ConfigError, match="do_sample"):
+            task_model.params(do_sample="yes")
+    finally:
+        model.generation_config = before
 
 
 @pytest.mark.parametrize(

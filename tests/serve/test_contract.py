@@ -22,6 +22,7 @@ from hypothesis import HealthCheck, given, settings
 
 from conftest import Running
 from tascade.errors import ConfigError
+from tascade.model import TaskModel
 from tascade.pack import Pack
 from tascade.serve import command
 from tascade.serve.vllm_command import vllm_command
@@ -89,6 +90,8 @@ def test_a_signal_lets_streams_end_cleanly(ticket_pack: Path, prompts: list[str]
         assert ends == ["data: [DONE]"] * 4
         _, text = server.communicate(timeout=40)
         assert server.returncode == 0
+        names = ", ".join(command.names_of(ticket_pack, "", ""))
+        assert f"ready: {url}/v1, model {names}, engine builtin" in text.splitlines()
         lines = [line for line in text.splitlines() if line.startswith("{")]
         assert [json.loads(line)["status"] for line in lines if "chat" in line] == [200] * 4
     finally:
@@ -107,6 +110,23 @@ def _wait_until_healthy(url: str, server: subprocess.Popen[str]) -> None:
     raise AssertionError("the server did not start")
 
 
+def test_a_model_is_served_under_both_its_names(model: TaskModel, ticket_pack: Path) -> None:
+    assert command.names_of(ticket_pack, "", "mine") == ("mine", ticket_pack.name)
+    assert command.names_of(ticket_pack, "", ticket_pack.name) == (ticket_pack.name,)
+    served = Running(model, aliases=("my-pack",))
+    try:
+        listed = httpx.get(f"{served.url}/v1/models").json()["data"]
+        assert [entry["id"] for entry in listed] == ["tickets", "my-pack"]
+        for name, status in (("tickets", 200), ("my-pack", 200), ("other", 404)):
+            assert httpx.get(f"{served.url}/v1/models/{name}").status_code == status
+            body = {"model": name, "prompt": "x", "max_tokens": 2}
+            reply = httpx.post(f"{served.url}/v1/completions", json=body, timeout=60)
+            assert reply.status_code == status
+        assert "'tickets' and 'my-pack'" in reply.text
+    finally:
+        served.close()
+
+
 def test_the_vllm_command_names_model_drafter_and_pack(ticket_pack: Path) -> None:
     pack = Pack.open(ticket_pack)
     words = vllm_command(pack, name="tickets", drafted=8, extra=["--max-model-len", "1024"])
@@ -117,6 +137,11 @@ def test_the_vllm_command_names_model_drafter_and_pack(ticket_pack: Path) -> Non
     named = json.loads(words[words.index("--additional-config") + 1])
     assert named == {"tascade": {"pack": str(ticket_pack.resolve())}}
     assert words[-2:] == ["--max-model-len", "1024"]
+    at = words.index("--served-model-name")
+    assert words[at + 1] == "tickets"
+    unnamed = vllm_command(pack)
+    at = unnamed.index("--served-model-name")
+    assert unnamed[at + 1 : at + 3] == [pack.info.model, ticket_pack.name]
     for path in (config["model"], words[words.index("--worker-extension-cls") + 1]):
         module, name = path.rsplit(".", 1)
         assert hasattr(__import__(module, fromlist=[name]), name)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from tascade.bench.memory import MemoryJob, can_measure, measure_memory
 from tascade.bench.methods import DecoderMethod, InBaseTokens, Method, Request, Skipped, restorer
@@ -15,9 +15,12 @@ from tascade.bench.paper_drafter import PaperDrafter
 from tascade.bench.peers import arctic_methods, hf_generate, hf_prompt_lookup
 from tascade.bench.run import About, BenchSettings, run_bench
 from tascade.bench.tailored import HEADS, tailored_methods
+from tascade.config import Recipe
 from tascade.core import Example, IntArray, Progress
-from tascade.data.load import LoadReport, load_examples, source_hash
+from tascade.data.fields import Fields
+from tascade.data.load import load_examples, source_hash
 from tascade.data.prepare import spread
+from tascade.data.report import LoadReport, tell_not_used
 from tascade.decode.equality import NearTies
 from tascade.decode.loop import AllNodes, Decoder
 from tascade.decode.sampling import SamplingParams
@@ -27,6 +30,7 @@ from tascade.enrich.tokens.stored import read_tokens
 from tascade.errors import ConfigError, DataError, PackError
 from tascade.load import ModelRef, load_model
 from tascade.model import TaskModel
+from tascade.options import FieldOptions, laid_over
 from tascade.pack import Pack
 from tascade.util.files import write_atomic
 from tascade.util.places import UNFINISHED
@@ -87,6 +91,7 @@ def bench_pack(
     resume: bool = False,
     on_repeat: Callable[[dict[str, Any]], None] | None = None,
     progress: Progress | bool | None = None,
+    **fields: Unpack[FieldOptions],
 ) -> dict[str, Any]:
     """Measure a pack on held-out rows; the result is kept in the pack too.
 
@@ -103,16 +108,18 @@ def bench_pack(
         on_repeat: given the methods' entries so far after each repeat.
         progress: called with (stage, done, total); bars by default (see
             :func:`tascade.util.progress.shown`).
+        fields: see :class:`tascade.options.FieldOptions`; the pack's own by default.
 
     Raises:
         DataError: the rows cannot be used, or have no prompts.
-        ConfigError: nothing to resume.
+        ConfigError: nothing to resume, an unknown method, or an option that is none.
         KeyboardInterrupt: before there was anything to write.
     """
     options, opened = options or BenchOptions(), Pack.open(pack)
     names = options.names(_known(opened))
-    report = LoadReport()
-    rows = list(_examples(data, report))
+    report, named = LoadReport(), Fields.of(laid_over(Recipe(data=opened.reading), fields).data)
+    rows = list(_examples(data, named, report))
+    tell_not_used([report])
     examples = spread(rows, options.rows)
     if not examples:
         raise DataError(
@@ -126,7 +133,7 @@ def bench_pack(
         chosen["max_new_tokens"] = options.max_new_tokens
     params = task_model.params(**chosen)
     requests = [_request(task_model, example) for example in examples]
-    warm = spread(list(islice(_examples(warmup) if warmup else rows, 64)), _FEW_ROWS)
+    warm = spread(list(islice(_examples(warmup, named) if warmup else rows, 64)), _FEW_ROWS)
     target = task_model.target
     ways: Iterable[Method | Skipped]
     if opened.tuned.is_dir():
@@ -164,8 +171,8 @@ def _about(task_model: TaskModel, pack: str | Path, source: Mapping[str, Any]) -
     )
 
 
-def _examples(data: Any, report: LoadReport | None = None) -> Iterator[Example]:
-    for example in load_examples(data, split="test", report=report):
+def _examples(data: Any, fields: Fields, report: LoadReport | None = None) -> Iterator[Example]:
+    for example in load_examples(data, split="test", fields=fields, report=report):
         if example.prompt is None:
             raise DataError(
                 "a row without a prompt cannot be measured",

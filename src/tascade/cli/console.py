@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -19,6 +19,9 @@ from tascade.core import Generation, Progress, Source
 from tascade.decode.text import Detokenizer
 from tascade.errors import ConfigError
 from tascade.util.progress import shown
+
+if TYPE_CHECKING:
+    from tascade.config import DataConfig
 
 _AS_FAST = 110
 """Percent of a half-precision step's time up to which float32 is as good as free."""
@@ -38,6 +41,44 @@ MEANING = {
     Source.CONTEXT: "this request, or similar examples",
     Source.BOTH: "corpus and request agreed",
 }
+
+
+class _Notes(logging.Handler):
+    """Shows what is noted about data, a line each, on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        err.print(record.getMessage(), markup=False, soft_wrap=True)
+
+
+@contextmanager
+def reading(config: DataConfig, *sources: tuple[str, str]) -> Iterator[Progress]:
+    """For a verb that reads examples: their first rows are looked at before anything is loaded.
+
+    Args:
+        config: how rows are read.
+        sources: (path, split) of each; an empty path is none.
+
+    Yields:
+        A progress callback; meanwhile notes about the data are shown.
+
+    Raises:
+        DataError: a file is missing, or its header or one of its first rows cannot be used.
+    """
+    from tascade.data.load import check_start
+
+    for source, split in sources:
+        if source:
+            check_start(source, config, split)
+    log, notes = logging.getLogger("tascade.data"), _Notes(logging.INFO)
+    before = log.level
+    log.setLevel(logging.INFO)
+    log.addHandler(notes)
+    try:
+        with progress_bar() as progress:
+            yield progress
+    finally:
+        log.removeHandler(notes)
+        log.setLevel(before)
 
 
 def progress_bar() -> AbstractContextManager[Progress]:
@@ -203,35 +244,3 @@ def _bench_row(name: str, method: dict[str, Any]) -> Sequence[str]:
         f"{method['quality']['exact_match']:.3f}" if method.get("quality") else "",
         method.get("guarantee", ""),
     )
-
-
-Json = Annotated[bool, typer.Option("--json", help="Print one machine-readable object on stdout.")]
-ModelOpt = Annotated[str, typer.Option("--model", "-m", help="A hub id or a model folder.")]
-DataArg = Annotated[str, typer.Argument(help="Training examples: file, folder or hub id.")]
-HeldOut = Annotated[str, typer.Option(help="Held-out examples; a share of DATA if absent.")]
-PackArg = Annotated[Path, typer.Argument(help="A pack folder, written by `tascade adapt`.")]
-Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
-Threads = Annotated[int, typer.Option(help="CPU threads; 0 leaves torch's choice.")]
-OnError = Annotated[str, typer.Option("--on-error", help="raise, or skip bad rows and list them.")]
-System = Annotated[
-    str, typer.Option("--system", help="System prompt, for prompts that bring none.")
-]
-ChatKwargs = Annotated[
-    str,
-    typer.Option(
-        "--chat-template-kwargs",
-        help="Variables of the chat template, and tools: a JSON object.",
-    ),
-]
-Temperature = Annotated[
-    float | None, typer.Option(help="0 is greedy; by default what the checkpoint says, else 0.")
-]
-MaxTokens = Annotated[int, typer.Option("--max-new-tokens", help="Most tokens to generate.")]
-
-
-def use_threads(count: int) -> None:
-    """Let torch use ``count`` threads; 0 leaves its choice."""
-    if count:
-        import torch
-
-        torch.set_num_threads(count)

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from tascade.cli.console import Dtype, Json, PackArg, Threads, use_threads
+from tascade.cli.flags import Dtype, Json, OtherModel, PackArg, Threads, use_threads
 
 
 def serve(
     context: typer.Context,
     pack: PackArg,
     engine: Annotated[str, typer.Option(help="auto (vLLM if there), vllm or builtin.")] = "auto",
-    model: Annotated[str, typer.Option("--model", "-m", help="Another model folder or id.")] = "",
+    model: OtherModel = "",
     name: Annotated[
-        str, typer.Option("--served-model-name", help="What the API calls the model.")
+        str,
+        typer.Option(
+            "--served-model-name",
+            help="What the API calls the model; the pack's folder name is taken too.",
+            show_default="the model's own",
+        ),
     ] = "",
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
@@ -49,33 +54,24 @@ def serve(
 
     Options not named here are passed on to `vllm serve`.
     """
-    from tascade.pack import Pack
-    from tascade.serve.command import choose_engine, named, run_builtin, run_vllm
-    from tascade.serve.engine import Settings
-    from tascade.serve.vllm_command import vllm_command
+    from tascade.serve.command import choose_engine, names_of, run_builtin
 
-    chosen = "vllm" if only_print else choose_engine(engine, context.args)
-    if chosen == "vllm":
+    if only_print or choose_engine(engine, context.args) == "vllm":
         shown = ("--dtype", dtype) if dtype != "auto" else ()
-        command = vllm_command(
-            Pack.open(pack),
-            model=model,
-            name=name,
-            host=host,
-            port=port,
-            drafted=drafted,
-            learn=learn,
-            extra=[*shown, *context.args],
-        )
-        run_vllm(command, only_print=only_print)
+        given = {"model": model, "name": name, "host": host, "port": port, "learn": learn}
+        _serve_in_vllm(pack, only_print, drafted=drafted, extra=[*shown, *context.args], **given)
         return
+    from tascade.serve.engine import Settings
+
     use_threads(threads)
+    names = names_of(pack, model, name)
     settings = Settings(
-        named(pack, model, name),
+        names[0],
         host,
         port,
         api_key,
         max_queue,
+        aliases=names[1:],
         max_prompt=max_prompt_tokens,
         max_tokens=max_tokens,
         max_n=max_n,
@@ -84,6 +80,22 @@ def serve(
         cors_origins=tuple(cors_origin or ()),
     )
     run_builtin(pack, settings, model=model, dtype=dtype, learn=learn)
+
+
+def _serve_in_vllm(pack: Path, only_print: bool, **options: Any) -> None:
+    """Print vLLM's command and become it; vLLM itself says when it is ready."""
+    from tascade.cli import console
+    from tascade.pack import Pack
+    from tascade.serve.command import run_vllm
+    from tascade.serve.vllm_command import vllm_command
+
+    opened = Pack.open(pack)
+    command = vllm_command(opened, **options)
+    if not only_print:
+        names = f"{options['name'] or command[2]}, {opened.name}"
+        told = f"http://{options['host']}:{options['port']}/v1, model {names}, engine vllm"
+        console.err.print(told, markup=False, soft_wrap=True)
+    run_vllm(command, only_print=only_print)
 
 
 def learned(

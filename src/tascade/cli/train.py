@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from tascade.cli.console import (
+from tascade.cli.flags import (
     ChatKwargs,
+    CompletionField,
     DataArg,
     HeldOut,
     Json,
     ModelOpt,
     OnError,
     PackArg,
+    PromptField,
+    PromptTemplate,
     System,
     Threads,
+    TokenCount,
+    given,
     use_threads,
 )
 
@@ -28,11 +33,14 @@ def enrich(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="New folder for tokens and tokenizer.")
     ] = None,
-    tokens: Annotated[int, typer.Option(help="How many; 0 for as many as are worth it.")] = 0,
+    tokens: TokenCount = 0,
     method: Annotated[str, typer.Option(help="best, pruned, paper or flat.")] = "best",
     own: Annotated[
         bool, typer.Option("--self", help="Choose from the model's own answers.")
     ] = False,
+    prompt_field: PromptField = "",
+    completion_field: CompletionField = "",
+    prompt_template: PromptTemplate = "",
     system: System = "",
     chat_template_kwargs: ChatKwargs = "",
     on_error: OnError = "raise",
@@ -40,14 +48,19 @@ def enrich(
     json: Json = False,
 ) -> None:
     """Choose output n-grams that become tokens; predict the steps they save. Trains nothing."""
-    from tascade.builder import answering
     from tascade.cli import console
-    from tascade.data.chat import ChatConfig
-    from tascade.enrich.choose import enrich as build
-    from tascade.enrich.tokens.mine import MiningRules
+    from tascade.options import laid_over
 
-    use_threads(threads)
-    with console.progress_bar() as progress:
+    options = given(on_error=on_error, system=system, chat_template_kwargs=chat_template_kwargs)
+    options |= given(prompt_field=prompt_field, completion_field=completion_field)
+    options |= given(prompt_template=prompt_template)
+    rows = laid_over(None, options).data
+    with console.reading(rows, (data, "train"), (held_out, "validation")) as progress:
+        use_threads(threads)
+        from tascade.builder import answering
+        from tascade.enrich.choose import enrich as build
+        from tascade.enrich.tokens.mine import MiningRules
+
         made = build(
             data,
             model,
@@ -56,9 +69,8 @@ def enrich(
             rules=MiningRules(method=method),  # type: ignore[arg-type]  # checked by choose()
             own_answers=answering if own else None,
             out=out,
-            on_error=on_error,
-            chat=ChatConfig().given(system, chat_template_kwargs),
             progress=progress,
+            **options,
         )
     if json:
         console.print_json(made.to_json())
@@ -71,47 +83,60 @@ def tune(
     model: ModelOpt,
     out: Annotated[Path, typer.Option("--out", "-o", help="New folder for the tuned model.")],
     held_out: HeldOut = "",
-    tokens: Annotated[int, typer.Option(help="How many; 0 for as many as are worth it.")] = 0,
-    epochs: Annotated[int, typer.Option(help="Rounds over the examples [recipe: 3].")] = 0,
-    targets: Annotated[str, typer.Option(help="own [recipe's default] or gold answers.")] = "",
+    tokens: TokenCount = 0,
+    epochs: Annotated[
+        int,
+        typer.Option(help="Rounds over the examples.", show_default="the recipe's, else 3"),
+    ] = 0,
+    targets: Annotated[
+        str,
+        typer.Option(
+            help="own (the model's) or gold answers.", show_default="the recipe's, else own"
+        ),
+    ] = "",
     control: Annotated[
         bool, typer.Option("--control", help="Train LoRA alone too, to compare with.")
     ] = False,
     recipe: Annotated[
         Path | None, typer.Option(help="A recipe (YAML) with a tune section.")
     ] = None,
+    prompt_field: PromptField = "",
+    completion_field: CompletionField = "",
+    prompt_template: PromptTemplate = "",
     system: System = "",
     chat_template_kwargs: ChatKwargs = "",
     resume: Annotated[bool, typer.Option(help="Go on with the run that was stopped.")] = False,
-    on_error: OnError = "",
+    on_error: Annotated[
+        str,
+        typer.Option(
+            help="raise, or skip bad rows and list them.", show_default="the recipe's, else raise"
+        ),
+    ] = "",
     threads: Threads = 0,
     json: Json = False,
 ) -> None:
     """Teach a model the task's tokens: fewer steps an answer, in any engine. Answers may change."""
-    import dataclasses
+    from dataclasses import replace
 
     from tascade.cli import console
-    from tascade.config import Recipe
-    from tascade.pipeline import tune as run
+    from tascade.options import laid_over
 
-    use_threads(threads)
-    chosen = Recipe.from_yaml(recipe) if recipe else Recipe()
-    given: dict[str, Any] = {
-        "tokens": tokens,
-        "epochs": epochs,
-        "targets": targets,
-        "control": control,
-    }
-    stage = dataclasses.replace(chosen.tune, **{k: v for k, v in given.items() if v})
-    kept = dataclasses.replace(chosen.data, on_error=on_error or chosen.data.on_error)
-    chat = chosen.chat.given(system, chat_template_kwargs)
-    with console.progress_bar() as progress:
+    options = given(on_error=on_error, system=system, chat_template_kwargs=chat_template_kwargs)
+    options |= given(prompt_field=prompt_field, completion_field=completion_field)
+    options |= given(prompt_template=prompt_template)
+    chosen = laid_over(recipe, options)
+    training = given(tokens=tokens, epochs=epochs, targets=targets, control=control)
+    chosen = replace(chosen, tune=replace(chosen.tune, **training))
+    with console.reading(chosen.data, (data, "train"), (held_out, "validation")) as progress:
+        use_threads(threads)
+        from tascade.pipeline import tune as run
+
         made = run(
             model,
             data,
             out=out,
             held_out=held_out or None,
-            recipe=dataclasses.replace(chosen, tune=stage, data=kept, chat=chat),
+            recipe=chosen,
             resume=resume,
             progress=progress,
         )
@@ -127,9 +152,7 @@ def tune(
 def tailor(
     pack: PackArg,
     data: Annotated[str, typer.Option("--data", "-d", help="Training examples.")],
-    held_out: Annotated[
-        str, typer.Option(help="Held-out examples; a share of the data if absent.")
-    ] = "",
+    held_out: HeldOut = "",
     head: Annotated[
         str, typer.Option(help="exact (lossless), masked, draft-only or full again.")
     ] = "exact",
@@ -145,26 +168,36 @@ def tailor(
     own: Annotated[
         bool, typer.Option("--self", help="Count the model's own answers, not the references.")
     ] = False,
+    prompt_field: PromptField = "",
+    completion_field: CompletionField = "",
+    prompt_template: PromptTemplate = "",
     on_error: OnError = "raise",
     threads: Threads = 0,
     json: Json = False,
 ) -> None:
     """List the tokens a task's answers need; the pack then uses an LM head of those."""
     from tascade.cli import console
-    from tascade.config import VocabConfig
-    from tascade.pipeline import tailor as run
+    from tascade.config import Recipe, VocabConfig
+    from tascade.options import laid_over
+    from tascade.pack import Pack
 
-    use_threads(threads)
+    options = given(on_error=on_error, prompt_field=prompt_field)
+    options |= given(completion_field=completion_field, prompt_template=prompt_template)
     names = tuple(name.strip() for name in scripts.split(",") if name.strip())
-    with console.progress_bar() as progress:
+    config = VocabConfig(head=head, tolerance=tolerance, scripts=names, tables=tables)
+    rows = laid_over(Recipe(data=Pack.open(pack).reading), options).data
+    with console.reading(rows, (data, "train"), (held_out, "validation")) as progress:
+        use_threads(threads)
+        from tascade.pipeline import tailor as run
+
         made = run(
             pack,
             data,
             held_out=held_out or None,
-            config=VocabConfig(head=head, tolerance=tolerance, scripts=names, tables=tables),
+            config=config,
             own=own,
-            on_error=on_error,
             progress=progress,
+            **options,
         )
     if json:
         console.print_json(made.to_json())

@@ -8,10 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
+from tascade.cli import adapt as cli_adapt
+from tascade.cli import answer as cli_answer
 from tascade.cli import serve as cli_serve
 from tascade.cli import train as cli_train
-from tascade.cli.console import (
+from tascade.cli.flags import (
     ChatKwargs,
+    CompletionField,
     DataArg,
     Dtype,
     HeldOut,
@@ -19,13 +22,17 @@ from tascade.cli.console import (
     MaxTokens,
     ModelOpt,
     OnError,
+    OtherModel,
     PackArg,
+    PromptField,
+    PromptTemplate,
+    Seed,
     System,
-    Temperature,
     Threads,
+    given,
     use_threads,
 )
-from tascade.errors import ConfigError, TascadeError
+from tascade.errors import TascadeError
 
 app = typer.Typer(
     name="tascade",
@@ -53,25 +60,42 @@ def inspect(
     data: DataArg,
     model: ModelOpt,
     held_out: HeldOut = "",
+    max_new_tokens: Annotated[
+        int,
+        typer.Option(
+            help="Replay so many tokens of an answer.", show_default="all that the answers have"
+        ),
+    ] = 0,
+    prompt_field: PromptField = "",
+    completion_field: CompletionField = "",
+    prompt_template: PromptTemplate = "",
     system: System = "",
     chat_template_kwargs: ChatKwargs = "",
     on_error: OnError = "raise",
     answers: Annotated[
-        int, typer.Option(help="Have the model say so many held-out answers; forecast from them.")
+        int,
+        typer.Option(
+            help="Have the model say so many held-out answers; forecast from them.",
+            show_default="none, from the references",
+        ),
     ] = 0,
+    dtype: Dtype = "auto",
     threads: Threads = 0,
     json: Json = False,
 ) -> None:
     """Predict, before anything is built, what tascade would gain on this task."""
     from tascade.cli import console
-    from tascade.data.chat import ChatConfig
-    from tascade.forecast.inspection import inspect as look
+    from tascade.options import laid_over
 
-    use_threads(threads)
-    options: dict[str, Any] = {"held_out": held_out or None, "on_error": on_error}
-    options["chat"] = ChatConfig().given(system, chat_template_kwargs)
-    options["answers"] = answers
-    with console.progress_bar() as progress:
+    options = given(dtype=dtype, max_new_tokens=max_new_tokens, on_error=on_error, system=system)
+    options |= given(chat_template_kwargs=chat_template_kwargs, prompt_field=prompt_field)
+    options |= given(completion_field=completion_field, prompt_template=prompt_template)
+    rows = laid_over(None, options).data
+    options |= {"held_out": held_out or None, "answers": answers}
+    with console.reading(rows, (data, "train"), (held_out, "validation")) as progress:
+        use_threads(threads)
+        from tascade.forecast.inspection import inspect as look
+
         found = look(data, model, progress=progress, **options)
     if json:
         console.print_json(found.to_dict())
@@ -79,206 +103,9 @@ def inspect(
         console.say(found.describe())
 
 
-@app.command()
-def adapt(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the new pack.")],
-    model: Annotated[str, typer.Option("--model", "-m", help="A hub id or a model folder.")] = "",
-    data: Annotated[str, typer.Option("--data", "-d", help="Training examples.")] = "",
-    validation: Annotated[str, typer.Option(help="Examples to calibrate on.")] = "",
-    recipe: Annotated[
-        Path | None, typer.Option(help="A recipe (YAML); flags given here win over it.")
-    ] = None,
-    dtype: Dtype = "",
-    max_new_tokens: Annotated[int, typer.Option(help="The pack's token limit [256].")] = 0,
-    on_error: Annotated[str, typer.Option("--on-error", help="raise [default], or skip.")] = "",
-    system: System = "",
-    chat_template_kwargs: ChatKwargs = "",
-    own: Annotated[
-        bool, typer.Option("--self", help="Index the model's own answers, not the references.")
-    ] = False,
-    tune: Annotated[
-        bool, typer.Option("--tune", help="Teach the model the task's tokens first; see `tune`.")
-    ] = False,
-    tailor: Annotated[
-        str, typer.Option(help="An LM head of the task's tokens: exact, masked or draft-only.")
-    ] = "",
-    overwrite: Annotated[
-        bool, typer.Option(help="Replace the pack that is there; nothing else is.")
-    ] = False,
-    threads: Threads = 0,
-    json: Json = False,
-) -> None:
-    """Learn a task from examples, training-free unless tuned: write a pack."""
-    from dataclasses import replace
-
-    from tascade.cli import console
-    from tascade.pipeline import adapt as build
-
-    use_threads(threads)
-    wanted = _recipe(recipe, model, data, validation, dtype, max_new_tokens, on_error)
-    wanted = replace(wanted, chat=wanted.chat.given(system, chat_template_kwargs))
-    if own:
-        wanted = replace(wanted, spec=replace(wanted.spec, own_answers=True))
-    if tailor:
-        wanted = replace(wanted, vocab=replace(wanted.vocab, head=tailor))
-    options = {"out": out, "recipe": wanted, "overwrite": overwrite}
-    options["validation"] = wanted.data.validation or None
-    with console.progress_bar() as progress:
-        if tune:
-            from tascade.pipeline import adapt_tuned
-
-            made, tuned = adapt_tuned(wanted.model, wanted.data.train, progress=progress, **options)
-        else:
-            made = build(wanted.model, wanted.data.train, progress=progress, **options)
-    if tune and not json:
-        console.say(tuned.verdict.describe())
-    facts = {
-        "pack": str(out),
-        "model": made.pack.info.model,
-        "data": made.pack.info.data,
-        "documents": made.corpus.n_documents,
-        "tokens": made.corpus.n_tokens,
-        "index_bytes": made.corpus.n_bytes,
-        "own_answers": made.pack.info.own_answers,
-        "rows": made.pack.info.rows,
-    }
-    if json:
-        console.print_json(facts)
-        return
-    console.print_skipped(made.pack.info.data)
-    used = console.rows_used(made.pack.info.rows, made.pack.info.own_answers)
-    console.say(
-        f"{out}: {facts['documents']} outputs, {facts['tokens']} tokens, "
-        f"index {made.corpus.n_bytes / 1e6:.1f} MB\n{used}"
-    )
-
-
-def _recipe(
-    path: Path | None,
-    model: str,
-    data: str,
-    validation: str,
-    dtype: str,
-    max_new_tokens: int,
-    on_error: str,
-) -> Any:
-    """The recipe file with the flags that were given laid over it."""
-    from dataclasses import replace
-
-    from tascade.config import Recipe
-
-    base = Recipe.from_yaml(path) if path else Recipe()
-    merged = replace(
-        base,
-        model=model or base.model,
-        dtype=dtype or base.dtype,
-        max_new_tokens=max_new_tokens or base.max_new_tokens,
-        data=replace(
-            base.data,
-            train=data or base.data.train,
-            validation=validation or base.data.validation,
-            on_error=on_error or base.data.on_error,
-        ),
-    )
-    for name, value in (("--model", merged.model), ("--data", merged.data.train)):
-        if not value:
-            raise ConfigError(f"{name} is missing", wanted="a flag, or the key in a recipe")
-    return merged
-
-
-@app.command()
-def generate(
-    pack: PackArg,
-    prompt: Annotated[
-        list[str] | None,
-        typer.Argument(help="Prompts; - reads stdin, without its last newline."),
-    ] = None,
-    prompt_file: Annotated[
-        list[Path] | None,
-        typer.Option(help="A prompt from a file as it is, last newline too; repeatable."),
-    ] = None,
-    model: Annotated[str, typer.Option("--model", "-m", help="Another copy of the model.")] = "",
-    max_new_tokens: MaxTokens = 0,
-    temperature: Temperature = None,
-    seed: Annotated[int, typer.Option(help="Fixes every draw.")] = 0,
-    stop: Annotated[list[str] | None, typer.Option(help="End the text before this string.")] = None,
-    explain: Annotated[bool, typer.Option(help="Colour tokens by who drafted them.")] = False,
-    assistant: Annotated[
-        str, typer.Option(help="A smaller model of its tokenizer: drafts too.")
-    ] = "",
-    head: Annotated[
-        str, typer.Option(help="full, exact, masked, or draft-only: the assistant's [pack's].")
-    ] = "",
-    dtype: Dtype = "auto",
-    threads: Threads = 0,
-    json: Json = False,
-) -> None:
-    """Generate answers with a pack; stdout has them as the model said them."""
-    from tascade.cli import console
-
-    prompts = [console.stdin_prompt() if text == "-" else text for text in prompt or ()]
-    prompts += [console.prompt_in(path) for path in prompt_file or ()]
-    if not prompts:
-        raise ConfigError("no prompt", got="no argument and no --prompt-file", wanted="a prompt")
-    from tascade.model import TaskModel
-
-    use_threads(threads)
-    options: dict[str, Any] = {"temperature": temperature, "seed": seed, "stop": stop}
-    if max_new_tokens:
-        options["max_new_tokens"] = max_new_tokens
-    task_model = TaskModel.from_pretrained(
-        pack, model or None, dtype=dtype, head=head, assistant=assistant or None
-    )
-    for text in prompts:
-        result = task_model.run(text, **options)
-        if json:
-            console.print_json(
-                {
-                    "text": result.text,
-                    "tokens": len(result.tokens),
-                    "forwards": result.forwards,
-                    "tokens_per_step": round(result.tokens_per_step, 3),
-                    "finish_reason": result.finish_reason,
-                    "seconds": round(result.seconds, 4),
-                }
-            )
-        elif explain:
-            if console.out.is_terminal:
-                console.out.print(console.explain(task_model.tokenizer, result), soft_wrap=True)
-            else:
-                console.say(result.text)
-            console.err.print(console.legend())
-            console.err.print(console.summary(result), style="dim")
-        else:
-            console.say(result.text)
-
-
-@app.command()
-def chat(
-    pack: PackArg,
-    model: Annotated[str, typer.Option("--model", "-m", help="Another copy of the model.")] = "",
-    temperature: Temperature = None,
-    seed: Annotated[int, typer.Option(help="Fixes every draw.")] = 0,
-    dtype: Dtype = "auto",
-    threads: Threads = 0,
-) -> None:
-    """Type prompts, watch answers stream. Ctrl-D or an empty line ends it."""
-    from tascade.cli import console
-    from tascade.model import TaskModel
-
-    use_threads(threads)
-    task_model = TaskModel.from_pretrained(pack, model or None, dtype=dtype)
-    while True:
-        try:
-            text = console.out.input("[bold]> [/bold]")
-        except (EOFError, KeyboardInterrupt):
-            break
-        if not text.strip():
-            break
-        for piece in task_model.stream(text, temperature=temperature, seed=seed):
-            sys.stdout.write(piece)
-            sys.stdout.flush()
-        sys.stdout.write("\n")
+app.command()(cli_adapt.adapt)
+app.command()(cli_answer.generate)
+app.command()(cli_answer.chat)
 
 
 @app.command()
@@ -286,7 +113,7 @@ def bench(
     pack: PackArg,
     data: Annotated[str, typer.Option("--data", "-d", help="Held-out examples to measure on.")],
     warmup: Annotated[str, typer.Option(help="Examples for the untimed warm-up pass.")] = "",
-    model: Annotated[str, typer.Option("--model", "-m", help="Another copy of the model.")] = "",
+    model: OtherModel = "",
     methods: Annotated[str, typer.Option(help="Comma-separated; `all` for every one.")] = "all",
     rows: Annotated[int, typer.Option(help="How many rows, evenly spaced.")] = 64,
     repeats: Annotated[int, typer.Option(help="Timed rounds, methods in turns.")] = 5,
@@ -298,7 +125,10 @@ def bench(
     ] = False,
     max_new_tokens: MaxTokens = 0,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Fixes every draw.")] = 0,
+    seed: Seed = 0,
+    prompt_field: PromptField = "",
+    completion_field: CompletionField = "",
+    prompt_template: PromptTemplate = "",
     dtype: Dtype = "auto",
     threads: Threads = 0,
     memory: Annotated[
@@ -313,32 +143,34 @@ def bench(
 
     Ctrl-C ends it early: what was measured until then is shown and written.
     """
-    from tascade.bench.pack import BenchOptions, bench_pack
     from tascade.cli import console
+    from tascade.config import Recipe
+    from tascade.options import laid_over
+    from tascade.pack import Pack
 
-    use_threads(threads)
-    options = BenchOptions(
-        methods=tuple(methods.split(",")),
-        rows=rows,
-        repeats=repeats,
-        seed=seed,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        memory=memory,
-        minutes=minutes,
-    )
-    with console.ends_early(), console.progress_bar() as progress:
+    fields = given(prompt_field=prompt_field, completion_field=completion_field)
+    fields |= given(prompt_template=prompt_template)
+    settings: dict[str, Any] = {"rows": rows, "repeats": repeats, "seed": seed, "memory": memory}
+    settings |= {"max_new_tokens": max_new_tokens, "temperature": temperature}
+    settings |= {"minutes": minutes}
+    read = laid_over(Recipe(data=Pack.open(pack).reading), fields).data
+    sources = (data, "test"), (warmup, "test")
+    with console.ends_early(), console.reading(read, *sources) as progress:
+        use_threads(threads)
+        from tascade.bench.pack import BenchOptions, bench_pack
+
         result = bench_pack(
             pack,
             data,
             warmup=warmup or None,
             model=model or None,
             dtype=dtype,
-            options=options,
+            options=BenchOptions(tuple(methods.split(",")), **settings),
             out=out,
             resume=resume,
             on_repeat=None if json else console.print_bench_so_far,
             progress=progress,
+            **fields,
         )
     if json:
         console.print_json(result)

@@ -91,19 +91,25 @@ class ChatConfig:
         options = {**self.options, **kwargs}
         return replace(self, options=options, tools=options.pop("tools", self.tools))
 
-    def given(self, system: str, kwargs: str) -> ChatConfig:
-        """With what was given on a command line laid over; empty texts change nothing.
+    def given(self, system: str, kwargs: str | Mapping[str, Any]) -> ChatConfig:
+        """With what was given to a command or a call laid over; what is empty changes nothing.
+
+        Args:
+            system: a system message.
+            kwargs: variables of the template, and tools; as text a JSON object.
 
         Raises:
-            ConfigError: ``kwargs`` is no JSON object, or see :meth:`over`.
+            ConfigError: ``kwargs`` is neither, or see :meth:`over`.
         """
-        try:
-            found = json.loads(kwargs or "{}")
-        except (ValueError, RecursionError) as error:
-            raise ConfigError(
-                "not valid JSON", got=error, wanted="an object", where="--chat-template-kwargs"
-            ) from error
-        if not isinstance(found, dict):
+        found: Any = kwargs or {}
+        if isinstance(found, str):
+            try:
+                found = json.loads(found)
+            except (ValueError, RecursionError) as error:
+                raise ConfigError(
+                    "not valid JSON", got=error, wanted="an object", where="--chat-template-kwargs"
+                ) from error
+        if not isinstance(found, Mapping):
             raise _wrong(found, "a JSON object", "--chat-template-kwargs")
         return replace(self.over(found), system=system or self.system)
 

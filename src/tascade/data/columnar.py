@@ -8,19 +8,31 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tascade.data.formats import FIELDS, OUTPUT_FIELDS, SHAPES
+from tascade.data.fields import OUTPUT_FIELDS, USUAL, Fields
+from tascade.data.formats import FIELDS, SHAPES
 from tascade.data.rows import Row, display, unreadable
 from tascade.errors import DataError
 
 _BATCH_ROWS = 256
+Seen = Callable[[Iterable[str]], None]
+"""Told the names of all columns of a source, those that are not read among them."""
 
 
-def read_parquet(path: Path) -> Iterator[Row]:
+def _unseen(names: Iterable[str]) -> None:
+    """Nobody asks which columns there are."""
+
+
+def read_parquet(path: Path, fields: Fields = USUAL, seen: Seen = _unseen) -> Iterator[Row]:
     """The rows of a Parquet file, a batch at a time.
+
+    Args:
+        path: of the file.
+        fields: which columns hold prompt and answer, where they have names of their own.
+        seen: told which columns there are.
 
     Raises:
         DataError: pyarrow is missing, or the file is not whole Parquet with a column of outputs.
@@ -30,14 +42,18 @@ def read_parquet(path: Path) -> Iterator[Row]:
     errors = _errors()
     try:
         with parquet.ParquetFile(path) as file:
-            columns = _columns(file.schema_arrow.names, name)
-            yield from _arrow_rows(file.iter_batches(_BATCH_ROWS, columns=columns), name)
+            there = file.schema_arrow.names
+            seen(there)
+            batches = file.iter_batches(_BATCH_ROWS, columns=_columns(there, name, fields))
+            yield from _arrow_rows(batches, name, fields)
     except errors as error:
         raise unreadable(error, name) from error
 
 
-def read_arrow(path: Path) -> Iterator[Row]:
+def read_arrow(path: Path, fields: Fields = USUAL, seen: Seen = _unseen) -> Iterator[Row]:
     """The rows of one Arrow stream file, as ``datasets.save_to_disk`` writes them.
+
+    Its arguments are those of :func:`read_parquet`.
 
     Raises:
         DataError: pyarrow is missing, or the file is not a whole Arrow stream.
@@ -47,13 +63,15 @@ def read_arrow(path: Path) -> Iterator[Row]:
     errors = _errors()
     try:
         with arrow.memory_map(os.fspath(path)) as file, arrow.ipc.open_stream(file) as stream:
-            yield from _arrow_rows(_checked(stream), name)
+            yield from _arrow_rows(_checked(stream), name, fields, seen)
     except errors as error:
         raise unreadable(error, name) from error
 
 
-def read_hub(name: str, split: str) -> Iterator[Row]:
+def read_hub(name: str, split: str, fields: Fields = USUAL, seen: Seen = _unseen) -> Iterator[Row]:
     """The rows of a Hugging Face dataset ``owner/name`` or ``owner/name:config``, streamed.
+
+    For ``fields`` and ``seen`` see :func:`read_parquet`.
 
     Raises:
         DataError: ``datasets`` is missing, or the dataset cannot be opened or read on.
@@ -65,7 +83,7 @@ def read_hub(name: str, split: str) -> Iterator[Row]:
     try:
         stream = datasets.load_dataset(path, config or None, split=split, streaming=True, **options)
         batches = stream.with_format("arrow").iter(batch_size=_BATCH_ROWS)
-        yield from _arrow_rows(batches, f"{name} ({split})")
+        yield from _arrow_rows(batches, f"{name} ({split})", fields, seen)
     except DataError:
         raise
     except Exception as error:  # the hub client raises many kinds
@@ -79,11 +97,14 @@ def read_hub(name: str, split: str) -> Iterator[Row]:
         ) from error
 
 
-def _arrow_rows(batches: Iterable[Any], name: str) -> Iterator[Row]:
+def _arrow_rows(
+    batches: Iterable[Any], name: str, fields: Fields, seen: Seen = _unseen
+) -> Iterator[Row]:
     """The rows of Arrow record batches or tables, counted from 1."""
     number = 0
     for whole in batches:
-        batch = whole.select(_columns(whole.schema.names, name))
+        seen(whole.schema.names)
+        batch = whole.select(_columns(whole.schema.names, name, fields))
         for start in range(0, batch.num_rows, _BATCH_ROWS):
             part = batch.slice(start, _BATCH_ROWS)
             for row in _plain(part):
@@ -113,17 +134,19 @@ def _checked(batches: Iterable[Any]) -> Iterator[Any]:
         yield batch
 
 
-def _columns(names: list[str], where: str) -> list[str]:
+def _columns(names: list[str], where: str, fields: Fields) -> list[str]:
     """Those of ``names`` that are read."""
-    columns = [name for name in names if name in FIELDS]
+    fields.check(names, where)
+    columns = [name for name in names if name in FIELDS or name in fields.names]
     twice = len(set(columns)) != len(columns)
-    if twice or not {"messages", *OUTPUT_FIELDS}.intersection(columns):
+    held = {"messages", "conversations", *OUTPUT_FIELDS, fields.completion}
+    if twice or not held.intersection(columns):
         raise DataError(
             "two columns have the same name" if twice else "no column holds outputs",
             got="columns " + ", ".join(repr(name[:40]) for name in names[:12]),
             wanted=SHAPES,
             where=where,
-            fix="rename the columns",
+            fix="rename the columns, or name them (--prompt-field, --completion-field)",
         )
     return columns
 

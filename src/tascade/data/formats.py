@@ -11,7 +11,8 @@ The shapes are TRL's, Alpaca's and ShareGPT's. In order of precedence:
    may be the prompt under another name.
 
 A field that is null counts as absent (Parquet and Arrow fill missing fields with null). Other
-fields are ignored, except ``id``, which is kept when it is a string or an integer.
+fields are ignored, except ``id``, which is kept when it is a string or an integer. Prompt and
+answer may have other names (see :class:`~tascade.data.fields.Fields`).
 """
 
 from __future__ import annotations
@@ -20,10 +21,8 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence, Sized
 
 from tascade.core import Example
+from tascade.data.fields import OUTPUT_FIELDS, USUAL, Fields, at, in_own_names
 from tascade.errors import DataError
-
-OUTPUT_FIELDS = ("completion", "output", "text")
-"""Fields that can hold an output, in order of precedence."""
 
 FIELDS = (
     "id",
@@ -47,6 +46,13 @@ SHAPES = (
     "'prompt' and 'completion', or 'messages', or 'instruction' and 'output', "
     "or 'completion' / 'output' / 'text' alone"
 )
+_SHAPES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
+    (("prompt", "completion"), ("system",)),
+    (("messages",), ()),
+    (("conversations",), ()),
+    (("instruction", "output"), ("input", "system")),
+)
+"""What each shape needs, and what else of a row it reads, in order of precedence."""
 _SPEAKERS = {"system": "system", "human": "user", "user": "user", "gpt": "assistant"}
 
 _MESSAGE_FIELDS = ("role", "content", "name", "tool_call_id")
@@ -55,16 +61,28 @@ _TOOL_FIELDS = ("tool_calls", "function_call")
 Message = dict[str, str]
 
 
-def to_example(record: object, where: str = "") -> Example:
+def to_example(record: object, where: str = "", names: Fields = USUAL) -> Example:
     """Turn one record into an example.
 
     Args:
         record: a mapping from field names to values, in one of the shapes of this module.
         where: names the row in error messages, for instance ``"train.jsonl:17"``.
+        names: of the fields that hold prompt and answer, where they are not the usual ones.
 
     Raises:
         DataError: the record has none of the shapes, or a field that is read is not text
             (``where`` names the row and the field).
+    """
+    return read_record(record, where, names)[0]
+
+
+def read_record(
+    record: object, where: str = "", names: Fields = USUAL
+) -> tuple[Example, tuple[str, ...]]:
+    """The example of a record, and the names of the fields that its prompt and answer are from.
+
+    Raises:
+        DataError: see :func:`to_example`.
     """
     if not isinstance(record, Mapping):
         raise DataError(
@@ -74,25 +92,47 @@ def to_example(record: object, where: str = "") -> Example:
             where=where,
             fix="write one object a row, for instance {'prompt': '...', 'completion': '...'}",
         )
-    fields = {name: record[name] for name in FIELDS if record.get(name) is not None}
-    row_id = _row_id(fields.get("id"), _at(where, "id"))
-    if "prompt" in fields and "completion" in fields:
+    row, made = names.renamed(record, where)
+    fields = {name: row[name] for name in FIELDS if row.get(name) is not None}
+    shape = _shape(fields)
+    try:
+        row_id = _row_id(fields.get("id"), at(where, "id"))
+        prompt, completion = _parts(row, fields, shape, where)
+    except DataError as error:
+        raise in_own_names(error, made, where) from error
+    used = [name for usual in shape for name in made.get(usual, (usual,))]
+    example = Example(prompt=prompt, completion=completion, where=where, id=row_id)
+    return example, tuple(used)
+
+
+def _shape(fields: Mapping[str, object]) -> tuple[str, ...]:
+    """The fields that are read of a row, the one that its shape is known by first."""
+    for needed, others in _SHAPES:
+        if all(name in fields for name in needed):
+            return (*needed, *(name for name in others if name in fields))
+    alone = [] if "prompt" in fields else [name for name in OUTPUT_FIELDS if name in fields]
+    return tuple(alone[:1])
+
+
+def _parts(
+    row: Mapping[str, object], fields: Mapping[str, object], shape: tuple[str, ...], where: str
+) -> tuple[str | tuple[Message, ...] | None, str]:
+    """Prompt and answer of a row of this shape."""
+    kind = shape[0] if shape else ""
+    if kind == "messages":
+        return _split(_messages(fields[kind], where, kind), where, kind)
+    if kind == "conversations":
+        return _split(_messages(_spoken(fields[kind]), where, kind), where, kind)
+    prompt: str | tuple[Message, ...] | None
+    if kind == "prompt":
         prompt, completion = _pair(fields["prompt"], fields["completion"], where)
-        prompt = _with_system(prompt, fields.get("system"), where)
-    elif "messages" in fields:
-        messages = _messages(fields["messages"], where, "messages")
-        prompt, completion = _split(messages, where, "messages")
-    elif "conversations" in fields:
-        messages = _messages(_spoken(fields["conversations"]), where, "conversations")
-        prompt, completion = _split(messages, where, "conversations")
-    elif "instruction" in fields and "output" in fields:
+    elif kind == "instruction":
         parts = [fields["instruction"], *([fields["input"]] if fields.get("input") else [])]
-        prompt = "\n\n".join(_encodable(part, _at(where, "instruction")) for part in parts)
-        completion = _output(fields["output"], _at(where, "output"))
-        prompt = _with_system(prompt, fields.get("system"), where)
+        prompt = "\n\n".join(_encodable(part, at(where, "instruction")) for part in parts)
+        completion = _output(fields["output"], at(where, "output"))
     else:
-        prompt, completion = None, _output_alone(record, fields, where)
-    return Example(prompt=prompt, completion=completion, where=where, id=row_id)
+        return None, _output_alone(row, fields, kind, where)
+    return _with_system(prompt, fields.get("system"), where), completion
 
 
 def describe(value: object) -> str:
@@ -106,10 +146,6 @@ def describe(value: object) -> str:
     if isinstance(value, list | tuple):
         return f"{type(value).__name__} of {len(value)}"
     return type(value).__name__
-
-
-def _at(where: str, field: str) -> str:
-    return f"{where}: {field}" if where else field
 
 
 def _names(record: Iterable[object]) -> str:
@@ -135,9 +171,9 @@ def _pair(
 ) -> tuple[str | tuple[Message, ...] | None, str]:
     """Shape 1. A prompt of messages goes with a completion of either kind."""
     if isinstance(completion, str):
-        text = _output(completion, _at(where, "completion"))
+        text = _output(completion, at(where, "completion"))
         if isinstance(prompt, str):
-            return _encodable(prompt, _at(where, "prompt")), text
+            return _encodable(prompt, at(where, "prompt")), text
         return _messages(prompt, where, "prompt"), text
     answer = _messages(completion, where, "completion")
     if isinstance(prompt, str):
@@ -145,7 +181,7 @@ def _pair(
             "the completion is chat messages, but the prompt is a string",
             got=describe(prompt),
             wanted="a list of messages, as in the completion",
-            where=_at(where, "prompt"),
+            where=at(where, "prompt"),
             fix="write the prompt as [{'role': 'user', 'content': ...}], or both as strings",
         )
     _, text = _split(answer, where, "completion")
@@ -162,10 +198,10 @@ def _split(
             "the last message must be the assistant's: it is the completion",
             got=f"role {describe(last['role'])}",
             wanted="role 'assistant'",
-            where=_at(where, f"{field}[{len(messages) - 1}].role"),
+            where=at(where, f"{field}[{len(messages) - 1}].role"),
             fix="drop the messages after the last answer, or drop the row",
         )
-    completion = _output(last["content"], _at(where, f"{field}[{len(messages) - 1}].content"))
+    completion = _output(last["content"], at(where, f"{field}[{len(messages) - 1}].content"))
     return messages[:-1] or None, completion
 
 
@@ -175,7 +211,7 @@ def _with_system(
     """A prompt behind a system text of the row's own."""
     if prompt is None or not system:
         return prompt
-    first = {"role": "system", "content": _encodable(system, _at(where, "system"))}
+    first = {"role": "system", "content": _encodable(system, at(where, "system"))}
     rest = ({"role": "user", "content": prompt},) if isinstance(prompt, str) else prompt
     return (first, *rest)
 
@@ -205,18 +241,19 @@ def _check_left_over(record: Mapping[str, object], name: str, where: str) -> Non
             f"is {name!r} the output alone, or is one of the other fields its prompt?",
             got=f"{name!r} and {shown}",
             wanted=SHAPES,
-            where=_at(where, name),
-            fix=f"rename the input to 'prompt' and the answer to 'completion', or drop {shown}",
+            where=at(where, name),
+            fix="rename the input to 'prompt' and the answer to 'completion', or name them "
+            f"with --prompt-field and --completion-field (data.prompt_field), or drop {shown}",
         )
 
 
-def _output_alone(record: Mapping[str, object], fields: Mapping[str, object], where: str) -> str:
-    """Shape 3, or the error that says why the record has no shape at all."""
-    if "prompt" not in fields:
-        for name in OUTPUT_FIELDS:
-            if name in fields:
-                _check_left_over(record, name, where)
-                return _output(fields[name], _at(where, name))
+def _output_alone(
+    record: Mapping[str, object], fields: Mapping[str, object], name: str, where: str
+) -> str:
+    """The field ``name``, or the error that says why the record has no shape at all."""
+    if name:
+        _check_left_over(record, name, where)
+        return _output(fields[name], at(where, name))
     missing = "completion"
     found = next((name for name in OUTPUT_FIELDS if name in fields), None)
     near = [str(name) for name in record if name not in FIELDS]
@@ -229,10 +266,11 @@ def _output_alone(record: Mapping[str, object], fields: Mapping[str, object], wh
         "the field is missing or null",
         got=got,
         wanted=SHAPES,
-        where=_at(where, missing),
-        fix=f"rename {found!r} to 'completion'"
+        where=at(where, missing),
+        fix=f"rename {found!r} to 'completion', or pass --completion-field (data.completion_field)"
         if found
-        else "put the text the model should write in 'completion'",
+        else "put the text the model should write in 'completion', or name the field that holds it "
+        "with --completion-field (data.completion_field)",
     )
 
 
@@ -257,10 +295,10 @@ def _messages(value: object, where: str, field: str) -> tuple[Message, ...]:
             got=describe(value),
             wanted="a list of at least one {'role': ..., 'content': ...}"
             + ("" if field == "messages" else ", or a string"),
-            where=_at(where, field),
+            where=at(where, field),
             fix="write the messages as a list of objects",
         )
-    return tuple(_message(item, _at(where, f"{field}[{n}]")) for n, item in enumerate(value))
+    return tuple(_message(item, at(where, f"{field}[{n}]")) for n, item in enumerate(value))
 
 
 def _message(item: object, where: str) -> Message:

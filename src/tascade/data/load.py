@@ -10,58 +10,24 @@ import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tascade.config import DataConfig
 from tascade.core import Example
-from tascade.data.columnar import read_arrow, read_hub, read_parquet
-from tascade.data.formats import describe, to_example
+from tascade.data.columnar import Seen, read_arrow, read_hub, read_parquet
+from tascade.data.fields import USUAL, Fields
+from tascade.data.formats import describe, read_record
+from tascade.data.report import LoadReport, refuse_none
 from tascade.data.rows import Row, display, read_csv, read_jsonl, suffix_of, unreadable
 from tascade.data.sources import Located, locate
 from tascade.errors import ConfigError, DataError
 
-MAX_SKIPPED_LISTED = 1000
 _LONGEST_NAME = 4096
-"""How many skipped rows a report lists; the count goes on."""
+_FIRST_ROWS = 100
 
 DataSource = str | os.PathLike[str] | Iterable[object]
 """A path, a Hub dataset's name, or rows: mappings, ``(prompt, completion)``, outputs, Examples."""
-
-
-@dataclass(slots=True)
-class LoadReport:
-    """What a load did; filled while the examples are consumed. Use a new one for each load.
-
-    ``skipped`` counts every skipped row; ``skipped_rows`` lists ``(where, reason)`` of the first
-    :data:`MAX_SKIPPED_LISTED`. ``whole``: the source was read to its end; ``digest`` and ``bytes``
-    are those of the examples taken, as canonical JSON lines.
-    """
-
-    source: str = ""
-    rows_read: int = 0
-    rows_kept: int = 0
-    skipped: int = 0
-    skipped_rows: list[tuple[str, str]] = field(default_factory=list)
-    whole: bool = False
-    digest: Any = field(default_factory=hashlib.sha256, repr=False, compare=False)
-    bytes: int = 0
-
-    def skip(self, error: DataError) -> None:
-        """Count a skipped row, and list it while there is room."""
-        self.skipped += 1
-        if len(self.skipped_rows) < MAX_SKIPPED_LISTED:
-            reason = error.message if error.got is None else f"{error.message} (got {error.got})"
-            self.skipped_rows.append((error.where, reason))
-
-    def keep(self, example: Example) -> None:
-        """Count an example that is handed on."""
-        self.rows_kept += 1
-        row = {"id": example.id, "prompt": example.prompt, "completion": example.completion}
-        text = json.dumps(row, ensure_ascii=False, sort_keys=True, separators=(",", ":")) + "\n"
-        line = text.encode("utf-8", "surrogatepass")
-        self.digest.update(line)
-        self.bytes += len(line)
 
 
 def load_examples(
@@ -69,6 +35,7 @@ def load_examples(
     *,
     on_error: str = "raise",
     split: str = "train",
+    fields: Fields = USUAL,
     report: LoadReport | None = None,
 ) -> Iterator[Example]:
     """Read task data, one example at a time; no file is ever held whole.
@@ -83,6 +50,7 @@ def load_examples(
         on_error: ``"raise"`` stops at the first row that cannot be used; ``"skip"`` leaves it
             out and notes it in ``report``.
         split: which split of a folder or a Hub dataset; a file has none.
+        fields: which fields hold prompt and answer, where they have names of their own.
         report: filled with what was read, kept and skipped.
 
     Raises:
@@ -98,10 +66,33 @@ def load_examples(
             where="on_error",
             fix="pass on_error='raise' or on_error='skip'",
         )
-    name, rows = _open(source, split)
     report = LoadReport() if report is None else report
-    report.source = name
-    return _examples(rows, on_error == "skip", report)
+    report.source, rows = _open(source, split, fields, report.see)
+    return _examples(rows, on_error == "skip", fields, report)
+
+
+def check_start(source: str, config: DataConfig, split: str = "train") -> None:
+    """Read the first rows of a path, so that what is wrong with them is told before other work.
+
+    A Hub dataset is left for later: it would have to be fetched.
+
+    Args:
+        source: a file, a folder or a Hub dataset.
+        config: how its rows are read.
+        split: as for :func:`load_examples`.
+
+    Raises:
+        DataError: see :func:`load_examples`; or the file has no row that can be used.
+    """
+    if not _is_local(source, split):
+        return
+    report, fields = LoadReport(), Fields.of(config)
+    given: dict[str, Any] = {"on_error": config.on_error, "fields": fields, "report": report}
+    rows = load_examples(source, split=split, **given)
+    for _ in itertools.islice(rows, min(config.max_examples or _FIRST_ROWS, _FIRST_ROWS)):
+        pass
+    if report.whole:
+        refuse_none(report)
 
 
 def source_hash(
@@ -109,6 +100,7 @@ def source_hash(
     *,
     split: str = "train",
     on_error: str = "raise",
+    fields: Fields = USUAL,
     report: LoadReport | None = None,
 ) -> dict[str, str | int]:
     """Which data this is, for provenance: ``{"path", "sha256", "bytes"}``.
@@ -122,6 +114,7 @@ def source_hash(
         source: as for :func:`load_examples`; rows must be re-iterable (a list, not a generator).
         split: as for :func:`load_examples`.
         on_error: as for :func:`load_examples`; matters only where examples are hashed.
+        fields: as ``on_error``.
         report: of a load of this source, whose examples are not read a second time.
 
     Raises:
@@ -143,7 +136,8 @@ def source_hash(
                 fix="make a list of it first",
             )
         report = LoadReport()
-        for _ in load_examples(source, split=split, on_error=on_error, report=report):
+        read = load_examples(source, split=split, on_error=on_error, fields=fields, report=report)
+        for _ in read:
             pass
     return {
         "path": base or report.source,
@@ -158,13 +152,17 @@ def _is_local(source: str | os.PathLike[str], split: str) -> bool:
     return located.root is not None or bool(located.files)
 
 
-def _examples(rows: Iterator[Row], skip: bool, report: LoadReport) -> Iterator[Example]:
+def _examples(
+    rows: Iterator[Row], skip: bool, fields: Fields, report: LoadReport
+) -> Iterator[Example]:
     for row in rows:
         report.rows_read += 1
         try:
             if isinstance(row, DataError):
                 raise row
-            example = to_example(row[1], row[0])
+            example, used = read_record(row[1], row[0], fields)
+            if isinstance(row[1], Mapping):
+                report.see((name for name, value in row[1].items() if value is not None), used)
         except DataError as error:
             if not skip:
                 raise
@@ -175,13 +173,14 @@ def _examples(rows: Iterator[Row], skip: bool, report: LoadReport) -> Iterator[E
     report.whole = True
 
 
-def _open(source: DataSource, split: str) -> tuple[str, Iterator[Row]]:
+def _open(source: DataSource, split: str, fields: Fields, seen: Seen) -> tuple[str, Iterator[Row]]:
     """The source's name and its raw rows; a source that is none is refused here."""
     if isinstance(source, str | os.PathLike):
         located = locate(source, split)
         if not located.files and located.root is None:
-            return located.name, read_hub(located.name, split)
-        return located.name, itertools.chain.from_iterable(map(_read_file, located.files))
+            return located.name, read_hub(located.name, split, fields, seen)
+        rows = (_read_file(path, fields, seen) for path in located.files)
+        return located.name, itertools.chain.from_iterable(rows)
     if isinstance(source, io.IOBase):
         raise DataError(
             "an open file is not a source of rows: its lines would be taken for outputs",
@@ -245,8 +244,8 @@ def _memory_rows(source: Iterable[object]) -> Iterator[Row]:
     for number, row in enumerate(source):
         where = f"examples[{number}]"
         if isinstance(row, Example):
-            record = {"id": row.id, "prompt": row.prompt, "completion": row.completion}
-            yield row.where or where, record
+            record = {"prompt": row.prompt, "completion": row.completion}
+            yield row.where or where, record | ({"id": row.id} if row.id else {})
         elif isinstance(row, str):
             try:
                 _check_text(row, where)
@@ -270,19 +269,21 @@ def _memory_rows(source: Iterable[object]) -> Iterator[Row]:
             )
 
 
-def _read_file(path: Path) -> Iterator[Row]:
+def _read_file(path: Path, fields: Fields, seen: Seen) -> Iterator[Row]:
     """The rows of one data file, by its suffix."""
     suffix, name = suffix_of(path), display(path)
     if suffix == ".parquet":
-        yield from read_parquet(path)
+        yield from read_parquet(path, fields, seen)
         return
     if not suffix:  # only datasets.save_to_disk has such files
-        yield from read_arrow(path)
+        yield from read_arrow(path, fields, seen)
         return
     try:
         with gzip.open(path, "rb") if suffix.endswith(".gz") else path.open("rb") as stream:
             if suffix.startswith((".csv", ".tsv")):
-                yield from read_csv(stream, name, "," if suffix.startswith(".csv") else "\t")
+                yield from read_csv(
+                    stream, name, "\t" if suffix.startswith(".tsv") else ",", fields
+                )
             else:
                 yield from read_jsonl(stream, name)
     except OSError as error:

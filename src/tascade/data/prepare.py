@@ -10,7 +10,9 @@ from typing import Any, Protocol, TypeVar
 from tascade.config import DataConfig, Recipe
 from tascade.core import Example, IntArray, Progress, Row
 from tascade.data.encode import RowRefusedError, encode_example
-from tascade.data.load import LoadReport, load_examples, source_hash
+from tascade.data.fields import Fields
+from tascade.data.load import load_examples, source_hash
+from tascade.data.report import LoadReport, refuse_none, tell_not_used
 from tascade.errors import DataError
 
 MOST_HELD_OUT = 2000
@@ -112,14 +114,7 @@ def prepare(
             yield found
 
     out.train = list(encoded(_examples(data, recipe.data, "train", out.reports, tell)))
-    if not out.train:
-        raise DataError(
-            "no examples",
-            got="0 rows",
-            wanted="at least one",
-            where=str(data),
-            fix="check the file",
-        )
+    refuse_none(out.reports[0])
     if validation is not None:
         rows = _examples(validation, recipe.data, "validation", out.reports, tell)
         kept, out.held_out_of = thin(rows, MOST_HELD_OUT)
@@ -129,6 +124,7 @@ def prepare(
         out.validation = out.train[::step]
         out.train = [row for i, row in enumerate(out.train) if i % step]
         out.held_out_of = len(out.validation)
+    tell_not_used(out.reports)
     if merger is not None:
         out.merge_answers(merger)
     if recipe.spec.own_answers and all(prompt is None for prompt, _ in out.train):
@@ -158,7 +154,8 @@ def _examples(
 ) -> Iterator[Example]:
     report = LoadReport()
     reports.append(report)
-    rows = load_examples(data, on_error=config.on_error, split=split, report=report)
+    given: dict[str, Any] = {"on_error": config.on_error, "fields": Fields.of(config)}
+    rows = load_examples(data, split=split, report=report, **given)
     limit = config.max_examples or None
 
     def told() -> Iterator[Example]:
@@ -181,6 +178,8 @@ def describe_sources(
         entry |= source_hash(source, split=role, report=report)
         if report.skipped:
             entry["skipped_rows"] = [list(row) for row in report.skipped_rows[:_LISTED_ROWS]]
+        if report.not_used:
+            entry["not_used"] = list(report.not_used)
         out.append(entry)
     return out
 

@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from tascade.data.formats import OUTPUT_FIELDS, SHAPES, describe
+from tascade.data.fields import OUTPUT_FIELDS, USUAL, Fields
+from tascade.data.formats import SHAPES, describe
 from tascade.errors import DataError
 
 MAX_LINE_BYTES = 64 * 2**20
@@ -253,11 +254,12 @@ def _bad_bytes(line: Line, text: str, where: str) -> DataError | None:
     return None
 
 
-def read_csv(stream: ByteLines, name: str, delimiter: str) -> Iterator[Row]:
+def read_csv(stream: ByteLines, name: str, delimiter: str, names: Fields = USUAL) -> Iterator[Row]:
     """A header and one record a row, quoted as spreadsheets do (RFC 4180).
 
     Raises:
-        DataError: no usable header, an unclosed quote, or a record over the bound.
+        DataError: no usable header, one without the columns of ``names``, an unclosed quote, or a
+            record over the bound.
     """
     feed = _CsvLines(stream, name)
     reader = csv.reader(feed, delimiter=delimiter, strict=True)
@@ -271,7 +273,7 @@ def read_csv(stream: ByteLines, name: str, delimiter: str) -> Iterator[Row]:
             blank += 1
             continue
         if not header:
-            header = _csv_header(record, feed, blank)
+            header = _csv_header(record, feed, blank, names)
             blank = 0
             continue
         first = int(feed.where.rpartition(":")[2])
@@ -319,7 +321,9 @@ def _csv_record(reader: Any, feed: _CsvLines) -> list[str] | DataError | None:
     return feed.problem or record
 
 
-def _csv_header(record: list[str] | DataError, feed: _CsvLines, blank: int) -> list[str]:
+def _csv_header(
+    record: list[str] | DataError, feed: _CsvLines, blank: int, fields: Fields
+) -> list[str]:
     if isinstance(record, DataError):
         raise record
     names = ", ".join(repr(cell[:40]) for cell in record[:12])
@@ -329,7 +333,8 @@ def _csv_header(record: list[str] | DataError, feed: _CsvLines, blank: int) -> l
         raise _bad_header("the columns are separated by semicolons", names, feed.where)
     if len(set(record)) != len(record):
         raise _bad_header("two columns have the same name", names, feed.where)
-    if not set(record).intersection(OUTPUT_FIELDS):
+    fields.check(record, feed.where)
+    if not fields.completion and not set(record).intersection(OUTPUT_FIELDS):
         raise _bad_header("the header names no column that holds outputs", names, feed.where)
     return record
 
@@ -341,5 +346,6 @@ def _bad_header(message: str, got: str, where: str) -> DataError:
         wanted="a first line that names the columns: 'prompt' and 'completion', or "
         "'completion', 'output' or 'text' alone",
         where=where,
-        fix="add the header, rename its columns, or save the file with commas between them",
+        fix="add the header, rename its columns or name them (--prompt-field, --completion-field), "
+        "or save the file with commas between them",
     )

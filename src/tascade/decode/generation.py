@@ -15,6 +15,7 @@ import torch
 
 from tascade.config import DEFAULT_NEW_TOKENS
 from tascade.core import IntArray
+from tascade.decode.aliases import answers_to, own_names
 from tascade.decode.sampling import SamplingParams
 from tascade.errors import ConfigError
 
@@ -71,14 +72,10 @@ IGNORED = (
     "continuous_batching_config", "transformers_version",
 )  # fmt: skip
 """Fields that change no answer of a loop without beams: for caches, outputs and assistants."""
-_NAMES = {
-    "max_tokens": "max_new_tokens",
-    "max_completion_tokens": "max_new_tokens",
-    "stop_strings": "stop",
-    "eos_token_id": "end_tokens",
-    "ignore_eos": "ignore_end",
-    "top_logprobs": "logprobs",
-}
+_UNNEEDED = tuple(
+    name for name in IGNORED if not name.startswith("output_") and name != "return_dict_in_generate"
+)
+"""Those of them that a caller may pass: they change nothing of what is returned either."""
 _GREEDY = ("repetition_penalty", "max_new_tokens")
 _SAMPLED_TOP_K = 50
 """What Transformers draws from where a checkpoint samples and does not say from how many."""
@@ -191,22 +188,24 @@ def sampling_params(
         end_tokens: the model's.
         limit: most new tokens where neither caller nor checkpoint give one.
         options: fields of :class:`SamplingParams`, ``do_sample``, and those fields of
-            ``GenerationConfig`` that Transformers makes logits processors of. ``None`` is the
-            checkpoint's.
+            ``GenerationConfig`` that Transformers makes logits processors of, or that change no
+            answer. ``None`` is the checkpoint's. Names of OpenAI and Transformers that mean the
+            same are taken (:data:`tascade.decode.aliases.SAME`).
 
     Raises:
         ConfigError: an unknown option, one of another type or out of range, or a field of the
             checkpoint's that cannot be honoured.
     """
-    given = {name: value for name, value in options.items() if value is not None}
-    rules = GenerationRules(model, {n: given.pop(n) for n in PROCESSED if n in given})
+    given = own_names({name: value for name, value in options.items() if value is not None})
+    given = {name: value for name, value in given.items() if not _changes_nothing(name, value)}
+    changed = {n: given.pop(n) for n in PROCESSED if n in given}
+    sample = _truth("do_sample", given.pop("do_sample", None))
+    rules = GenerationRules(model, changed | ({"do_sample": True} if sample else {}))
     rules.check()
     said = rules.defaults()
-    if given.pop("do_sample", None) is False or given.get("temperature") == 0:
+    if sample is False or given.get("temperature") == 0:
         said = {n: v for n, v in said.items() if n in (*_GREEDY, "stop", "max_length")}
         given["temperature"] = 0.0
-    elif options.get("do_sample"):
-        said.setdefault("temperature", 1.0)
     if "max_new_tokens" in given:  # as in Transformers, the other limit then says nothing
         said.pop("max_length", None)
     if "max_new_tokens" in said and limit != DEFAULT_NEW_TOKENS:  # a recipe's own limit holds too
@@ -218,9 +217,22 @@ def sampling_params(
             "unknown sampling option",
             got=", ".join(unknown),
             wanted=", ".join(sorted([*known, "do_sample", *PROCESSED])),
-            fix="; ".join(f"{n} is {_NAMES[n]} here" for n in unknown if n in _NAMES),
+            fix=answers_to(unknown),
         )
     return SamplingParams(**merged, rules=rules if rules.needs_processors else None)
+
+
+def _changes_nothing(name: str, value: object) -> bool:
+    """Whether an option of Transformers asks for nothing that is not done anyway."""
+    return name in _UNNEEDED or value in REFUSED.get(name, ())
+
+
+def _truth(name: str, value: object) -> bool | None:
+    if value is None or isinstance(value, bool):
+        return value
+    raise ConfigError(
+        f"{name} is of another type", got=f"{value!r:.80}", wanted="true or false", where=name
+    )
 
 
 def _refuse(name: str, got: object, wanted: str) -> None:

@@ -6,10 +6,10 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from tascade.answers import Answering
-from tascade.config import DataConfig, Recipe
+from tascade.config import Recipe
 from tascade.core import IntArray, Progress, Row
 from tascade.data.chat import ChatConfig
 from tascade.data.encode import end_tokens, fingerprint
@@ -32,6 +32,7 @@ from tascade.enrich.tokens.merger import TokenMerger, split_at
 from tascade.enrich.tokens.mine import MiningRules, OutputCounts
 from tascade.enrich.tokens.stored import FORMAT, TOKENS_FILE, VERSION
 from tascade.load import ModelRef, load_model
+from tascade.options import ReadOptions, laid_over
 from tascade.util.files import folder_beside, install_folder, without_folders, write_atomic
 from tascade.util.places import place_for
 from tascade.util.progress import shows_progress, teller
@@ -109,9 +110,9 @@ def enrich(
     rules: MiningRules | None = None,
     own_answers: Answering | None = None,
     out: str | Path | None = None,
-    on_error: str = "raise",
     chat: ChatConfig | None = None,
     progress: Progress | bool | None = None,
+    **options: Unpack[ReadOptions],
 ) -> Enrichment:
     """Choose new tokens from a task's training outputs; predict the steps on held-out ones.
 
@@ -125,10 +126,10 @@ def enrich(
         rules: how to choose.
         own_answers: choose from the model's own answers, which this gives; that takes time.
         out: a new folder for ``tokens.json`` and the extended tokenizer.
-        on_error: ``raise``, or ``skip`` bad rows.
         chat: what prompts take along into the chat template; nothing by default.
         progress: called with (stage, done, total); bars by default (see
             :func:`tascade.util.progress.shown`).
+        options: see :class:`tascade.options.ReadOptions`.
 
     Raises:
         DataError: a row cannot be used, or there are too few.
@@ -139,12 +140,10 @@ def enrich(
         rules = MiningRules(**{**asdict(rules), "tokens": tokens})
     if out is not None:
         place_for(out)
-    loaded, tokenizer, name = load_model(model)
+    recipe = laid_over(Recipe(chat=chat or ChatConfig()), options)
+    loaded, tokenizer, name = load_model(model, dtype=recipe.dtype)
     TokenizerFamily(tokenizer)  # a tokenizer that cannot be given tokens is refused at once
-    ends, recipe = (
-        end_tokens(loaded, tokenizer),
-        Recipe(data=DataConfig(on_error=on_error), chat=chat or ChatConfig()),
-    )
+    ends = end_tokens(loaded, tokenizer)
     prepared = prepare(tokenizer, ends, data, held_out, recipe, tell)
     prepared.require_held_out(str(data))
     rows, left_out = (prepared.train, spread(prepared.validation, _HELD_OUT_ROWS)), {}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
-from tascade.config import DataConfig, Recipe, VocabConfig
-from tascade.core import IntArray, Progress
+from tascade.config import Recipe, VocabConfig
+from tascade.core import IntArray, Progress, Row
 from tascade.data.chat import ChatConfig
 from tascade.data.encode import end_tokens
 from tascade.data.prepare import prepare, spread
@@ -26,6 +26,7 @@ from tascade.errors import ConfigError, UnsupportedModelError
 from tascade.forecast.replay import Forecast, forecast
 from tascade.load import ModelRef, load_model
 from tascade.model import measure_cost
+from tascade.options import ReadOptions, laid_over
 from tascade.tailor.profile import list_tokens
 from tascade.tailor.savings import HeadSavings, head_savings
 from tascade.util.progress import shows_progress, teller
@@ -89,10 +90,10 @@ def inspect(
     model: ModelRef,
     *,
     held_out: Any = None,
-    on_error: str = "raise",
     chat: ChatConfig | None = None,
     answers: int = 0,
     progress: Progress | bool | None = None,
+    **options: Unpack[ReadOptions],
 ) -> Inspection:
     """Predict tokens per step and speed-up on held-out rows by replaying reference outputs.
 
@@ -104,24 +105,27 @@ def inspect(
         data: training examples (see :func:`tascade.adapt`).
         model: a hub id, a folder, or a loaded ``(model, tokenizer)``.
         held_out: held-out examples; a share of ``data`` when absent.
-        on_error: ``raise``, or ``skip`` bad rows.
         chat: what prompts take along into the chat template; nothing by default.
         answers: have the model answer so many held-out prompts, greedy and without drafts, and
             forecast from these.
         progress: called with (stage, done, total); bars by default (see
             :func:`tascade.util.progress.shown`).
+        options: see :class:`tascade.options.ReadOptions`; answers longer than ``max_new_tokens``
+            are replayed so far, and to their end without it.
 
     Raises:
         DataError: a row cannot be used, or there are too few to hold any out.
+        ConfigError: an option that is none, or the model cannot be loaded.
     """
     tell = teller(progress)
+    recipe = laid_over(Recipe(chat=chat or ChatConfig()), options)
+    limit = recipe.max_new_tokens if options.get("max_new_tokens") else None
     tell("loading the model", 0, None)
-    loaded, tokenizer, name = load_model(model)
+    loaded, tokenizer, name = load_model(model, dtype=recipe.dtype)
     ends = end_tokens(loaded, tokenizer)
-    recipe = Recipe(data=DataConfig(on_error=on_error), chat=chat or ChatConfig())
     prepared = prepare(tokenizer, ends, data, held_out, recipe, tell, read_tokens(name))
     chosen = spread(prepared.validation, _ROWS)
-    rows = [_with_prompt(row) for row in chosen]
+    rows = [_with_prompt(row, limit) for row in chosen]
     prepared.require_held_out(str(data))
     tell("measuring the model's steps", 0, None)
     cost = measure_cost(Target(loaded))
@@ -189,6 +193,6 @@ def _replaceable(model: Any) -> bool:
     return True
 
 
-def _with_prompt(row: tuple[IntArray | None, IntArray]) -> tuple[IntArray, IntArray]:
+def _with_prompt(row: Row, limit: int | None) -> tuple[IntArray, IntArray]:
     prompt, answer = row
-    return (answer[:0] if prompt is None else prompt), answer
+    return (answer[:0] if prompt is None else prompt), answer[:limit]

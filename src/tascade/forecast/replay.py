@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 
 from tascade.core import DraftTree, FloatArray, Generation, IntArray, Source
-from tascade.decode.loop import Decoder
+from tascade.decode.loop import Decoder, Request
 from tascade.decode.sampling import SamplingParams
 from tascade.decode.target import Hold
 from tascade.draft.budget import Budget
@@ -276,6 +276,9 @@ class _ScriptedTarget:
 
     def room(self, base: int) -> int | None:
         return None
+
+    def unread(self, request: Request) -> list[int]:
+        return request.result.tokens[-1:]
 
     def forward(self, tokens: Sequence[int], tree: DraftTree) -> _ScriptedTarget:
         self._said = self.length + len(tokens) - self._prompt

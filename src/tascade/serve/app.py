@@ -171,23 +171,25 @@ def _add_service_routes(app: FastAPI, engine: Engine) -> None:
     async def metrics() -> Response:
         return Response(engine.metrics.text(), media_type="text/plain; version=0.0.4")
 
-    served = {"id": engine.settings.name, "object": "model", "created": 0, "owned_by": "tascade"}
+    about = {"object": "model", "created": 0, "owned_by": "tascade"}
+    served = [{"id": name, **about} for name in engine.settings.names]
 
     @app.api_route("/v1/models", methods=reads, response_model=None)
     async def models() -> Response:
-        return JSONResponse({"object": "list", "data": [served]})
+        return JSONResponse({"object": "list", "data": served})
 
     @app.api_route("/v1/models/{name:path}", methods=reads, response_model=None)
     async def model(name: str) -> Response:
         _check_name(engine, name)
-        return JSONResponse(served)
+        return JSONResponse({"id": name, **about})
 
 
 def _check_name(engine: Engine, name: str) -> None:
-    if name != engine.settings.name:
+    if name not in engine.settings.names:
+        there = " and ".join(map(repr, engine.settings.names))
         raise APIError(
             404,
-            f"there is no model {name[:200]!r} here; there is {engine.settings.name!r}",
+            f"there is no model {name[:200]!r} here; there is {there}",
             param="model",
             code="model_not_found",
         )

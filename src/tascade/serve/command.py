@@ -9,9 +9,12 @@ import os
 import shlex
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
+from socket import socket
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from tascade.errors import ConfigError
 from tascade.index.traffic import TrafficLearner
@@ -19,6 +22,9 @@ from tascade.model import TaskModel
 from tascade.pack import Pack
 from tascade.serve.engine import Settings
 from tascade.util.files import without_folders
+
+if TYPE_CHECKING:
+    from tascade.serve.engine import Engine
 
 ENGINES = ("auto", "vllm", "builtin")
 
@@ -106,6 +112,13 @@ def run_builtin(
     )
 
     class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket] | None = None) -> None:
+            await super().startup(sockets=sockets)
+            if self.started:
+                port = self.servers[0].sockets[0].getsockname()[1]  # the one that port 0 became
+                told = engine, port
+                threading.Thread(target=_tell_when_ready, args=told, daemon=True).start()
+
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
             engine.stop()
             super().handle_exit(sig, frame)
@@ -128,9 +141,21 @@ def _learner(task: TaskModel, folder: str) -> TrafficLearner:
     return learner
 
 
-def named(pack: Path, model: str, name: str) -> str:
-    """What the API calls the model: the given name, or the model's own."""
-    if name:
-        return name
-    chosen = model or Pack.open(pack).info.model  # a tuned model goes by its base model's name
-    return Path(chosen).name if Path(chosen).is_dir() else without_folders(chosen)
+def names_of(pack: Path, model: str, name: str) -> tuple[str, ...]:
+    """What the API calls the model: the given name or the model's own, and the pack's folder."""
+    opened = Pack.open(pack)
+    if not name:
+        chosen = model or opened.info.model  # a tuned model goes by its base model's name
+        name = Path(chosen).name if Path(chosen).is_dir() else without_folders(chosen)
+    return tuple(dict.fromkeys((name, opened.name)))
+
+
+def _tell_when_ready(engine: Engine, port: int) -> None:
+    """Say on stderr where to ask and for what, once the first request would be answered at once."""
+    engine.ready.wait()
+    settings = engine.settings
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    names = ", ".join(settings.names)
+    said = f"ready: http://{host}:{port}/v1, model {names}, engine builtin\n"
+    sys.stderr.write(said)
+    sys.stderr.flush()

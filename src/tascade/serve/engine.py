@@ -77,8 +77,9 @@ class Metrics:
 class Settings:
     """Limits and addresses of the built-in server.
 
-    ``name``: what the API calls the model; ``api_key``: empty for none; ``max_queue``: requests
-    that may wait (one is always being answered); ``max_body``: bytes of a request's body;
+    ``name``: what the API calls the model; ``aliases``: other names that it is asked for by;
+    ``api_key``: empty for none; ``max_queue``: requests that may wait (one is always being
+    answered); ``max_body``: bytes of a request's body;
     ``max_prompt``: tokens of a prompt; ``timeout``: seconds a request may take, waiting included;
     ``grace``: seconds to finish what was begun after a signal to stop; ``cors_origins``: pages that
     may ask from a browser, ``*`` for any.
@@ -96,6 +97,12 @@ class Settings:
     timeout: float = 120.0
     grace: float = 20.0
     cors_origins: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every name that a request may ask for."""
+        return (self.name, *self.aliases)
 
     def __post_init__(self) -> None:
         for name in ("max_queue", "max_body", "max_prompt", "max_tokens", "max_n", "timeout"):

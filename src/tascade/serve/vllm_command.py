@@ -31,7 +31,8 @@ def vllm_command(
     """The command and its arguments; ``extra`` is passed on as it stands, and comes last.
 
     What a pack holds decides the command: its model, the drafter that its corpus feeds, and what
-    its prompts take along into the chat template.
+    its prompts take along into the chat template. The API calls the model by ``name``, or as vLLM
+    would, and by the pack's folder.
 
     Raises:
         ConfigError: ``extra`` would take the place of what prompts take along; or the tokenizer
@@ -51,7 +52,7 @@ def vllm_command(
         "serve",
         served,
         *("--host", host, "--port", str(port)),
-        *(("--served-model-name", name) if name else ()),
+        *("--served-model-name", *dict.fromkeys((name or served, pack.name))),
         *_chat_options(pack.chat, served, extra),
         *("--speculative-config", json.dumps(speculative)),
         *("--additional-config", json.dumps(additional)),

@@ -75,6 +75,17 @@ def folder_beside(target: Path) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder that stays where nothing fails; then it is for the caller to remove."""
+    folder = Path(tempfile.mkdtemp(prefix="tascade-"))
+    try:
+        yield folder
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
 def install_folder(part: Path, target: Path) -> None:
     """Give a finished folder its final name; a folder that had it before is ``part`` afterwards.
 

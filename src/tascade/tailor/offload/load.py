@@ -13,6 +13,7 @@ from tascade.errors import UnsupportedModelError
 from tascade.load import (
     check_complete,
     check_files,
+    check_ref,
     checkpoint_folder,
     load_tokenizer,
     loading,
@@ -65,10 +66,12 @@ def load_offloaded(
         device: where to put the rest; ``auto`` is a GPU if there is one.
 
     Raises:
-        ConfigError: nothing loadable under that name, or a damaged checkpoint.
+        ConfigError: nothing loadable under that name, a damaged checkpoint, or a model without its
+            tokenizer.
         UnsupportedModelError: the tables cannot be found or left out, or an adapter is in the
             folder.
     """
+    check_ref(name)
     name = str(name)
     kind = dtype if dtype == "auto" else getattr(torch, dtype)
     with loading(name):
