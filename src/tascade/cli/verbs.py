@@ -29,7 +29,8 @@ from tascade.errors import ConfigError, TascadeError
 
 app = typer.Typer(
     name="tascade",
-    help="Make a small language model fast at the one task it is used for, with the same output.",
+    help="Make a small language model fast at the one task it is used for. Same output: identical "
+    "in float32, up to rounding in half precision.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
