@@ -74,9 +74,9 @@ def test_what_prompts_bring_is_what_the_list_has_not() -> None:
     found = gain.to_json()
     assert found["prompt_tokens"] == {"mean": 1.0, "p95": 2}
     assert found["held_out_missing_per_answer"] == pytest.approx(1 / 3)
-    assert "brings 1.0 more on average, 2 or fewer in 95%" in gain.describe()
+    assert "adds 1.0 more on average, 2 or fewer in 95%" in gain.describe()
     alone = head_savings(model, profile(), [(None, ids(403))])
     assert alone.to_json()["prompt_tokens"] is None
     assert alone.to_json()["held_out_covered"] is None
-    assert "brings" not in alone.describe()
+    assert "adds" not in alone.describe()
     assert "held out" not in alone.describe()

@@ -41,7 +41,7 @@ def pack(ticket_pack: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     Pack.open(ticket_pack).copy_to(out)
     made = tailor(out, TRAIN, config=VocabConfig(head="exact", tolerance=1.0))
     assert made.to_json()["vocabulary_bytes"]["saved"] > 0.5
-    assert "missing an answer" in made.describe()
+    assert "missing in an answer" in made.describe()
     return out
 
 

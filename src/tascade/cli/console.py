@@ -100,7 +100,7 @@ def rows_used(rows: dict[str, int]) -> str:
         f"{rows['checked'] - rows['differing']} of {rows['checked']} answers are plain decoding's"
     )
     if rows["differing"]:
-        text += f", {rows['differing']} differ ({rows['near_ties']} near ties)"
+        text += f", {rows['differing']} differ ({rows['near_ties']} at ties up to rounding)"
     if rows.get("references_kept"):
         text += f"\n{rows['references_kept']} prompts not reached in own_seconds: references kept"
     return text
@@ -177,7 +177,7 @@ def _bench_row(name: str, method: dict[str, Any]) -> Sequence[str]:
     if "identical" in method:
         same = f"{method['identical']}/{method['identical'] + method.get('differing', 0)}"
         if method.get("near_ties"):
-            same += f" ({method['near_ties']} near ties)"
+            same += f" ({method['near_ties']} ties up to rounding)"
     return (
         name,
         f"{method['tokens_per_second']:.0f}",

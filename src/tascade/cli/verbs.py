@@ -29,8 +29,7 @@ from tascade.errors import ConfigError, TascadeError
 
 app = typer.Typer(
     name="tascade",
-    help="Make a small language model fast at the one task it is used for. Same output: identical "
-    "in float32, up to rounding in half precision.",
+    help="Make a small model fast at one task. Output: identical in float32, else up to rounding.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -75,20 +75,21 @@ class HeadSavings:
     def describe(self) -> str:
         """A few lines for people."""
         p, held_out = self.profile, self.profile.held_out
+        whose = "the model's own" if p.counted == "own" else "the data's"
         lines = [
             f"{len(p.ids):,} of {p.vocab_size:,} tokens, counted on {p.documents:,} answers "
-            f"({p.counted}); {p.missing:.4f} missing an answer"
+            f"({whose}); {p.missing:.4f} missing in an answer"
         ]
         if self.prompt_mean is not None:
             lines.append(
-                f"a held-out prompt brings {self.prompt_mean:.1f} more on average, "
+                f"a held-out prompt adds {self.prompt_mean:.1f} more on average, "
                 f"{self.prompt_most:,} or fewer in 95% of them"
             )
         if held_out is not None and held_out.documents:
             lines.append(
                 f"held out ({held_out.documents:,} answers): {held_out.share:.2%} of tokens "
                 "covered by the list, the prompt and the answer so far; "
-                f"{held_out.per_document:.3f} missing an answer "
+                f"{held_out.per_document:.3f} missing in an answer "
                 f"[95%: {held_out.low:.3f} to {held_out.high:.3f}]"
             )
         lines.append(
