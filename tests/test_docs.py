@@ -181,7 +181,7 @@ def test_every_page_is_reached_from_the_start_with_what_it_is_for(start: Path) -
     assert {page for page in DOCS.glob("*.md") if page.name != "index.md"} <= listed
 
 
-@pytest.mark.parametrize("page", PAGES[2:], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [PAGES[0], *PAGES[2:]], ids=lambda page: page.name)
 def test_measured_files_that_a_page_names_are_there(page: Path) -> None:
     for name in re.findall(r"`(benchmarks/[^` ]+\.json)`", page.read_text(encoding="utf-8")):
         assert "<" in name or list(REPO.glob(name)), name
