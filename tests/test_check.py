@@ -137,7 +137,7 @@ def test_half_precision_is_compared_too_and_warned_of(monkeypatch: pytest.Monkey
     assert close["differing"] == close["near_ties"] > 0
     monkeypatch.undo()
     plant(monkeypatch, second_best)
-    with pytest.warns(UserWarning, match="by more than a near tie"):
+    with pytest.warns(UserWarning, match="by more than a tie up to rounding"):
         far = adapt(tiny(torch.bfloat16), ROWS, recipe=RECIPE).pack.info.rows
     assert far["differing"] > far["near_ties"]
 

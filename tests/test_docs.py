@@ -174,6 +174,25 @@ def test_every_page_is_in_the_navigation() -> None:
     assert listed == {path.name for path in DOCS.glob("*.md")}
 
 
+@pytest.mark.parametrize("start", [REPO / "README.md", DOCS / "index.md"], ids=lambda p: p.name)
+def test_every_page_is_reached_from_the_start_with_what_it_is_for(start: Path) -> None:
+    rows = re.findall(r"^\| \[[^]]+\]\(([^)]+)\) \| (.{20,}) \|$", start.read_text(), re.M)
+    listed = {(start.parent / name).resolve() for name, _ in rows}
+    assert {page for page in DOCS.glob("*.md") if page.name != "index.md"} <= listed
+
+
+@pytest.mark.parametrize("page", [PAGES[0], *PAGES[2:]], ids=lambda page: page.name)
+def test_measured_files_that_a_page_names_are_there(page: Path) -> None:
+    for name in re.findall(r"`(benchmarks/[^` ]+\.json)`", page.read_text(encoding="utf-8")):
+        assert "<" in name or list(REPO.glob(name)), name
+
+
+def test_the_glossary_stays_short() -> None:
+    terms = re.findall(r"^\| \*\*([^*]+)\*\* \|", (DOCS / "glossary.md").read_text(), re.M)
+    assert len(terms) <= 25
+    assert terms == sorted(set(terms), key=str.lower)
+
+
 # --- the table of the README --------------------------------------------------------------------
 
 

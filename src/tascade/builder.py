@@ -220,15 +220,15 @@ def check(
 ) -> dict[str, int]:
     """Compare a few answers with plain decoding's; what it finds is not learned from.
 
-    A difference that is a near tie (see :class:`tascade.decode.equality.NearTies`) is counted and
+    A difference at a tie up to rounding (:class:`tascade.decode.equality.NearTies`) is counted and
     let pass. Any other means in float32 that verification is broken. In half precision it need
-    not: there attention over one row and over several may round apart by more than a near tie
-    allows, so it is warned of.
+    not: there attention over one row and over several may round apart by more than such a
+    tie allows, so it is warned of.
 
     A head that is approximate changes words on purpose: with it nothing is compared.
 
     Raises:
-        TascadeError: an answer in float32 differs, and it is no near tie.
+        TascadeError: an answer in float32 differs, and not at a tie up to rounding.
     """
     import torch
 
@@ -261,8 +261,8 @@ def check(
     if differing > ties:
         warnings.warn(
             f"{differing - ties} of {len(prompts)} answers differ from plain decoding's, and by "
-            f"more than a near tie: in {task_model.model.dtype} rounding may do that; adapt in "
-            "float32 to be sure that it is no more",
+            f"more than a tie up to rounding: {task_model.model.dtype} may round so far; adapt in "
+            "float32 to exclude any other cause",
             stacklevel=2,
         )
     return {"checked": len(prompts), "differing": differing, "near_ties": ties}

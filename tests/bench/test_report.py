@@ -235,7 +235,7 @@ def test_a_full_page_shows_every_number_with_its_guarantee():
         "2.25×",
         "2.00–2.50×",
         "minimum and maximum of 2 repeats",
-        "3 of 4 outputs identical to plain decoding; 1 differ, 1 of them from a near tie",
+        "3 of 4 outputs identical to plain decoding; 1 differ, 1 of them at a tie up to rounding",
         "1.50× (1.40–1.60×) the speed of hf-prompt-lookup, the fastest peer (lossless)",
         "not run: arctic_inference is not installed",
         "ECE 0.050",

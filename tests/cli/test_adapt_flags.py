@@ -125,7 +125,7 @@ def adapted(case: dict[str, str], base: Path, out: Path) -> TaskModel:
     return made
 
 
-@pytest.mark.filterwarnings("ignore:.*by more than a near tie")  # of bfloat16, in a few packs
+@pytest.mark.filterwarnings("ignore:.*by more than a tie")  # of bfloat16, in a few packs
 @pytest.mark.parametrize("case", cases(), ids=given)
 def test_flags_together_make_a_pack_that_says_what_plain_decoding_says(
     base: Path, tmp_path: Path, case: Case

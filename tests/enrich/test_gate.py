@@ -45,7 +45,7 @@ def test_a_model_that_ignores_its_new_tokens_is_refused() -> None:
     found = verdict(said(texts, [1, 2, 3, 4, 5, 9]), said(texts), texts)
     assert found.adoption == 0.0
     assert found.fewer_steps == 1.0
-    assert "adoption of the new tokens is 0.000, 0.950 below 0.950" in found.failures
+    assert "the share of possible steps saved is 0.000, 0.950 below 0.950" in found.failures
 
 
 def test_worse_answers_are_refused_saying_by_how_much() -> None:
@@ -76,7 +76,7 @@ def test_broken_json_other_lengths_and_drift_are_refused() -> None:
     assert [f for f in broken.failures if "valid JSON" in f]
     longer = verdict(said(['{"a": 1, "b": 2}'] * 10), base, wanted)
     assert [f for f in longer.failures if "2.000 times as long" in f]
-    assert [f for f in verdict(base, base, wanted, drift=0.6).failures if "drift" in f]
+    assert [f for f in verdict(base, base, wanted, drift=0.6).failures if "KL divergence" in f]
     plain = verdict(said(["x"]), said(["x"]), ["x"])
     assert plain.valid is None
 

@@ -39,7 +39,8 @@ _OURS = ("tasc", "tailored")
 """Methods whose name starts so are tascade's; the others are peers."""
 
 _GUARANTEES = {
-    "lossless": "the same output as plain decoding, token for token; what differs is counted",
+    "lossless": "the model checks every token: plain decoding's output, identical in float32 and "
+    "up to rounding in half precision; what differs is counted",
     "approximate": "may differ from plain decoding; what differs is counted",
     "retrained": "another model; its quality is measured instead",
 }
@@ -203,7 +204,8 @@ def _outputs_claim(method: Json, examples: int) -> str:
     same, differing = method["identical"], method.get("differing", 0)
     text = f"{same:,} of {max(examples, same + differing):,} outputs identical to plain decoding"
     if differing:
-        text += f"; {differing:,} differ, {method.get('near_ties', 0):,} of them from a near tie"
+        ties = method.get("near_ties", 0)
+        text += f"; {differing:,} differ, {ties:,} of them at a tie up to rounding"
     return text
 
 
@@ -217,8 +219,8 @@ def _notes(measured: Mapping[str, Json]) -> list[str]:
     ]
     if faults:
         notes.append(
-            f"Outputs of {', '.join(faults)} differ from plain decoding without a near tie to "
-            "explain it. A lossless method must not do that."
+            f"Outputs of {', '.join(faults)} differ from plain decoding by more than a tie up to "
+            "rounding. A lossless method must not do that."
         )
     plain = measured["plain"]["tokens"]
     others = [

@@ -81,9 +81,9 @@ def _check_consistent(result: Mapping[str, Any]) -> None:
                 )
         if method.get("near_ties", 0) > method.get("differing", math.inf):
             raise _wrong(
-                "more near ties than differing outputs",
+                "more ties up to rounding than differing outputs",
                 method["near_ties"],
-                f"at most {method['differing']}: near ties are counted among the differing",
+                f"at most {method['differing']}: these ties are counted among the differing",
                 (*at, "near_ties"),
             )
         ratios = {"speedup": method["speedup"]} if "speedup" in method else {}

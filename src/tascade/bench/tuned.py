@@ -78,7 +78,7 @@ def _rows(gate: Json, bounds: Json) -> list[GateRow]:
         )
     rows += [
         _least("same answer as the base model", gate, "agreement", bounds["min_agreement"]),
-        _least("adoption of the new tokens", gate, "adoption", bounds["min_adoption"]),
+        _least("steps saved, of those possible", gate, "adoption", bounds["min_adoption"]),
         GateRow(
             "length in bytes, of the base model's",
             f"{gate['bytes_ratio']:.3f}",
@@ -101,7 +101,7 @@ def _rows(gate: Json, bounds: Json) -> list[GateRow]:
         )
     rows.append(
         GateRow(
-            "drift on other text, nats a token",
+            "KL divergence on other text, nats a token",
             f"{gate['drift']:.3f}",
             "0",
             _DASH,

@@ -139,7 +139,7 @@ def rows_used(rows: dict[str, int], own: int = 0) -> str:
         f"{rows['checked'] - rows['differing']} of {rows['checked']} answers are plain decoding's"
     )
     if rows["differing"]:
-        text += f", {rows['differing']} differ ({rows['near_ties']} near ties)"
+        text += f", {rows['differing']} differ ({rows['near_ties']} at ties up to rounding)"
     if "float32_percent" in rows:
         text += "\nin half precision answers are the model's up to rounding"
         if (percent := rows["float32_percent"]) <= _AS_FAST:
@@ -231,7 +231,7 @@ def _bench_row(name: str, method: dict[str, Any]) -> Sequence[str]:
     if "identical" in method:
         same = f"{method['identical']}/{method['identical'] + method.get('differing', 0)}"
         if method.get("near_ties"):
-            same += f" ({method['near_ties']} near ties)"
+            same += f" ({method['near_ties']} ties up to rounding)"
     return (
         name,
         f"{method['tokens_per_second']:.0f}",

@@ -36,7 +36,7 @@ from tascade.errors import TascadeError
 
 app = typer.Typer(
     name="tascade",
-    help="Make a small language model fast at the one task it is used for, with the same output.",
+    help="Make a small model fast at one task. Output: identical in float32, else up to rounding.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -93,14 +93,14 @@ class GateResult:
         gap = self.against_base
         lines = [
             f"{self.rows} held-out prompts: {self.fewer_steps:.2f}x fewer steps, "
-            f"{self.adoption:.1%} of those possible",
+            f"{self.adoption:.1%} of the saving possible",
             f"  same answer as the base model: {self.agreement:.1%}"
             + _beside(self.control_agreement),
             f"  task score: {self.score:.1%}, base {self.base_score:.1%} "
             f"({100 * gap.value:+.1f} points, 95% {100 * gap.low:+.1f} to {100 * gap.high:+.1f})"
             + _beside(self.control_score),
             f"  length in bytes: {self.bytes_ratio:.2f} of the base's; "
-            f"drift on other text: {self.drift:.3f} nats a token",
+            f"KL divergence on other text: {self.drift:.3f} nats a token",
         ]
         if self.left_out:
             lines.append(f"  {self.left_out} others were not reached in own_seconds, and left out")
@@ -204,7 +204,7 @@ def _failures(found: GateResult, config: GateConfig) -> list[str]:
     if found.against_control is not None:
         least("the task score less the control's", found.against_control.value, -drop)
     least("agreement with the base model", found.agreement, config.min_agreement)
-    least("adoption of the new tokens", found.adoption, config.min_adoption)
+    least("the share of possible steps saved", found.adoption, config.min_adoption)
     if found.valid is not None and found.base_valid is not None:
         least(
             "the share of valid JSON less the base model's", found.valid - found.base_valid, -drop
@@ -215,7 +215,8 @@ def _failures(found: GateResult, config: GateConfig) -> list[str]:
             f"not within {config.max_length_ratio} times"
         )
     if found.drift > config.max_kl:
-        failures.append(f"drift on other text is {found.drift:.3f}, above {config.max_kl:.3f}")
+        what = "KL divergence on other text"
+        failures.append(f"{what} is {found.drift:.3f}, above {config.max_kl:.3f}")
     return failures
 
 

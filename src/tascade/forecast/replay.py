@@ -111,7 +111,10 @@ class Forecast:
     def describe(self) -> str:
         """A few lines for a person."""
         s = self.statistics
-        shares = ", ".join(f"{name} {share:.0%}" for name, share in self.sources.items() if share)
+        names = {"target": "the model itself"}
+        shares = ", ".join(
+            f"{names.get(name, name)} {share:.0%}" for name, share in self.sources.items() if share
+        )
         return "\n".join(
             (
                 f"{self.verdict}: {self.reason}",

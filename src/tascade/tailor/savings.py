@@ -111,9 +111,10 @@ class HeadSavings:
     def describe(self) -> str:
         """A few lines for people."""
         p, held_out = self.profile, self.profile.held_out
+        whose = "the model's own" if p.counted == "own" else "the data's"
         lines = [
             f"{len(p.ids):,} of {p.vocab_size:,} tokens, counted on {p.documents:,} answers "
-            f"({p.counted}), which lack {_lacked(p.missing)}"
+            f"({whose}), which lack {_lacked(p.missing)}"
         ]
         if self.prompt_mean is not None:
             lines.append(
