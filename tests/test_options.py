@@ -107,12 +107,13 @@ def test_what_is_wrong_is_named_before_a_model_is_loaded(given: Any, match: str)
 
 def test_a_model_without_its_tokenizer_is_told_what_to_give(folder: Path) -> None:
     model = tiny_model("llama", vocab_size=260)
-    pack = adapt(folder, ROWS, max_new_tokens=4).pack.path
+    made = adapt(folder, ROWS, max_new_tokens=4, tailor="exact")  # its folder goes with it
+    pack = made.pack.path
     for call in (
         lambda: tascade.adapt(model, ROWS),
         lambda: tascade.inspect(ROWS, model),
         lambda: tascade.TaskModel.from_pretrained(pack, model),
-        lambda: tascade.TaskModel.from_pretrained(pack, model, head="exact"),
+        lambda: tascade.TaskModel.from_pretrained(pack, model, head="full"),
         lambda: tascade.adapt((model,), ROWS),  # type: ignore[arg-type]
     ):
         with pytest.raises(ConfigError, match="model") as told:
