@@ -129,11 +129,7 @@ def inspect(
     prepared.require_held_out(str(data))
     tell("measuring the model's steps", 0, None)
     cost = measure_cost(Target(loaded))
-    asked = spread([row for row in rows if len(row[0])], answers)
-    own = _own(loaded, [prompt for prompt, _ in asked], ends, recipe, tell)
-    # Nothing is calibrated on the reference of a prompt whose own answer is replayed.
-    taken = {id(row) for row in asked}
-    others = [row for row in rows if id(row) not in taken]
+    own, others = _own(loaded, rows, answers, recipe, ends, tell)
     tell("replaying held-out outputs", 0, len(own or rows))
     found = forecast(
         [answer for _, answer in prepared.train],
@@ -159,7 +155,7 @@ def inspect(
     skipped = sum(report.skipped for report in prepared.reports)
     counts = {
         "rows": prepared.held_out_of,
-        "forecast": found.replayed,
+        "forecast": len(own) or len(rows),
         "new_tokens": 0 if new is None else new.held_out,
         "coverage": 0 if vocabulary is None else len(prepared.validation),
     }
@@ -168,20 +164,25 @@ def inspect(
 
 def _own(
     loaded: Any,
-    prompts: Sequence[IntArray],
-    ends: Sequence[int],
+    rows: Sequence[tuple[IntArray, IntArray]],
+    count: int,
     recipe: Recipe,
+    ends: Sequence[int],
     tell: Progress,
-) -> list[tuple[IntArray, IntArray]]:
-    """Prompts, each with the model's own answer."""
+) -> tuple[list[tuple[IntArray, IntArray]], list[tuple[IntArray, IntArray]]]:
+    """Some of the prompts with the model's own answers; and the other rows: nothing is to be
+    calibrated on the reference of a prompt whose own answer is replayed.
+    """
+    asked = spread([row for row in rows if len(row[0])], count)
     params = SamplingParams(max_new_tokens=recipe.max_new_tokens, end_tokens=tuple(ends))
     decoder = Decoder(Target(loaded), NoDrafter())
     own = []
-    for done, prompt in enumerate(prompts):
-        tell("answering held-out prompts", done, len(prompts))
+    for done, (prompt, _) in enumerate(asked):
+        tell("answering held-out prompts", done, len(asked))
         said = decoder.generate(prompt, params).tokens
         own.append((prompt, np.asarray(said, np.int32)))
-    return own
+    taken = {id(row) for row in asked}
+    return own, [row for row in rows if id(row) not in taken]
 
 
 def _replaceable(model: Any) -> bool:

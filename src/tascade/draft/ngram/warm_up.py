@@ -14,14 +14,14 @@ from tascade.draft.ngram.sources import Task
 from tascade.draft.ngram.tree_search import grow_tree
 from tascade.index.corpus import CorpusIndex
 from tascade.index.similar import SimilarIndex
-from tascade.util.jit import is_compiled
+from tascade.util import jit
 
 _MOST = 12
 
 
 def is_warm() -> bool:
     """Whether kernels were compiled here before: for this version, and for this machine."""
-    return is_compiled(grow_tree)
+    return jit.is_compiled(grow_tree)
 
 
 def warm_up() -> None:
