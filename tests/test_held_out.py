@@ -189,7 +189,7 @@ def test_every_use_says_how_many_rows_it_had(tmp_path: Path, capfd: Any) -> None
     listed = json.loads((tmp_path / "pack" / "vocabulary.json").read_text())
     assert listed["held_out"]["documents"] == 700
     shown = tailor(tmp_path / "pack", data, held_out=held_out).describe()
-    assert "held out (700 answers)" in shown
+    assert "700 held-out answers" in shown
 
 
 # --- whose answers ------------------------------------------------------------------------------

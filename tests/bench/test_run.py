@@ -11,8 +11,9 @@ from tascade.bench.machine import machine_info
 from tascade.bench.methods import DecoderMethod, Recorder, Request, Skipped, restorer
 from tascade.bench.paper_drafter import PaperDrafter
 from tascade.bench.peers import arctic_methods, hf_generate, hf_prompt_lookup
-from tascade.bench.run import About, BenchSettings, run_bench
+from tascade.bench.run import run_bench
 from tascade.bench.schema import validate
+from tascade.bench.timing import About, BenchSettings
 from tascade.core import DraftTree, Generation
 from tascade.decode.equality import NearTies, first_difference
 from tascade.decode.loop import AllNodes, Decoder

@@ -15,8 +15,9 @@ import pytest
 from tascade import bundled
 from tascade.bench import unfinished
 from tascade.bench.methods import DecoderMethod, Request
-from tascade.bench.run import About, BenchSettings, run_bench
+from tascade.bench.run import run_bench
 from tascade.bench.schema import validate
+from tascade.bench.timing import About, BenchSettings
 from tascade.core import Generation
 from tascade.decode.loop import Decoder
 from tascade.decode.sampling import SamplingParams
@@ -127,7 +128,7 @@ def test_the_command_writes_what_it_has_when_it_is_told_to_end(
         "--methods",
         "plain,tasc-spec",
         "--rows",
-        "40",
+        "4",
         "--repeats",
         "1000",
         "--minutes",

@@ -325,7 +325,7 @@ def turning(positions: int):
 
 @pytest.mark.parametrize(
     "assistant",
-    [gpt2(40), tiny_model("llama", 1, max_position_embeddings=40), turning(41)],
+    [gpt2(40), tiny_model("llama", 1, max_position_embeddings=40), turning(40)],
     ids=["table", "rope", "dynamic rope"],
 )
 @pytest.mark.parametrize("length", [30, 40, 41, 60])

@@ -52,6 +52,9 @@ class TableTarget:
     def room(self, base):
         return None
 
+    def unread(self, request):
+        return request.result.tokens[-1:]
+
     def forward(self, tokens, tree=None):
         self.length += len(tokens) + (0 if tree is None else len(tree))
         drafted = [] if tree is None else tree.tokens.tolist()

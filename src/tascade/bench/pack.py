@@ -13,8 +13,9 @@ from tascade.bench.memory import MemoryJob, can_measure, measure_memory
 from tascade.bench.methods import DecoderMethod, InBaseTokens, Method, Request, Skipped, restorer
 from tascade.bench.paper_drafter import PaperDrafter
 from tascade.bench.peers import arctic_methods, hf_generate, hf_prompt_lookup
-from tascade.bench.run import About, BenchSettings, run_bench
+from tascade.bench.run import run_bench
 from tascade.bench.tailored import HEADS, tailored_methods
+from tascade.bench.timing import About, BenchSettings
 from tascade.config import Recipe
 from tascade.core import Example, IntArray, Progress
 from tascade.data.fields import Fields
@@ -58,6 +59,11 @@ class BenchOptions:
     seed: int = 0
     memory: bool = True
     minutes: float = 0.0
+
+    def decoding(self) -> dict[str, Any]:
+        """The options of :meth:`tascade.model.TaskModel.params`."""
+        chosen = {"temperature": self.temperature, "seed": self.seed}
+        return chosen | ({"max_new_tokens": self.max_new_tokens} if self.max_new_tokens else {})
 
     def names(self, known: tuple[str, ...] = ALL) -> tuple[str, ...]:
         """The methods asked for; ``plain`` always comes first.
@@ -118,20 +124,13 @@ def bench_pack(
     options, opened = options or BenchOptions(), Pack.open(pack)
     names = options.names(_known(opened))
     report, named = LoadReport(), Fields.of(laid_over(Recipe(data=opened.reading), fields).data)
-    rows = list(_examples(data, named, report))
+    rows = _rows(data, named, report)
     tell_not_used([report])
     examples = spread(rows, options.rows)
-    if not examples:
-        raise DataError(
-            "no rows to measure on", got="0 rows", wanted="one or more", where=str(data)
-        )
     # While no model is in this process: there may be no room for two.
     memory = _memory(opened, names, examples, model, dtype, options, teller(progress))
     task_model = TaskModel.from_pretrained(pack, model, dtype=dtype, head="full")
-    chosen: dict[str, Any] = {"temperature": options.temperature, "seed": options.seed}
-    if options.max_new_tokens:
-        chosen["max_new_tokens"] = options.max_new_tokens
-    params = task_model.params(**chosen)
+    params = task_model.params(**options.decoding())
     requests = [_request(task_model, example) for example in examples]
     warm = spread(list(islice(_examples(warmup, named) if warmup else rows, 64)), _FEW_ROWS)
     target = task_model.target
@@ -158,6 +157,15 @@ def bench_pack(
     if out is not None:
         write_atomic(out, text)
     return result
+
+
+def _rows(data: Any, named: Fields, report: LoadReport) -> list[Example]:
+    rows = list(_examples(data, named, report))
+    if not rows:
+        raise DataError(
+            "no rows to measure on", got="0 rows", wanted="one or more", where=str(data)
+        )
+    return rows
 
 
 def _about(task_model: TaskModel, pack: str | Path, source: Mapping[str, Any]) -> About:

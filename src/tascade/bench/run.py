@@ -2,107 +2,24 @@
 
 from __future__ import annotations
 
-import gc
-import hashlib
-import json
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tascade.bench import metrics, unfinished
+from tascade.bench import metrics
 from tascade.bench.machine import machine_info
-from tascade.bench.methods import Method, Request, Skipped, VerifiedNodes
+from tascade.bench.methods import Method, Request, Skipped
 from tascade.bench.schema import SCHEMA_VERSION, validate
+from tascade.bench.timing import About, BenchSettings, Progress, Record, Turns
 from tascade.core import Generation, Source
 from tascade.decode.equality import NearTies
-from tascade.decode.sampling import SamplingParams
 from tascade.errors import ConfigError
 
 BASELINE = "plain"
 OURS = "tasc-spec"
 """Methods whose name starts so are set against every other one."""
-
-Progress = Callable[[str, int, int], None]
-"""Told after each request: (phase, requests done in it, requests in all)."""
-
-
-@dataclass(frozen=True, slots=True)
-class BenchSettings:
-    """What all methods share. ``chunk``: requests a method decodes before the next takes over;
-    ``minutes``: how long the timed part may take, foretold from the first chunk; 0 for any time.
-    """
-
-    params: SamplingParams = field(default_factory=SamplingParams)
-    repeats: int = 5
-    chunk: int = 4
-    minutes: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name in ("repeats", "chunk"):
-            if getattr(self, name) < 1:
-                raise ConfigError(
-                    f"{name} is out of range", got=getattr(self, name), wanted="1 or more"
-                )
-
-    def to_json(self) -> dict[str, Any]:
-        """The ``settings`` object of the result."""
-        p = self.params
-        return {
-            "max_new_tokens": p.max_new_tokens,
-            "temperature": float(p.temperature),
-            "top_k": p.top_k,
-            "top_p": float(p.top_p),
-            "min_p": float(p.min_p),
-            "repetition_penalty": float(p.repetition_penalty),
-            "seed": p.seed,
-            "batch": 1,
-            "repeats": self.repeats,
-            "chunk": self.chunk,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class About:
-    """Where the model, the data and the numbers come from."""
-
-    model: str
-    dtype: str
-    data_path: str
-    data_sha256: str
-    pack: str | None = None
-    command: str = ""
-
-
-@dataclass(slots=True)
-class _Record:
-    """What one method did: everything by repeat, and within it by request."""
-
-    method: Method
-    times: list[list[float]] = field(default_factory=list)
-    runs: list[list[Generation]] = field(default_factory=list)
-    nodes: VerifiedNodes | None = None
-
-    @property
-    def seconds(self) -> list[float]:
-        """By repeat."""
-        return [sum(times) for times in self.times]
-
-    @property
-    def first(self) -> list[Generation]:
-        """The generations of the first repeat, in the order of the requests."""
-        return self.runs[0]
-
-    def tokens(self) -> list[int]:
-        """Tokens by repeat."""
-        return [sum(len(g.tokens) for g in run) for run in self.runs]
-
-    def seconds_per_token(self) -> list[float]:
-        """By repeat: fair where a near tie has made one output longer."""
-        return [s / max(1, n) for s, n in zip(self.seconds, self.tokens(), strict=True)]
 
 
 def run_bench(
@@ -150,13 +67,10 @@ def run_bench(
         ConfigError: no requests, no ``plain``, two methods of one name, or nothing to resume.
         KeyboardInterrupt: before any request was answered by all methods.
     """
-    created = datetime.now(UTC).isoformat(timespec="seconds")
+    created, machine = datetime.now(UTC).isoformat(timespec="seconds"), machine_info()
     _check(methods, requests)
-    machine = machine_info()
-    records = [_Record(m) for m in methods if not isinstance(m, Skipped)]
-    turns = _Turns(
-        records, requests, settings, progress, kept, _key(records, requests, about, settings)
-    )
+    records = [Record(m) for m in methods if not isinstance(m, Skipped)]
+    turns = Turns(records, requests, settings, about, progress, kept)
     if resume:
         turns.resume()
     _warm_up(records, warmup)
@@ -164,8 +78,7 @@ def run_bench(
     requests = turns.requests
     if not stopped:
         _trace(records, requests, progress)
-        if kept is not None:
-            kept.unlink(missing_ok=True)
+        turns.forget()
     result = {
         "schema": SCHEMA_VERSION,
         "created": created,
@@ -201,143 +114,14 @@ def _check(methods: Sequence[Method | Skipped], requests: Sequence[Request]) -> 
 # --- the passes ---------------------------------------------------------------------------------
 
 
-def _warm_up(records: Sequence[_Record], warmup: Sequence[Request]) -> None:
+def _warm_up(records: Sequence[Record], warmup: Sequence[Request]) -> None:
     for record in records:
         for request in warmup:
             record.method.run(request)
 
 
-class _Turns:
-    """The timed part: which requests, how often, and what was measured."""
-
-    def __init__(
-        self,
-        records: Sequence[_Record],
-        requests: Sequence[Request],
-        settings: BenchSettings,
-        progress: Progress | None,
-        kept: Path | None,
-        key: str,
-    ) -> None:
-        self._records, self._all, self._settings = records, requests, settings
-        self._progress, self._kept, self._key = progress, kept, key
-        self._rows, self._repeats, self._done = [*range(len(requests))], settings.repeats, 0
-        self._fitted = settings.minutes == 0
-
-    @property
-    def requests(self) -> list[Request]:
-        """Those that are measured."""
-        return [self._all[row] for row in self._rows]
-
-    def to_json(self) -> dict[str, Any]:
-        """For the result's settings: what was measured where that is less than was asked for."""
-        asked = {"asked_rows": len(self._all), "asked_repeats": self._settings.repeats}
-        found = {"repeats": self._done}
-        whole = self._done == self._settings.repeats and len(self._rows) == len(self._all)
-        return found if whole else found | asked
-
-    def resume(self) -> None:
-        """Take up the repeats that are kept."""
-        assert self._kept is not None
-        self._rows, done = unfinished.load(self._kept, self._key)
-        for record in self._records:
-            for times, run in done[record.method.name]:
-                record.times.append(times)
-                record.runs.append(run)
-        self._done = len(self._records[0].runs)
-        self._fitted = True
-
-    def run(self, on_repeat: Callable[[], Any]) -> bool:
-        """Measure; returns whether it was stopped early.
-
-        Raises:
-            KeyboardInterrupt: with nothing to show.
-        """
-        try:
-            while self._done < self._repeats:
-                self._repeat()
-                self._done += 1
-                if self._kept is not None:
-                    done = {
-                        r.method.name: [*zip(r.times, r.runs, strict=True)] for r in self._records
-                    }
-                    unfinished.save(self._kept, self._key, self._rows, done)
-                on_repeat()
-        except KeyboardInterrupt:
-            self._cut()
-            return True
-        return False
-
-    def _repeat(self) -> None:
-        for record in self._records:
-            record.method.reset()
-            record.times.append([])
-            record.runs.append([])
-        gc.collect()
-        at, size = 0, self._settings.chunk
-        while at < len(self._rows):
-            turn = (at // size + self._done) % len(self._records)
-            for record in (*self._records[turn:], *self._records[:turn]):
-                for row in self._rows[at : at + size]:
-                    start = time.perf_counter()
-                    generation = record.method.run(self._all[row])
-                    record.times[-1].append(time.perf_counter() - start)
-                    record.runs[-1].append(generation)
-                    self._tell()
-            at += size
-            if not self._fitted:
-                self._fit(sum(sum(record.times[0]) for record in self._records), at)
-
-    def _fit(self, seconds: float, measured: int) -> None:
-        """Leave out repeats, and then rows, for which there is no time.
-
-        ``seconds``: what the first ``measured`` rows took, of all methods.
-        """
-        self._fitted = True
-        share = 60 * self._settings.minutes / max(seconds * len(self._rows) / measured, 1e-9)
-        self._repeats = min(self._repeats, max(2, int(share)))
-        count = min(len(self._rows), max(measured, int(len(self._rows) * share / self._repeats)))
-        others = [*range(measured, len(self._rows))]
-        step = len(others) / max(1, count - measured)
-        chosen = [others[int(i * step)] for i in range(count - measured)]
-        self._rows = [*self._rows[:measured], *(self._rows[i] for i in chosen)]
-
-    def _cut(self) -> None:
-        """Keep the whole repeats; where there is none, what all have done of the first."""
-        if not self._done:
-            rows = min(len(record.runs[0]) if record.runs else 0 for record in self._records)
-            if rows == 0:
-                raise KeyboardInterrupt
-            self._rows, self._done = self._rows[:rows], 1
-        for record in self._records:
-            record.times = [times[: len(self._rows)] for times in record.times[: self._done]]
-            record.runs = [run[: len(self._rows)] for run in record.runs[: self._done]]
-
-    def _tell(self) -> None:
-        if self._progress is None:
-            return
-        done = sum(len(run) for record in self._records for run in record.runs)
-        total = self._repeats * len(self._records) * len(self._rows)
-        less = f", {len(self._rows)} of {len(self._all)} rows" * (len(self._rows) < len(self._all))
-        self._progress(f"repeat {self._done + 1} of {self._repeats}{less}", done, total)
-
-
-def _key(
-    records: Sequence[_Record],
-    requests: Sequence[Request],
-    about: About,
-    settings: BenchSettings,
-) -> str:
-    """Says what is measured: two benchmarks with one key can be put together."""
-    machine = machine_info()
-    told: list[Any] = [about.model, about.dtype, about.data_sha256, about.pack, settings.to_json()]
-    told += [machine[name] for name in ("cpu", "threads", "torch", "transformers", "tascade")]
-    told += [[r.method.name for r in records], [[*map(int, r.prompt)] for r in requests]]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
-
-
 def _trace(
-    records: Sequence[_Record], requests: Sequence[Request], progress: Progress | None
+    records: Sequence[Record], requests: Sequence[Request], progress: Progress | None
 ) -> None:
     for done, record in enumerate(records, 1):
         record.method.reset()
@@ -352,7 +136,7 @@ def _trace(
 
 def _entries(
     methods: Sequence[Method | Skipped],
-    records: Sequence[_Record],
+    records: Sequence[Record],
     requests: Sequence[Request],
     near_ties: NearTies | None = None,
     memory: Mapping[str, dict[str, Any]] | None = None,
@@ -379,7 +163,7 @@ def _entries(
     return entries
 
 
-def _measured(record: _Record, requests: Sequence[Request]) -> dict[str, Any]:
+def _measured(record: Record, requests: Sequence[Request]) -> dict[str, Any]:
     first, tokens = record.first, record.tokens()
     forwards = sum(g.forwards for g in first)
     prefill = [sum(g.prefill_seconds for g in run) for run in record.runs]
@@ -434,7 +218,7 @@ def _by_source(run: Sequence[Generation]) -> dict[str, int]:
 
 
 def _equality(
-    record: _Record, plain: _Record, requests: Sequence[Request], near_ties: NearTies | None
+    record: Record, plain: Record, requests: Sequence[Request], near_ties: NearTies | None
 ) -> dict[str, int]:
     """Rows whose output equals plain's first one in every repeat; rows that do not; near ties.
 
@@ -452,7 +236,7 @@ def _equality(
     return {"identical": len(requests) - differing, "differing": differing, "near_ties": ties}
 
 
-def _versus(record: _Record, records: Sequence[_Record]) -> dict[str, dict[str, float]]:
+def _versus(record: Record, records: Sequence[Record]) -> dict[str, dict[str, float]]:
     """Tokens per second against each other method but the baseline, which ``speedup`` is about."""
     return {
         other.method.name: metrics.speedup(record.seconds_per_token(), other.seconds_per_token())
