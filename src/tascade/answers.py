@@ -22,7 +22,7 @@ from tascade.decode.sampling import SamplingParams
 from tascade.errors import ConfigError
 from tascade.util.progress import spelt
 
-_FIRST = 8
+_FIRST = 2
 """Answers after which it is foretold how many there is time for."""
 LEAST_OWN = 20
 """Fewest own answers to go on with where there is no time for all of them."""

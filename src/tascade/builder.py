@@ -176,11 +176,15 @@ def calibrate(
     rows: Sequence[Row],
     recipe: Recipe,
     tell: Progress,
-) -> int:
+) -> dict[str, int]:
     """Decode validation prompts, learning on the way; saves what was learned, notes step costs.
 
-    Returns how many rows were decoded: ``calibration_rows`` at most, spread over the file, and
-    within ``calibration_seconds``. Where no row has a prompt, outputs are replayed instead.
+    ``calibration_rows`` at most, spread over the file, and within ``calibration_seconds``. Where no
+    row has a prompt, outputs are replayed instead.
+
+    Returns:
+        How many rows were ``calibrated``, and in how many ``steps`` the model said how many
+        ``stepped_tokens``, where it said any.
     """
     pack, most = task_model.pack, recipe.spec.calibration_rows
     tell("measuring the model's steps", 0, None)
@@ -188,18 +192,22 @@ def calibrate(
     prompts = [prompt for prompt, _ in rows if prompt is not None]
     chosen = spread(prompts, most)
     params = task_model.params(max_new_tokens=recipe.max_new_tokens)
-    deadline = time.monotonic() + recipe.spec.calibration_seconds
-    done = 0
+    begin, seconds = time.monotonic(), recipe.spec.calibration_seconds
+    done, counts = 0, {"steps": 0, "stepped_tokens": 0}
     for done, prompt in enumerate(chosen, 1):
-        tell("calibrating", done, len(chosen))
-        task_model.decoder.generate(prompt, params)
-        if time.monotonic() > deadline:
+        share = (time.monotonic() - begin) / seconds
+        fits = len(chosen) if done == 1 else min(len(chosen), int((done - 1) / max(share, 1e-9)))
+        tell("calibrating", done - 1, max(fits, done))
+        said = task_model.decoder.generate(prompt, params)
+        counts["steps"] += said.forwards
+        counts["stepped_tokens"] += said.stepped_tokens
+        if time.monotonic() > begin + seconds:
             break
     if not prompts:
         done = replay_references(task_model, spread([a for _, a in rows], _REPLAYED * most))
     tell("calibrating", done, max(done, 1))
     task_model.calibration.save(pack.calibration)
-    return done
+    return {"calibrated": done, **(counts if counts["steps"] else {})}
 
 
 def replay_references(task_model: TaskModel, answers: Sequence[IntArray]) -> int:

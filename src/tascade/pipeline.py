@@ -288,7 +288,7 @@ def prove(task: PackBuilder, prepared: Prepared, recipe: Recipe, progress: Progr
     counts = {
         "held_out": len(rows),
         "held_out_of": prepared.held_out_of,
-        "calibrated": calibrate(task.task_model, rows, recipe, progress),
+        **calibrate(task.task_model, rows, recipe, progress),
         **check(task.task_model, prepared.asked, recipe, progress),
         **time_float32(task.task_model),
     }

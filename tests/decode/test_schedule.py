@@ -94,7 +94,7 @@ def test_it_guesses_again_when_misses_have_become_rare():
     rounds, _ = play(schedule, guesses(3000, False, 0.95))
     assert rounds[-1000:].count(0) > 900
     assert usual(play(schedule, guesses(6000, False, 0.0))[0]) > 4
-    assert schedule.fresh().plan() == 32
+    assert schedule.fresh().plan() == CheckSchedule(flat, nothing).plan() > 0
 
 
 def test_a_machine_that_slows_down_slows_both_ways():

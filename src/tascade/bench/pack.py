@@ -222,7 +222,7 @@ def _memory(
     prompts = [example.prompt for example in spread(examples, _FEW_ROWS) if example.prompt]
     found = {}
     for done, name in enumerate(ours):
-        tell("measuring memory", done, len(ours))
+        tell(f"measuring the memory of {name}, in a process of its own", done, len(ours))
         job = MemoryJob(
             str(pack.path),
             head=HEADS.get(name, "full"),

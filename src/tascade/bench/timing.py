@@ -113,7 +113,7 @@ class Turns:
         self._progress, self._kept = progress, kept
         self._key = _key(records, requests, about, settings)
         self._rows, self._repeats, self._done = [*range(len(requests))], settings.repeats, 0
-        self._fitted = settings.minutes == 0
+        self._fitted, self._stopped = settings.minutes == 0, False
 
     @property
     def requests(self) -> list[Request]:
@@ -122,8 +122,9 @@ class Turns:
 
     def to_json(self) -> dict[str, Any]:
         """For the result's settings: what was measured where that is less than was asked for."""
-        asked = {"asked_rows": len(self._all), "asked_repeats": self._settings.repeats}
-        found = {"repeats": self._done}
+        asked: dict[str, Any] = {"asked_rows": len(self._all)}
+        asked |= {"asked_repeats": self._settings.repeats, "stopped": self._stopped}
+        found: dict[str, Any] = {"repeats": self._done}
         whole = self._done == self._settings.repeats and len(self._rows) == len(self._all)
         return found if whole else found | asked
 
@@ -161,6 +162,7 @@ class Turns:
                 on_repeat()
         except KeyboardInterrupt:
             self._cut()
+            self._stopped = True
             return True
         return False
 
@@ -213,6 +215,10 @@ class Turns:
         if self._progress is None:
             return
         done = sum(len(run) for record in self._records for run in record.runs)
+        if not self._fitted:
+            first = len(self._records) * min(self._settings.chunk, len(self._rows))
+            self._progress("the first rows, which tell how many there is time for", done, first)
+            return
         total = self._repeats * len(self._records) * len(self._rows)
         less = f", {len(self._rows)} of {len(self._all)} rows" * (len(self._rows) < len(self._all))
         self._progress(f"repeat {self._done + 1} of {self._repeats}{less}", done, total)

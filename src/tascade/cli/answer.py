@@ -114,6 +114,7 @@ def chat(
     temperature: Temperature = None,
     seed: Seed = 0,
     system: System = "",
+    max_new_tokens: MaxTokens = 0,
     dtype: Dtype = "auto",
     threads: Threads = 0,
 ) -> None:
@@ -130,6 +131,7 @@ def chat(
         said = "no chat template: each line is a prompt of its own, nothing is remembered"
         console.err.print(said, style="dim")
     turns: list[dict[str, str]] = []
+    limit = {"max_new_tokens": max_new_tokens} if max_new_tokens else {}
     while True:
         try:
             text = console.out.input("[bold]> [/bold]")
@@ -139,7 +141,7 @@ def chat(
             break
         asked: Any = [*turns, {"role": "user", "content": text}] if remembers else text
         try:
-            said = _streamed(task_model, asked, temperature=temperature, seed=seed)
+            said = _streamed(task_model, asked, temperature=temperature, seed=seed, **limit)
         except ConfigError as error:
             console.err.print(f"error: {error}", markup=False, soft_wrap=True)
             continue
@@ -153,10 +155,16 @@ def _streamed(task_model: TaskModel, prompt: Any, **options: Any) -> str:
     Raises:
         ConfigError: the conversation has become too long for the model, or a template refuses it.
     """
-    said = []
-    for piece in task_model.stream(prompt, **options):
-        sys.stdout.write(piece)
+    from tascade.cli import console
+    from tascade.decode.text import TextStream
+
+    params = task_model.params(**options)
+    text, result = TextStream(task_model.tokenizer, params), None
+    for _, result in task_model.steps(task_model.encode(prompt), params):
+        sys.stdout.write(text.take(result))
         sys.stdout.flush()
-        said.append(piece)
     sys.stdout.write("\n")
-    return "".join(said)
+    assert result is not None
+    if result.finish_reason == "length":
+        console.err.print(f"(cut at {len(result.tokens)} tokens)", style="dim")
+    return result.text

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -23,6 +24,8 @@ from tascade.util.progress import shown
 if TYPE_CHECKING:
     from tascade.config import DataConfig
 
+_LITTLE = 1.3
+"""Tokens a step below which drafts are hardly worth it."""
 _AS_FAST = 110
 """Percent of a half-precision step's time up to which float32 is as good as free."""
 out = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 150)
@@ -96,6 +99,9 @@ def ends_early() -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
+    except KeyboardInterrupt:
+        err.print("stopped before every method had answered a row: there is nothing to show")
+        raise typer.Exit(130) from None
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -140,12 +146,20 @@ def rows_used(rows: dict[str, int], own: int = 0) -> str:
     )
     if rows["differing"]:
         text += f", {rows['differing']} differ ({rows['near_ties']} at ties up to rounding)"
+    if rows.get("steps"):
+        gain = rows["stepped_tokens"] / rows["steps"]
+        text += f"; {gain:.1f} tokens a step on these"
+        if gain < _LITTLE and not own:
+            text += (
+                "\nthat is little: the index holds reference answers, which this model may not "
+                "say; --self indexes its own"
+            )
     if "float32_percent" in rows:
         text += "\nin half precision answers are the model's up to rounding"
         if (percent := rows["float32_percent"]) <= _AS_FAST:
             text += (
-                f"; a float32 step takes {percent}% of the time here: with --dtype float32 they "
-                "are identical, and no slower"
+                f"; a float32 step took {percent}% of a half-precision one's time here: with "
+                "--dtype float32 they are identical"
             )
     if rows.get("references_kept"):
         text += (
@@ -195,6 +209,19 @@ def summary(result: Generation) -> str:
         f"{n} tokens in {result.seconds:.2f} s ({rate:.0f} tokens/s), "
         f"{result.tokens_per_step:.2f} tokens a step"
     )
+
+
+def tell_what_was_left_out(result: dict[str, Any]) -> None:
+    """Say on stderr what a benchmark was stopped before, or had no time for."""
+    said, rows = result["settings"], result["data"]["examples"]
+    if "asked_rows" not in said:
+        return
+    why = "stopped" if said["stopped"] else "what there was time for (--minutes)"
+    text = f"{why}: {said['repeats']} of {said['asked_repeats']} rounds over {rows} of "
+    text += f"{said['asked_rows']} rows"
+    if said["stopped"]:
+        text += "; the same command with --resume goes on after its whole rounds"
+    err.print(text, style="yellow", soft_wrap=True)
 
 
 def print_bench_so_far(methods: dict[str, Any]) -> None:

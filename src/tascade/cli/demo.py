@@ -44,8 +44,10 @@ def run(out: Path, *, rows: int = 12, repeats: int = 2, tune: bool = False) -> l
     results: list[dict[str, Any]] = []
     _check_folder(out)
     tasks = bundled.tasks()
-    count, minutes = len(tasks) + tune, len(tasks) + 15 * tune
-    console.err.print(f"{count} parts, about {minutes} min on two cores; kernels are compiled once")
+    count, minutes = len(tasks) + tune, 2 * len(tasks) + 15 * tune
+    console.err.print(
+        f"{count} parts, about {minutes} min on two free cores, longer beside other work"
+    )
     for number, task in enumerate(tasks, 1):
         console.out.rule(f"[bold]{number} of {count}: {task}", align="left")
         results += _task(task, out, rows, repeats)

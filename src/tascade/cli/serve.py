@@ -54,13 +54,14 @@ def serve(
 
     Options not named here are passed on to `vllm serve`.
     """
-    from tascade.serve.command import choose_engine, names_of, run_builtin
+    from tascade.serve.command import choose_engine, names_of, need_packages, run_builtin
 
     if only_print or choose_engine(engine, context.args) == "vllm":
         shown = ("--dtype", dtype) if dtype != "auto" else ()
         given = {"model": model, "name": name, "host": host, "port": port, "learn": learn}
         _serve_in_vllm(pack, only_print, drafted=drafted, extra=[*shown, *context.args], **given)
         return
+    need_packages()
     from tascade.serve.engine import Settings
 
     use_threads(threads)

@@ -172,6 +172,7 @@ def bench(
             progress=progress,
             **fields,
         )
+    console.tell_what_was_left_out(result)
     if json:
         console.print_json(result)
     else:
@@ -207,7 +208,7 @@ def demo(
     ] = False,
     threads: Threads = 0,
 ) -> None:
-    """The bundled task and model, end to end, offline, in about a minute."""
+    """The bundled task and model, end to end, offline, in some minutes."""
     from tascade.cli.demo import run
 
     use_threads(threads)

@@ -38,7 +38,12 @@ def bounded(
             got=f"{prompt_tokens} tokens",
             wanted=f"at most {most - 1}, by {by}",
             where=where,
-            fix="shorten the prompt, or use a model with a longer context",
+            fix="shorten the prompt, or "
+            + (
+                "raise max_length; max_new_tokens counts the answer alone"
+                if by == "max_length"
+                else "use a model with a longer context"
+            ),
         )
     return replace(params, max_new_tokens=most - prompt_tokens)
 

@@ -92,7 +92,7 @@ class Forecast:
         )
         return "\n".join(
             (
-                f"{self.verdict}: {self.reason}",
+                f"{self.verdict}{self._condition()}: {self.reason}",
                 f"  predicted    {self.tokens_per_step:.2f} tokens per step, {self.speedup:.2f}x "
                 f"decoding speed [{self.low:.2f}x to {self.high:.2f}x], "
                 f"{self.drafted_per_step:.1f} drafted tokens a step",
@@ -109,6 +109,10 @@ class Forecast:
                 f"{s.grams_in_train:.0%} of their 4-grams occur in the training outputs",
             )
         )
+
+    def _condition(self) -> str:
+        doubtful = self.answers == "references" and self.verdict.startswith("profits")
+        return ", if the model answers as the references do" if doubtful else ""
 
     def _doubts(self) -> list[str]:
         if self.answers == "references":
@@ -356,8 +360,12 @@ def _verdict(tally: _Tally, s: OutputStatistics, answers: str, replayed: int) ->
         return "profits", f"{gain}; {seen}"
     if tally.speedup >= PROFITS_LITTLE:
         return "profits little", f"{gain}; only {seen}"
+    why = "the outputs are too varied to draft"
+    if answers != "references":
+        why = (
+            "the model does not say what the training outputs say (`adapt --self` indexes its own)"
+        )
     return (
         "will not profit",
-        f"{gain}: the outputs are too varied to draft; only {seen}. "
-        "The budget will mostly decode plainly",
+        f"{gain}: {why}; only {seen}. The budget will mostly decode plainly",
     )

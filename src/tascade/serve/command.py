@@ -20,11 +20,10 @@ from tascade.errors import ConfigError
 from tascade.index.traffic import TrafficLearner
 from tascade.model import TaskModel
 from tascade.pack import Pack
-from tascade.serve.engine import Settings
 from tascade.util.files import without_folders
 
 if TYPE_CHECKING:
-    from tascade.serve.engine import Engine
+    from tascade.serve.engine import Engine, Settings
 
 ENGINES = ("auto", "vllm", "builtin")
 
@@ -80,22 +79,32 @@ def _is_packaged(name: str) -> bool:
     return True
 
 
+def need_packages() -> None:
+    """Refuse to go on without the built-in server's packages.
+
+    Raises:
+        ConfigError: naming what is missing.
+    """
+    wanted = ("fastapi", "uvicorn", "prometheus_client", "llguidance")
+    if missing := [name for name in wanted if importlib.util.find_spec(name) is None]:
+        raise ConfigError(
+            "the built-in server's packages are not installed",
+            got=f"no module {', '.join(missing)}",
+            wanted="tascade with its serve extra",
+            fix="pip install -e '.[serve]' in a clone of tascade",
+        )
+
+
 def run_builtin(
     pack: Path, settings: Settings, *, model: str = "", dtype: str = "auto", learn: str = ""
 ) -> None:
     """Serve until a signal to stop; then finish what was begun, within the grace."""
-    try:
-        import uvicorn
+    need_packages()
+    import uvicorn
 
-        from tascade.serve.app import create_app
-        from tascade.serve.engine import Engine, Metrics
-    except ImportError as error:
-        raise ConfigError(
-            "the built-in server's packages are not installed",
-            got=f"no module {error.name}",
-            wanted="fastapi, uvicorn, prometheus-client",
-            fix='pip install "tascade[serve]"',
-        ) from error
+    from tascade.serve.app import create_app
+    from tascade.serve.engine import Engine, Metrics
+
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     task = TaskModel.from_pretrained(pack, model or None, dtype=dtype)

@@ -132,7 +132,8 @@ class HeadSavings:
                 lines.append(
                     f"that is {held_out.per_document / p.tolerance:.0f} times the tolerance of "
                     f"{p.tolerance:g}: the list does not fit answers like these; give more "
-                    "training rows, or the model's own answers (--self)"
+                    "training rows, or the model's own answers (--self), or leave it unused "
+                    "(--head full)"
                 )
         lines.append(
             f"vocabulary on the device: {self.tailored_bytes / 1e6:.2f} MB of "

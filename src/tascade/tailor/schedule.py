@@ -18,6 +18,10 @@ _FEW = 16
 """Guesses seen before the predictor reads their logsumexp."""
 _LOOK = 24
 """Guesses before it is judged whether they pay."""
+_BEGIN = 4
+"""Guesses in the first round; twice as many after each that was right, half after one that was not.
+A list that does not fit an answer costs a few steps, not a whole round (an answer of 19 tokens took
+32 steps of a model of 135M parameters)."""
 _REST = (12, 384)
 """Steps with the full head before the next look, at first and at most: each is twice the last."""
 _FADED = 0.25
@@ -110,6 +114,7 @@ class CheckSchedule:
     _looked: int = 0
     _rest: int = 0
     _next_rest: int = _REST[0]
+    _most: int = _BEGIN
 
     def __post_init__(self) -> None:
         self.predictor = MissPredictor(self.miss_rate)
@@ -120,7 +125,7 @@ class CheckSchedule:
 
     def plan(self) -> int:
         """Most guesses before the next check; 0 to use the full head at once."""
-        return 0 if self._rest else self.max_unchecked
+        return 0 if self._rest else min(self._most, self.max_unchecked)
 
     def should_check(self, right: Sequence[float]) -> bool:
         """Whether to check now.
@@ -161,17 +166,20 @@ class CheckSchedule:
             seconds: what the pass took, going back to the misses included.
             product: seconds of the logits and their argmax alone; 0 if they were not measured.
         """
-        rounds = self._rounds
+        rounds, wrong = self._rounds, False
         for logsumexps, missed in outcomes:
             rounds.passed += len(logsumexps)
+            wrong |= missed
             self.predictor.learn(logsumexps, missed)
+        self._most = max(_BEGIN, self._most // 2) if wrong else min(2 * self._most, 1 << 20)
         rounds.guesses += guesses
         rounds.checks += seconds
         if product:
             rounds.products += product
             rounds.foreseen += self.full(guesses)
         self._looked += guesses
-        if self._looked < _LOOK:
+        hopeless = 2 * rounds.passed < rounds.guesses
+        if self._looked < _LOOK and not hopeless:
             return
         if rounds.pay:
             self._next_rest = _REST[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,7 +24,8 @@ def shown(progress: Progress | bool | None) -> Iterator[Progress]:
     Args:
         progress: a function of the caller's, which is used as it is; ``True`` for bars on a
             terminal or in a notebook and lines on stderr elsewhere; ``False`` for nothing; ``None``
-            for bars where there is a terminal or a notebook, and nothing elsewhere.
+            for bars where there is a terminal or a notebook, and lines by the logger ``tascade``,
+            at its level INFO, elsewhere.
     """
     if callable(progress):
         yield progress
@@ -40,7 +42,7 @@ def shown(progress: Progress | bool | None) -> Iterator[Progress]:
     elif progress:
         yield Lines(lambda line: console.print(line, markup=False, soft_wrap=True))
     else:
-        yield silent
+        yield Lines(logging.getLogger("tascade").info)
 
 
 class Lines:
