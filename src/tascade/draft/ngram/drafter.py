@@ -65,7 +65,7 @@ class NgramDrafter:
         self.corpus, self.similar = corpus, similar
         self.calibration = calibration or Calibration()
         self.adapt, self._use_context = adapt, use_context
-        self._barriers = np.asarray(end_tokens, np.int32)
+        self._end_tokens = np.asarray(end_tokens, np.int32)
         self._recent = HashChain(16, bits=16)
         self._examples, self._request = HashChain(4096), HashChain(4096)
         self._tree, self._memo, self._work = new_tree(), new_memo(), new_work()
@@ -124,7 +124,7 @@ class NgramDrafter:
         n = grow_tree(
             min(limit, MAX_NODES),
             floor,
-            self._barriers,
+            self._end_tokens,
             (
                 self._shards,
                 self._recent.arrays(),
