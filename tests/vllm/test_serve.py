@@ -73,5 +73,6 @@ def test_a_pack_is_served_and_learns(
     finally:
         server.send_signal(signal.SIGTERM)
         server.wait(60)
-    started = log.read_text().splitlines()[0]
-    assert "tascade.integrations.vllm.TascadeProposer" in started
+    told, command = log.read_text().splitlines()[:2]
+    assert told == f"{url}/v1, model tickets, engine vllm"
+    assert "tascade.integrations.vllm.TascadeProposer" in command

@@ -93,7 +93,7 @@ def _serve_in_vllm(pack: Path, only_print: bool, **options: Any) -> None:
     opened = Pack.open(pack)
     command = vllm_command(opened, **options)
     if not only_print:
-        names = f"{options['name'] or command[2]}, {opened.name}"
+        names = ", ".join(dict.fromkeys((options["name"] or command[2], opened.name)))
         told = f"http://{options['host']}:{options['port']}/v1, model {names}, engine vllm"
         console.err.print(told, markup=False, soft_wrap=True)
     run_vllm(command, only_print=only_print)
