@@ -100,9 +100,11 @@ def _show(task_model: TaskModel, result: Generation, *, explain: bool, json: boo
     elif explain:
         if console.out.is_terminal:
             console.out.print(console.explain(task_model.tokenizer, result), soft_wrap=True)
+            console.err.print(console.legend())
         else:
             console.say(result.text)
-        console.err.print(console.legend())
+            counts = ", ".join(f"{count} {who}" for who, count in result.drafted_by.items())
+            console.err.print(f"tokens by who drafted them: {counts}", style="dim")
         console.err.print(console.summary(result), style="dim")
     else:
         console.say(result.text)

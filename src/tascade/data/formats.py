@@ -267,10 +267,11 @@ def _output_alone(
         got=got,
         wanted=SHAPES,
         where=at(where, missing),
-        fix=f"rename {found!r} to 'completion', or pass --completion-field (data.completion_field)"
+        fix=f"rename {found!r} to 'completion', or give its name as completion_field "
+        "(--completion-field)"
         if found
         else "put the text the model should write in 'completion', or name the field that holds it "
-        "with --completion-field (data.completion_field)",
+        "as completion_field (--completion-field)",
     )
 
 
