@@ -197,7 +197,15 @@ def _damaged(path: Path, got: str, fix: str = "download it again") -> NoReturn:
 
 @contextmanager
 def loading(name: str) -> Iterator[None]:
-    """Turn what Transformers and the hub raise about a model into a ConfigError."""
+    """Turn what Transformers and the hub raise about a model into a ConfigError.
+
+    From a folder it is a matter of seconds: no bar of Transformers' between our own lines.
+    """
+    from transformers.utils import logging
+
+    quiet = Path(name).is_dir() and logging.is_progress_bar_enabled()
+    if quiet:
+        logging.disable_progress_bar()
     try:
         yield
     except TascadeError:
@@ -210,6 +218,9 @@ def loading(name: str) -> Iterator[None]:
             where="model",
             fix="check the name; offline, give the path of a downloaded folder",
         ) from error
+    finally:
+        if quiet:
+            logging.enable_progress_bar()
 
 
 def load_tokenizer(name: str) -> Any:

@@ -29,7 +29,7 @@ _LITTLE = 1.3
 _AS_FAST = 110
 """Percent of a half-precision step's time up to which float32 is as good as free."""
 out = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 150)
-err = Console(stderr=True, highlight=False, emoji=False)
+err = Console(stderr=True, highlight=False, emoji=False, width=None if sys.stderr.isatty() else 150)
 
 STYLES = {
     Source.TARGET: "bold",
