@@ -178,7 +178,9 @@ def test_every_use_says_how_many_rows_it_had(tmp_path: Path, capfd: Any) -> None
     words = ["adapt", "-m", tmp_path / "model", "-d", data, "--validation", held_out]
     words += ["-o", tmp_path / "pack", "--max-new-tokens", 4, "--tailor", "exact"]
     ran = CliRunner().invoke(cli.app, [*map(str, words), "--json"], catch_exceptions=False)
-    assert json.loads(ran.stdout)["rows"] == {
+    rows = json.loads(ran.stdout)["rows"]
+    assert 0 < rows.pop("steps") <= rows.pop("stepped_tokens")
+    assert rows == {
         "held_out": 700,
         "held_out_of": 700,
         "calibrated": 96,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 import tascade
+from tascade.cli import answer
 from tascade.cli.verbs import app
 from tascade.errors import ConfigError
 from tascade.model import TaskModel
@@ -40,15 +41,15 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Every prompt that comes, with the system prompt in force; answers are A1, A2, ..."""
     seen: list[Any] = []
 
-    def stream(self: TaskModel, prompt: Any, **options: Any) -> Iterator[str]:
+    def streamed(task_model: TaskModel, prompt: Any, **options: Any) -> str:
         if "long" in str(prompt):
             raise ConfigError("this prompt is too long")
-        self.encode(prompt)
-        seen.append((prompt, self.chat.system))
-        yield "A"
-        yield str(len(seen))
+        task_model.encode(prompt)
+        seen.append((prompt, task_model.chat.system))
+        sys.stdout.write(f"A{len(seen)}\n")
+        return f"A{len(seen)}"
 
-    monkeypatch.setattr(TaskModel, "stream", stream)
+    monkeypatch.setattr(answer, "_streamed", streamed)
     return seen
 
 
@@ -84,3 +85,13 @@ def test_a_systems_prompt_reaches_the_model(packs: dict[str, Path]) -> None:
     assert said() == f"{model.generate('one')}\n"
     done = CliRunner().invoke(app, ["generate", str(packs["plain"]), "one", "--system", "x"])
     assert "no chat template" in str(done.exception)
+
+
+def test_an_answer_that_is_cut_says_so(packs: dict[str, Path]) -> None:
+    words = ["chat", str(packs["chat"]), "--max-new-tokens", "3"]
+    done = CliRunner().invoke(app, words, input="one\n\n", catch_exceptions=False)
+    task_model = TaskModel.from_pretrained(packs["chat"])
+    wanted = task_model.run([USER], max_new_tokens=3)
+    assert wanted.finish_reason == "length"
+    assert wanted.text in done.stdout
+    assert "(cut at 3 tokens)" in done.stderr
