@@ -11,7 +11,7 @@ import pytest
 
 from tascade.bench.charts import Bar, bar_chart
 from tascade.bench.report import SOURCES, render, write_report
-from tascade.bench.schema import SCHEMA_VERSION, load_schema, validate
+from tascade.bench.schema import SCHEMA_VERSION, load_schema, promise, validate
 from tascade.core import Source
 from tascade.errors import TascadeError
 
@@ -460,3 +460,28 @@ def test_memory_of_plain_alone_says_nothing_of_heads():
     assert list(memory_rows(result)) == ["plain"]
     assert "tailored" not in Page(render([result], title="a title")).text
     assert "<caption>Memory" not in render([minimal()], title="a title")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "identical", "differing", "said"),
+    [
+        ("float32", 5, 0, "lossless"),
+        ("bfloat16", 5, 0, "identical, 5 of 5"),
+        ("bfloat16", 4, 1, "same up to rounding, 4 of 5"),
+        ("float16", None, None, "same up to rounding"),
+    ],
+)
+def test_what_is_promised_is_what_was_counted(dtype, identical, differing, said):
+    method = {"guarantee": "lossless"}
+    if identical is not None:
+        method |= {"identical": identical, "differing": differing}
+    assert promise(method, dtype) == said
+    assert promise({"guarantee": "approximate", "identical": 5}, dtype) == "approximate"
+
+
+def test_a_badge_in_half_precision_says_the_count():
+    result = full()
+    result["dtype"] = "bfloat16"
+    page = render([result], title="t")
+    assert ">lossless</span></td>" not in page
+    assert "identical, " in page or "same up to rounding, " in page

@@ -111,7 +111,7 @@ def bench_pack(
         options: methods, rows, repeats.
         out: where to write the JSON as well.
         resume: go on with the benchmark that was stopped; its whole repeats lie in the pack.
-        on_repeat: given the methods' entries so far after each repeat.
+        on_repeat: given dtype and methods of the result so far after each repeat.
         progress: called with (stage, done, total); bars by default (see
             :func:`tascade.util.progress.shown`).
         fields: see :class:`tascade.options.FieldOptions`; the pack's own by default.

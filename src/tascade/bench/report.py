@@ -27,7 +27,7 @@ from tascade.bench.charts import (
     stacked_chart,
 )
 from tascade.bench.metrics import QUARTILES_FROM, spread
-from tascade.bench.schema import validate
+from tascade.bench.schema import promise, validate
 from tascade.bench.tuned import TunedView
 from tascade.util.files import write_atomic
 
@@ -369,6 +369,7 @@ def _template() -> jinja2.Template:
         range=_range,
         text=_plain_text,
         short_path=_short_path,
+        promise=promise,
         label=_label,
         median=median,
     )

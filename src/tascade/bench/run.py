@@ -58,7 +58,7 @@ def run_bench(
         progress: told after each request.
         kept: a file for what was measured, repeat by repeat; it is removed at the end.
         resume: go on with what ``kept`` holds.
-        on_repeat: given the methods' entries so far after each repeat.
+        on_repeat: given dtype and methods of the result so far after each repeat.
 
     Returns:
         The result, checked against the schema.
@@ -74,7 +74,7 @@ def run_bench(
     if resume:
         turns.resume()
     _warm_up(records, warmup)
-    stopped = turns.run(lambda: on_repeat and on_repeat(_entries(methods, records, turns.requests)))
+    stopped = turns.run(lambda: on_repeat and on_repeat(_so_far(about, methods, records, turns)))
     requests = turns.requests
     if not stopped:
         _trace(records, requests, progress)
@@ -97,6 +97,12 @@ def run_bench(
     }
     validate(result)
     return result
+
+
+def _so_far(
+    about: About, methods: Sequence[Method | Skipped], records: Sequence[Record], turns: Turns
+) -> dict[str, Any]:
+    return {"dtype": about.dtype, "methods": _entries(methods, records, turns.requests)}
 
 
 def _check(methods: Sequence[Method | Skipped], requests: Sequence[Request]) -> None:

@@ -29,6 +29,25 @@ def load_schema() -> dict[str, Any]:
     return schema
 
 
+def promise(method: Mapping[str, Any], dtype: str) -> str:
+    """What may be said of a method's outputs beside plain decoding's.
+
+    A lossless method is so in float32. In half precision rounding may part two answers: what was
+    counted is said then.
+
+    Args:
+        method: its entry in a result.
+        dtype: of the result.
+    """
+    said = str(method.get("guarantee", ""))
+    if said != "lossless" or dtype == "float32":
+        return said
+    if "identical" not in method:
+        return "same up to rounding"
+    same, rows = method["identical"], method["identical"] + method.get("differing", 0)
+    return f"{'identical' if same == rows else 'same up to rounding'}, {same} of {rows}"
+
+
 def validate(result: dict[str, Any]) -> None:
     """Check that ``result`` is a bench result of this version.
 

@@ -224,9 +224,9 @@ def tell_what_was_left_out(result: dict[str, Any]) -> None:
     err.print(text, style="yellow", soft_wrap=True)
 
 
-def print_bench_so_far(methods: dict[str, Any]) -> None:
-    """The methods of a benchmark after another round, on stderr."""
-    err.print(bench_table({"methods": methods}))
+def print_bench_so_far(so_far: dict[str, Any]) -> None:
+    """A benchmark after another round, on stderr."""
+    err.print(bench_table(so_far))
 
 
 def bench_table(result: dict[str, Any]) -> Table:
@@ -247,11 +247,13 @@ def bench_table(result: dict[str, Any]) -> Table:
         if "skipped" in method:
             table.add_row(name, f"skipped: {method['skipped']}", style="dim")
         else:
-            table.add_row(*_bench_row(name, method))
+            table.add_row(*_bench_row(name, method, result["dtype"]))
     return table
 
 
-def _bench_row(name: str, method: dict[str, Any]) -> Sequence[str]:
+def _bench_row(name: str, method: dict[str, Any], dtype: str) -> Sequence[str]:
+    from tascade.bench.schema import promise
+
     speedup = method.get("speedup")
     draft = method.get("draft_us")
     same = ""
@@ -269,5 +271,5 @@ def _bench_row(name: str, method: dict[str, Any]) -> Sequence[str]:
         f"{draft['p50']:.0f}" if draft else "",
         same,
         f"{method['quality']['exact_match']:.3f}" if method.get("quality") else "",
-        method.get("guarantee", ""),
+        promise(method, dtype),
     )
