@@ -132,11 +132,12 @@ def _section(result: Json, anchor: str) -> Section:
     methods: Mapping[str, Json] = result["methods"]
     others = {name: m for name, m in methods.items() if "skipped" not in m}
     measured = {"plain": methods["plain"], **others}
-    lead = _lead(measured, result["data"]["examples"])
+    dtype = result["dtype"]
+    lead = _lead(measured, result["data"]["examples"], dtype)
     repeats = len(methods["plain"]["seconds"])
     kind = "quartiles" if repeats >= QUARTILES_FROM else "minimum and maximum"
     styles = _styles(measured, lead)
-    charts, legends = _charts(measured, styles)
+    charts, legends = _charts(measured, styles, dtype)
     names = {key: None for m in measured.values() for key in m.get("quality", {})}
     return Section(
         anchor=anchor,
@@ -153,7 +154,7 @@ def _section(result: Json, anchor: str) -> Section:
     )
 
 
-def _lead(measured: Mapping[str, Json], examples: int) -> Lead | None:
+def _lead(measured: Mapping[str, Json], examples: int, dtype: str) -> Lead | None:
     """Tascade's fastest lossless method; without one its fastest, without that the fastest."""
     others = {name: m for name, m in measured.items() if name != "plain"}
     if not others:
@@ -175,7 +176,7 @@ def _lead(measured: Mapping[str, Json], examples: int) -> Lead | None:
         method=method,
         claim=claim,
         verdict=verdict,
-        peer=_peer_claim(method, others),
+        peer=_peer_claim(method, others, dtype),
         outputs=_outputs_claim(method, examples),
     )
 
@@ -187,14 +188,14 @@ def _claim(ratio: Json) -> tuple[str, str]:
     return "the speed of plain decoding", "slower" if ratio["high"] < 1 else "no clear difference"
 
 
-def _peer_claim(method: Json, others: Mapping[str, Json]) -> str:
+def _peer_claim(method: Json, others: Mapping[str, Json], dtype: str) -> str:
     """How the method compares with the fastest peer it was timed against."""
     versus = method.get("versus", {})
     peers = [name for name in versus if name in others and not name.startswith(_OURS)]
     if not peers:
         return ""
     best = max(peers, key=lambda name: float(others[name]["tokens_per_second"]))
-    ratio, guarantee = versus[best], others[best]["guarantee"]
+    ratio, guarantee = versus[best], promise(others[best], dtype)
     return f"{_times(ratio)} ({_range(ratio)}) the speed of {best}, the fastest peer ({guarantee})"
 
 
@@ -248,10 +249,10 @@ def _styles(measured: Mapping[str, Json], lead: Lead | None) -> dict[str, str]:
 
 
 def _charts(
-    measured: Mapping[str, Json], styles: Mapping[str, str]
+    measured: Mapping[str, Json], styles: Mapping[str, str], dtype: str
 ) -> tuple[dict[str, Markup], dict[str, list[tuple[str, str]]]]:
     """The drawings that the result has data for, and the legend of each that needs one."""
-    drawn = {"speed": bar_chart(_bars(measured), "Speed of each method", "tokens/s")}
+    drawn = {"speed": bar_chart(_bars(measured, dtype), "Speed of each method", "tokens/s")}
     legends: dict[str, list[tuple[str, str]]] = {}
     stacks = _stacks(measured)
     if stacks:
@@ -278,7 +279,7 @@ def _charts(
     return {name: Markup(svg) for name, svg in drawn.items()}, legends
 
 
-def _bars(measured: Mapping[str, Json]) -> list[Bar]:
+def _bars(measured: Mapping[str, Json], dtype: str) -> list[Bar]:
     bars = []
     for name, method in measured.items():
         speed = float(method["tokens_per_second"])
@@ -288,7 +289,7 @@ def _bars(measured: Mapping[str, Json]) -> list[Bar]:
         note = _speed(speed)
         if "speedup" in method:
             note += f" · {_times(method['speedup'])}"
-        guarantee = method.get("guarantee", "") if name != "plain" else "baseline"
+        guarantee = promise(method, dtype) if name != "plain" else "baseline"
         bars.append(Bar(name, speed, ends["low"], ends["high"], note, guarantee, kind))
     return bars
 
