@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import dataclasses
 import importlib
-import importlib.util
 import json
 import re
 import shlex
@@ -17,21 +16,12 @@ from typing import Any
 import pytest
 import yaml
 
+from scripts import DOCS, load
 from tascade import Recipe, bundled
 
 REPO = Path(__file__).resolve().parents[1]
-DOCS = REPO / "docs"
 PAGES = [REPO / "README.md", REPO / "CHANGELOG.md", *sorted(DOCS.glob("*.md"))]
 EXAMPLES = sorted((REPO / "examples" / "recipes").glob("*.yaml"))
-
-
-def load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def blocks(language: str, pages: list[Path] = PAGES) -> list[tuple[str, str]]:

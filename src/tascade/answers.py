@@ -20,7 +20,7 @@ from tascade.data.prepare import Prepared, spread
 from tascade.decode.loop import Decoder
 from tascade.decode.sampling import SamplingParams
 from tascade.errors import ConfigError
-from tascade.util.progress import spelt
+from tascade.util.progress import in_time, spelt
 
 _FIRST = 2
 """Answers after which it is foretold how many there is time for."""
@@ -66,7 +66,7 @@ def own_answers(
             if took > seconds:
                 break
             if len(known) == _FIRST and (needed := took / _FIRST * asked) > seconds:
-                reach = int(asked * seconds / needed)
+                reach = in_time(_FIRST, took, seconds, asked)
                 stage += f", about {reach} of {asked} in {spelt(seconds).removeprefix('about ')}"
                 stage += f" (all: {spelt(needed)}; own_seconds)"
             known[key] = np.asarray(decoder.generate(prompt, params).tokens, np.int32)

@@ -32,6 +32,7 @@ from tascade.model import TaskModel, measure_cost
 from tascade.pack import Pack, PackInfo, provenance
 from tascade.tailor.tailored import GUARANTEES
 from tascade.util.files import install_folder
+from tascade.util.progress import in_time
 
 MAX_PROMPTS = 500_000
 _CHECKED_ROWS, _CHECKED_TOKENS, _CHECKED_NODES = 4, 64, 16
@@ -195,8 +196,8 @@ def calibrate(
     begin, seconds = time.monotonic(), recipe.spec.calibration_seconds
     done, counts = 0, {"steps": 0, "stepped_tokens": 0}
     for done, prompt in enumerate(chosen, 1):
-        share = (time.monotonic() - begin) / seconds
-        fits = len(chosen) if done == 1 else min(len(chosen), int((done - 1) / max(share, 1e-9)))
+        took = time.monotonic() - begin
+        fits = in_time(done - 1, took, seconds, len(chosen)) if done > 1 else len(chosen)
         tell("calibrating", done - 1, max(fits, done))
         said = task_model.decoder.generate(prompt, params)
         counts["steps"] += said.forwards

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +10,7 @@ import torch
 from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
 
 import tascade
+from scripts import DOCS, load
 from tascade.config import SpecConfig
 from tascade.decode import generation
 from tascade.decode.sampling import SamplingParams
@@ -20,7 +19,6 @@ from tascade.serve import requests
 from tascade.testing import byte_tokenizer, tiny_model
 
 PROMPT, N = "a prompt", 20
-DOCS = Path(__file__).parents[2] / "docs"
 REFUSED: list[dict[str, Any]] = [
     {"num_beams": 4},
     {"num_return_sequences": 2, "do_sample": True},
@@ -153,11 +151,7 @@ def test_every_field_of_the_installed_transformers_is_placed() -> None:
 
 
 def test_the_tables_in_the_docs_are_the_codes() -> None:
-    spec = importlib.util.spec_from_file_location("made", DOCS / "generate_options.py")
-    assert spec is not None
-    assert spec.loader is not None
-    made = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(made)
+    made = load(DOCS / "generate_options.py")
     text = (DOCS / "options.md").read_text()
     assert made.page(text) == text
     assert all(f"`{name}`" in text for name in requests.NEUTRAL)

@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-DOCS = Path(__file__).parents[2] / "docs"
+from scripts import DOCS, load
 
-
-def script() -> Any:
-    spec = importlib.util.spec_from_file_location("generate_models", DOCS / "generate_models.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-MODELS = script()
+MODELS: Any = load(DOCS / "generate_models.py")
 SAID: dict[str, str] = MODELS.rows_of(MODELS.PAGE.read_text("utf-8"))
 FEW = ("bert", "deepseek_v2", "gpt_oss", "llama", "mamba", "mixtral", "qwen3_moe")
 

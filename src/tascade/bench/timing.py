@@ -14,12 +14,9 @@ from typing import Any
 from tascade.bench import unfinished
 from tascade.bench.machine import machine_info
 from tascade.bench.methods import Method, Request, VerifiedNodes
-from tascade.core import Generation
+from tascade.core import Generation, Progress
 from tascade.decode.sampling import SamplingParams
 from tascade.errors import ConfigError
-
-Progress = Callable[[str, int, int], None]
-"""Told after each request: (phase, requests done in it, requests in all)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from tascade.cli.flags import (
     Json,
     PromptField,
     PromptTemplate,
+    RecipesOnError,
     System,
     Threads,
     given,
@@ -56,12 +57,7 @@ def adapt(
     max_new_tokens: Annotated[
         int, typer.Option(help="The pack's token limit.", show_default="the recipe's, else 256")
     ] = 0,
-    on_error: Annotated[
-        str,
-        typer.Option(
-            help="raise, or skip bad rows and list them.", show_default="the recipe's, else raise"
-        ),
-    ] = "",
+    on_error: RecipesOnError = "",
     prompt_field: PromptField = "",
     completion_field: CompletionField = "",
     prompt_template: PromptTemplate = "",

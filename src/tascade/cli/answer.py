@@ -18,6 +18,7 @@ from tascade.cli.flags import (
     System,
     Temperature,
     Threads,
+    given,
     use_threads,
 )
 from tascade.errors import ConfigError
@@ -66,8 +67,7 @@ def generate(
         raise ConfigError("no prompt", got="no argument and no --prompt-file", wanted="a prompt")
     use_threads(threads)
     options: dict[str, Any] = {"temperature": temperature, "seed": seed, "stop": stop}
-    if max_new_tokens:
-        options["max_new_tokens"] = max_new_tokens
+    options |= given(max_new_tokens=max_new_tokens)
     opening = {"dtype": dtype, "head": head, "assistant": assistant or None}
     task_model = _opened(pack, model, system, **opening)
     for text in prompts:
@@ -133,7 +133,7 @@ def chat(
         said = "no chat template: each line is a prompt of its own, nothing is remembered"
         console.err.print(said, style="dim")
     turns: list[dict[str, str]] = []
-    limit = {"max_new_tokens": max_new_tokens} if max_new_tokens else {}
+    limit = given(max_new_tokens=max_new_tokens)
     while True:
         try:
             text = console.out.input("[bold]> [/bold]")

@@ -37,6 +37,14 @@ Dtype = Annotated[
 ]
 Threads = Annotated[int, typer.Option(help="CPU threads.", show_default="torch's choice")]
 OnError = Annotated[str, typer.Option("--on-error", help="raise, or skip bad rows and list them.")]
+RecipesOnError = Annotated[
+    str,
+    typer.Option(
+        "--on-error",
+        help="raise, or skip bad rows and list them.",
+        show_default="the recipe's, else raise",
+    ),
+]
 _USUAL = "as the recipe or the pack says, else the usual names"
 PromptField = Annotated[
     str, typer.Option(help="The field that holds the prompt.", show_default=_USUAL)

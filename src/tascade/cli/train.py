@@ -18,6 +18,7 @@ from tascade.cli.flags import (
     PackArg,
     PromptField,
     PromptTemplate,
+    RecipesOnError,
     System,
     Threads,
     TokenCount,
@@ -106,12 +107,7 @@ def tune(
     system: System = "",
     chat_template_kwargs: ChatKwargs = "",
     resume: Annotated[bool, typer.Option(help="Go on with the run that was stopped.")] = False,
-    on_error: Annotated[
-        str,
-        typer.Option(
-            help="raise, or skip bad rows and list them.", show_default="the recipe's, else raise"
-        ),
-    ] = "",
+    on_error: RecipesOnError = "",
     threads: Threads = 0,
     json: Json = False,
 ) -> None:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from tascade.core import IntArray, Row
-from tascade.tailor.head import BatchHead
+from tascade.tailor.head import BatchHead, RequestHead
 from tascade.tailor.offload.table import RowTable
 from tascade.tailor.profile import Profile
+from tascade.tailor.tailored import measure_head
 
 _MOST_PROMPTS = 0.95
-_TIMED = 15
 
 
 PAYS = 1.05
@@ -215,23 +213,16 @@ def head_savings(
     )
 
 
-@torch.inference_mode()
 def _head_time(head: Any, ids: IntArray, step: float) -> HeadTime:
-    """Time the product of one state with all of a head's rows, and with some of them."""
-    weight = head.weight
-    some = weight[torch.from_numpy(ids.astype(np.int64)).to(weight.device)]
-    state = weight.new_ones(1, weight.shape[1])
-
-    def seconds(rows: torch.Tensor) -> float:
-        taken = []
-        for _ in range(_TIMED):
-            start = time.perf_counter()
-            torch.nn.functional.linear(state, rows)[0, 0].item()
-            taken.append(time.perf_counter() - start)
-        return sorted(taken)[_TIMED // 2]
-
-    full = min(seconds(weight), step)
-    return HeadTime(step, full, min(seconds(some), full))
+    """Time a head for one state, with all of its rows and with some of them."""
+    weight, bias = head.weight, getattr(head, "bias", None)
+    table = RowTable.from_tensor(weight.detach().cpu())
+    small = RequestHead(table, ids, bias=bias, device=weight.device, dtype=weight.dtype)
+    full, part = (
+        float(measure_head(one, small, weight.dtype).upto(1)[-1]) for one in (head, small)
+    )
+    full = min(full, step)
+    return HeadTime(step, full, min(part, full))
 
 
 def head_bytes(head: Any, ids: IntArray, own: int, *, dtype: Any) -> int:

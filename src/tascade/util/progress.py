@@ -73,6 +73,11 @@ class Lines:
             self._write(f"  {stage}: {far}" + ("" if left is None else f", {spelt(left)} left"))
 
 
+def in_time(done: int, took: float, seconds: float, total: int) -> int:
+    """How many of ``total`` there is time for in ``seconds``, where so many took so long."""
+    return min(total, int(done * seconds / max(took, 1e-9)))
+
+
 def spelt(seconds: float) -> str:
     """A duration as people say it: about 40 s, about 3 min, about 2 h."""
     if seconds < 90:
