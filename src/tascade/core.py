@@ -75,12 +75,14 @@ class DraftTree:
     parents:  [N] int32, index of the parent node, ``ROOT`` (-1) below the last committed token
     survival: [N] float32, calibrated probability that the target's path passes through the node
     source:   [N] int8, a :class:`Source`
+    places:   [N] where each node stood in the proposal; ``None`` where it stands there still
     """
 
     tokens: IntArray
     parents: IntArray
     survival: FloatArray
     source: npt.NDArray[np.int8]
+    places: IntArray | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -90,6 +92,30 @@ class DraftTree:
         if n >= len(self.tokens):
             return self
         return DraftTree(self.tokens[:n], self.parents[:n], self.survival[:n], self.source[:n])
+
+    def depth_first(self) -> DraftTree:
+        """The same tree with each node behind its parent's likelier children and all below them.
+
+        The likeliest path then lies in one piece behind the committed tokens, as plain decoding
+        lays it: nothing moves in the cache when it is accepted, and in half precision its rows come
+        out bit for bit (see :mod:`tascade.decode.row_counts`). Other branches stand behind it.
+        """
+        if self.is_chain:
+            return self
+        children: dict[int, list[int]] = {}
+        for node, parent in enumerate(self.parents.tolist()):
+            children.setdefault(parent, []).append(node)
+        order: list[int] = []
+        waiting = children[ROOT][::-1]
+        while waiting:
+            node = waiting.pop()
+            order.append(node)
+            waiting += children.get(node, ())[::-1]
+        place = np.empty(len(order) + 1, np.int32)
+        place[order], place[ROOT] = np.arange(len(order), dtype=np.int32), ROOT
+        at = np.asarray(order, np.int32)
+        parents = place[self.parents[at]]
+        return DraftTree(self.tokens[at], parents, self.survival[at], self.source[at], at)
 
     @property
     def is_chain(self) -> bool:

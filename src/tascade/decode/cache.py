@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +12,17 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 _FIRST_CAPACITY = 512
 _KEPT = 4
 """Buffers stay from request to request while they are at most so many times as long as needed."""
+
+
+@dataclass(slots=True)
+class KeyBlock:
+    """How many keys attention is shown: a multiple of ``size``, which all layers share."""
+
+    size: int = 1
+
+    def filled(self, keys: int) -> int:
+        """``keys``, up to the next multiple."""
+        return keys + -keys % self.size
 
 
 class RewindableLayer(CacheLayerMixin):  # type: ignore[misc]
@@ -24,9 +36,9 @@ class RewindableLayer(CacheLayerMixin):  # type: ignore[misc]
     is_sliding = False
     is_croppable = True
 
-    def __init__(self) -> None:
+    def __init__(self, block: KeyBlock) -> None:
         super().__init__()
-        self.length = 0
+        self.length, self.block = 0, block
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Allocate buffers shaped like the first states seen. [B, H, n, D] each."""
@@ -38,16 +50,19 @@ class RewindableLayer(CacheLayerMixin):  # type: ignore[misc]
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write new states behind the used slots. Returns views of all used slots."""
+        """Write new states behind the used slots. Returns views of all used slots, filled up to a
+        multiple of the block: the mask hides what is behind them.
+        """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         end = self.length + key_states.shape[2]
-        if end > self.keys.shape[2]:
-            self._grow(end)
+        shown = self.block.filled(end)
+        if shown > self.keys.shape[2]:
+            self._grow(shown)
         self.keys[:, :, self.length : end] = key_states
         self.values[:, :, self.length : end] = value_states
         self.length = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
+        return self.keys[:, :, :shown], self.values[:, :, :shown]
 
     def _grow(self, needed: int) -> None:
         self._resize(max(needed, 2 * self.keys.shape[2]))
@@ -88,7 +103,8 @@ class RewindableLayer(CacheLayerMixin):  # type: ignore[misc]
 
 def _buffer(like: torch.Tensor, capacity: int) -> torch.Tensor:
     shape = (like.shape[0], like.shape[1], capacity, like.shape[3])
-    return torch.empty(shape, dtype=like.dtype, device=like.device)
+    # Zeros: a slot that was never written may be looked at, and is weighed with nothing.
+    return torch.zeros(shape, dtype=like.dtype, device=like.device)
 
 
 class RewindableCache(Cache):  # type: ignore[misc]
@@ -98,10 +114,13 @@ class RewindableCache(Cache):  # type: ignore[misc]
     """
 
     def __init__(self) -> None:
-        super().__init__(layer_class_to_replicate=RewindableLayer)
-        self.long = False
+        super().__init__(layer_class_to_replicate=self._new_layer)
+        self.long, self.block = False, KeyBlock()
         self._stacks: list[torch.Tensor] = []
         self._stacked: list[torch.Tensor] = []
+
+    def _new_layer(self) -> RewindableLayer:
+        return RewindableLayer(self.block)
 
     @property
     def length(self) -> int:

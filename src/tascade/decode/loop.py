@@ -240,9 +240,9 @@ class Decoder:
 
     def prefill(self, request: Request) -> list[int]:
         """First forward: the prompt and, where it is short enough, a first draft behind it."""
-        drafting = len(request.prompt) <= PREFILL_DRAFT_LIMIT
-        tree, draft_seconds = self.propose(request, drafting)
-        tokens = self._verify(request, request.prompt.tolist(), tree, draft_seconds)
+        unread = request.prompt.tolist()
+        tree, draft_seconds = self.propose(request, len(unread))
+        tokens = self._verify(request, unread, tree, draft_seconds)
         result = request.result
         result.prefill_seconds = result.steps[-1].step_seconds + draft_seconds
         if not len(tree):
@@ -252,15 +252,20 @@ class Decoder:
 
     def step(self, request: Request) -> list[int]:
         """One round: propose, verify, commit. Returns the newly committed ids."""
-        tree, draft_seconds = self.propose(request)
-        return self._verify(request, self.target.unread(request), tree, draft_seconds)
+        unread = self.target.unread(request)
+        tree, draft_seconds = self.propose(request, len(unread))
+        return self._verify(request, unread, tree, draft_seconds)
 
-    def propose(self, request: Request, drafting: bool = True) -> tuple[DraftTree, float]:
-        """Ask the drafter for as many nodes as are worth verifying now."""
+    def propose(self, request: Request, unread: int) -> tuple[DraftTree, float]:
+        """Ask the drafter for as many nodes as are worth verifying now.
+
+        ``unread``: how many tokens the same pass reads.
+        """
         start = time.perf_counter()
         left = request.stop.remaining(request.result.tokens) - 1
+        room = self.target.room(len(request.prompt) + len(request.result.tokens), unread)
+        drafting = unread <= PREFILL_DRAFT_LIMIT and room != 0
         limit, floor = self.budget.plan() if drafting else (0, 0.0)
-        room = self.target.room(len(request.prompt) + len(request.result.tokens))
         limit = min(limit, left) if not self.target.supports_trees else limit
         limit = limit if room is None else min(limit, room)
         if limit <= 0 or left <= 0:
@@ -269,7 +274,7 @@ class Decoder:
         tree = self.drafter.propose(limit, floor)
         if not self.target.supports_trees and not tree.is_chain:
             tree = best_chain(tree)
-        tree = tree.first(self.budget.choose(tree.survival))
+        tree = tree.first(self.budget.choose(tree.survival)).depth_first()
         return tree, time.perf_counter() - start
 
     def _verify(
@@ -307,7 +312,8 @@ class Decoder:
         request.result.sources += outcome.sources
         request.result.logprobs += outcome.logprobs
         request.done = outcome.stopped
-        self.drafter.commit(np.asarray(outcome.tokens, np.int32), len(tree), outcome.path)
+        path = outcome.path if tree.places is None else tree.places[outcome.path].tolist()
+        self.drafter.commit(np.asarray(outcome.tokens, np.int32), len(tree), path)
 
     def _finish(self, request: Request) -> None:
         result = request.result

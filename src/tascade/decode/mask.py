@@ -34,7 +34,9 @@ def ancestors(parents: IntArray) -> npt.NDArray[np.bool_]:
 
 
 class MaskBuilder:
-    """Builds additive masks [1, 1, n, P + n] for ``n`` new tokens behind ``P`` cached ones.
+    """Builds additive masks [1, 1, n, K] for ``n`` new tokens behind ``P`` cached ones.
+
+    K is P + n, or ``keys`` where more are shown, of which those behind are hidden.
 
     Short causal masks are views of one triangle that grows by doubling up to ``_TRIANGLE`` rows;
     longer ones are made row by row, as are a tree's. ``window`` limits how far back a position may
@@ -46,16 +48,21 @@ class MaskBuilder:
         self._blocked = torch.finfo(dtype).min
         self._triangle = torch.empty(0, 0, dtype=dtype, device=device)
 
-    def causal(self, past: int, n: int) -> torch.Tensor:
+    def causal(self, past: int, n: int, keys: int = 0) -> torch.Tensor:
         """The mask of ``n`` consecutive tokens."""
-        if past + n > _TRIANGLE:
-            return self.tree(past, np.tri(n - 1, dtype=bool), np.arange(1, n))
-        if past + n > len(self._triangle):
-            self._grow(past + n)
-        return self._triangle[past : past + n, : past + n][None, None]
+        keys = max(keys, past + n)
+        if keys > _TRIANGLE:
+            return self.tree(past, np.tri(n - 1, dtype=bool), np.arange(1, n), keys)
+        if keys > len(self._triangle):
+            self._grow(keys)
+        return self._triangle[past : past + n, :keys][None, None]
 
     def tree(
-        self, past: int, seen: npt.NDArray[np.bool_], depth: npt.NDArray[np.int64]
+        self,
+        past: int,
+        seen: npt.NDArray[np.bool_],
+        depth: npt.NDArray[np.int64],
+        keys: int = 0,
     ) -> torch.Tensor:
         """The mask of ``1 + N`` tokens: the last committed token, then a draft tree's nodes.
 
@@ -68,9 +75,11 @@ class MaskBuilder:
         position = np.concatenate(([0], depth))
         if self.window is not None:
             block &= position[:, None] - position[None, :] < self.window
-        rows = torch.zeros(n, past + n, dtype=self.dtype, device=self.device)
+        keys = max(keys, past + n)
+        rows = torch.zeros(n, keys, dtype=self.dtype, device=self.device)
+        rows[:, past + n :] = self._blocked
         values = np.where(block, np.float32(0), np.float32(self._blocked))
-        rows[:, past:] = torch.from_numpy(values).to(self.device)
+        rows[:, past : past + n] = torch.from_numpy(values).to(self.device)
         if self.window is not None and past + int(position.max()) >= self.window:
             back = torch.from_numpy(past + position).to(self.device)[:, None]
             columns = torch.arange(past, device=self.device)[None]

@@ -19,6 +19,7 @@ from tascade.decode.exclusive import exclusive
 from tascade.decode.lm_head import HeadLike, SmallHead, SmallLogits, head_override, ids_device
 from tascade.decode.mask import MaskBuilder, ancestors, attention_windows, depths
 from tascade.decode.rope import Rope
+from tascade.decode.row_counts import KEY_BLOCK, RowCounts, row_counts
 from tascade.errors import ConfigError, TascadeError, UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -104,6 +105,8 @@ class Target:
     Attributes:
         states: [1 + N, d] the final hidden states behind the last logits; only with a ``head``.
         scores: [1 + N, n] the last logits as a small head gave them.
+        counts: of rows in a pass, in half precision on a CPU; ``None`` for any, and where no such
+            counts were found: then words may differ from plain decoding's by rounding.
         hold: of the request whose cache this is; ``None`` where it is nobody's.
     """
 
@@ -122,8 +125,10 @@ class Target:
         self.device: torch.device = model.device
         self._ids_device = ids_device(model)
         self.supports_trees = self.config._attn_implementation in _TREE_ATTENTION
-        compiled = self.device.type == "cpu" and model.dtype != torch.float32
+        compiled = self.device.type == "cpu" and model.dtype.itemsize < 4
         self.grain = _GRAIN if compiled else 0
+        self._rounds, self._looked = compiled and self.supports_trees, False
+        self.counts: RowCounts | None = None
         self._masks = {
             kind: MaskBuilder(model.dtype, self.device, window)
             for kind, window in attention_windows(model).items()
@@ -151,20 +156,48 @@ class Target:
         """Tokens whose keys and values are cached."""
         return self.cache.length
 
-    def room(self, base: int) -> int | None:
-        """How deep a draft may be behind ``base`` tokens; ``None`` for any depth."""
-        return self.rope.room(base)
+    def room(self, base: int, unread: int = 1) -> int | None:
+        """How many nodes a draft may have behind ``base`` tokens; ``None`` for any number.
+
+        ``unread``: how many of these tokens are read in the same pass.
+        """
+        room = self.rope.room(base)
+        if self.counts is None:
+            return room
+        fitting = max(0, self.counts.most - unread)
+        return fitting if room is None else min(room, fitting)
+
+    def _look_for_counts(self) -> None:
+        """Find the row counts that agree; leaves the cache empty."""
+        self._looked, head, self.head = True, self.head, None
+        try:
+            with torch.inference_mode():
+                self.counts = row_counts(self.model, self._logits_behind)
+        finally:
+            self.head = head
+            self.cache.truncate(0)
+
+    def _logits_behind(self, ids: list[int], n: int) -> torch.Tensor:
+        past = len(ids) - n
+        self.cache.truncate(0)
+        self.forward(ids[:past])
+        logits = self.forward(ids[past : past + 1], DraftTree.chain(ids[past + 1 :]))
+        assert isinstance(logits, torch.Tensor)
+        return logits
 
     def unread(self, request: Request) -> list[int]:
         """The request's tokens that the next forward must read: those whose keys are not cached.
 
-        The last one; or all, where the model's own ``generate`` reads them anew at this length.
+        The last one, and those that :meth:`keep` left out; or all, where the model's own
+        ``generate`` reads them anew at this length.
         """
         prompt, output = request.prompt, request.result.tokens
         if self.rope.is_stale(self.cache.long, len(prompt) + len(output)):
             self.cache.truncate(0)
-            return [*prompt.tolist(), *output]
-        return output[-1:]
+        cached = self.cache.length
+        if cached >= len(prompt):
+            return output[cached - len(prompt) :]
+        return [*prompt[cached:].tolist(), *output]
 
     @contextmanager
     def step(self) -> Iterator[None]:
@@ -191,6 +224,8 @@ class Target:
         self._leave()
         self.hold = hold
         self.cache.truncate(0)
+        if self._rounds and not self._looked:
+            self._look_for_counts()
         if self.head is not None and prompt is not None:
             self.head.begin(prompt)
 
@@ -236,22 +271,26 @@ class Target:
         """
         past, t = self.cache.length, len(tokens)
         n = 0 if tree is None else len(tree)
-        fill = self._filling(past, t + n)
+        fill = self._filling(past, t, n)
         ids = list(tokens) if tree is None or n == 0 else [*tokens, *tree.tokens.tolist()]
         positions = torch.arange(past, past + t + n + fill, device=self.device)[None]
         self.rope.reset()
         self.cache.long = self.rope.is_long(past + t)
         positions[0, t + n :] = past + t - 1  # never past the edge of the position table
-        if past == 0 and n == 0 and t > PREFILL_DRAFT_LIMIT:
+        long = past == 0 and n == 0 and t > PREFILL_DRAFT_LIMIT
+        self.cache.block.size = KEY_BLOCK if self._rounds and not long else 1
+        keys = self.cache.block.filled(past + t + n + fill)
+        if long:
             mask = None  # the kernel's own causal path: a dense mask would take memory ~ T * T
         elif tree is None or n == 0 or tree.is_chain:
-            mask = self._select({k: m.causal(past, t + n + fill) for k, m in self._masks.items()})
+            rows = t + n + fill
+            mask = self._select({k: m.causal(past, rows, keys) for k, m in self._masks.items()})
         else:
             parents = np.concatenate((tree.parents, np.full(fill, ROOT, np.int32)))
             depth, seen = depths(parents), ancestors(parents)
             positions[0, t:] = past + t - 1 + torch.from_numpy(depth).to(self.device)
             mask = self._select(
-                {k: self._tree_mask(m, past, t, seen, depth) for k, m in self._masks.items()}
+                {k: self._tree_mask(m, (past, t, keys), seen, depth) for k, m in self._masks.items()}
             )
         guest = self.whole if self.head is None else self.head
         with (
@@ -264,7 +303,8 @@ class Target:
                 position_ids=positions,
                 past_key_values=self.cache,
                 use_cache=True,
-                logits_to_keep=1 + n + fill,
+                # Two at least, so that the head's kernel is that of several rows.
+                logits_to_keep=max(2, 1 + n + fill),
             )
         asked = slice(-(1 + n + fill), -fill or None)
         if self._slot is not None:
@@ -275,27 +315,29 @@ class Target:
         self.scores = logits
         return SmallLogits(self.head, logits)
 
-    def _filling(self, past: int, n: int) -> int:
-        """How many idle tokens to put behind the ``n`` of a prefill, which nothing else looks at.
+    def _filling(self, past: int, t: int, n: int) -> int:
+        """How many idle tokens to put behind ``t`` tokens and ``n`` nodes; nothing looks at them.
 
-        In half precision on a CPU every new length makes the matrix library compile kernels anew
-        (5-10 ms on an 8-layer model, a third of a prefill of 250 tokens): few lengths, few times.
+        Up to a count of rows whose rounding is the others'. A prefill is filled up as well: every
+        new length makes the matrix library compile kernels anew (5-10 ms on an 8-layer model, a
+        third of a prefill of 250 tokens), so few lengths, few times.
         """
-        if past > 0 or self.grain == 0 or n < self.grain:
+        rows = t + n
+        if self.counts is not None and rows <= self.counts.most:
+            return self.counts.fit(rows) - rows
+        if self.grain == 0 or rows < self.grain or (past > 0 and n > 0):
             return 0
-        grain = max(self.grain, 1 << (n.bit_length() - 4))
-        return -n % grain
+        grain = max(self.grain, 1 << (rows.bit_length() - 4))
+        return -rows % grain
 
     def _tree_mask(
-        self, masks: MaskBuilder, past: int, t: int, seen: Any, depth: Any
+        self, masks: MaskBuilder, place: tuple[int, int, int], seen: Any, depth: Any
     ) -> torch.Tensor:
-        tail = masks.tree(past + t - 1, seen, depth)
+        past, t, keys = place
+        tail = masks.tree(past + t - 1, seen, depth, keys)
         if t == 1:
             return tail
-        head = masks.causal(past, t - 1)
-        gap = tail.shape[3] - head.shape[3]
-        blocked = torch.finfo(tail.dtype).min
-        return torch.cat([torch.nn.functional.pad(head, (0, gap), value=blocked), tail], dim=2)
+        return torch.cat([masks.causal(past, t - 1, keys), tail], dim=2)
 
     def _select(self, masks: dict[str, torch.Tensor]) -> Any:
         if not self.supports_trees:
@@ -303,8 +345,15 @@ class Target:
         return masks if len(masks) > 1 else next(iter(masks.values()))
 
     def keep(self, base: int, slots: Sequence[int]) -> None:
-        """Keep ``base`` cached tokens and the slots behind it that were accepted."""
-        self.cache.keep(base, slots)
+        """Keep ``base`` cached tokens and the slots behind it that were accepted.
+
+        Where rounding counts, only those that are in place: a branch beside the likeliest path was
+        summed in another order than plain decoding's, and its tokens are read again, in the next
+        pass.
+        """
+        if self.counts is not None:
+            slots = slots[: next((i for i, slot in enumerate(slots) if slot != i), len(slots))]
+        self.cache.keep(min(base, self.cache.length), slots)
 
 
 def table_rows(model: Any) -> int:

@@ -1,0 +1,92 @@
+"""Row counts whose rows come out alike, bit for bit: what makes drafts lossless in half precision.
+
+In half precision on a CPU a token's logits depend on how many tokens are computed beside it, in
+three ways, each found by comparing bits on SmolLM2-135M:
+
+- Attention takes another kernel for a single query. So a pass has two rows at least.
+- Sums over keys are ordered by the number of keys. So that is filled up to a multiple of
+  :data:`KEY_BLOCK`, the keys behind hidden by the mask.
+- A matrix product takes another kernel from some number of rows on. Which one is the library's and
+  the machine's business: a self-test finds the counts that agree, and no pass has others.
+
+What it gains and what it costs is measured by ``benchmarks/real_model/rounding.py``.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+KEY_BLOCK = 32
+"""Keys shown to attention come in multiples of so many."""
+TESTED = tuple(range(2, 33, 2))
+"""Row counts that are compared; a pass over another number is filled up to one of them."""
+_ENOUGH, _LEAST = 16, 8
+"""Rows that leave room for a draft, and fewest that a guarantee is worth a short draft for."""
+_PASTS = (37, 200)
+_SEED = 6_2831
+
+Logits = Callable[[list[int], int], torch.Tensor]
+"""Of token ids [P + n] and n: the logits [n, V] of the last n, in one pass over these n."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowCounts:
+    """Row counts, ascending, whose rows were equal to each other's in every bit."""
+
+    counts: tuple[int, ...]
+
+    @property
+    def most(self) -> int:
+        """The largest of them."""
+        return self.counts[-1]
+
+    def fit(self, rows: int) -> int:
+        """The smallest of them for so many rows, which are at most :attr:`most`."""
+        return next(count for count in self.counts if count >= rows)
+
+
+_found: weakref.WeakKeyDictionary[Any, dict[Any, RowCounts | None]] = weakref.WeakKeyDictionary()
+
+
+def row_counts(model: Any, logits: Logits) -> RowCounts | None:
+    """The counts that agree for a model on this machine, looked for once; ``None`` if too few do.
+
+    The smallest count that agrees with enough larger ones is what a single token is filled up to.
+    """
+    known = _found.setdefault(model, {})
+    key = (torch.get_num_threads(), model.dtype, model.config._attn_implementation)
+    if key not in known:
+        known[key] = _agreeing(model, logits)
+    return known[key]
+
+
+def _agreeing(model: Any, logits: Logits) -> RowCounts | None:
+    config = model.config.get_text_config()
+    room = getattr(config, "max_position_embeddings", None) or _PASTS[-1] + TESTED[-1]
+    draws = torch.Generator().manual_seed(_SEED)
+    classes = {count: set(TESTED) for count in TESTED}
+    for past in _PASTS:
+        past = min(past, int(room) - TESTED[-1])
+        if past < 1:
+            return None
+        ids = torch.randint(0, int(config.vocab_size), (past + TESTED[-1],), generator=draws)
+        rows = {n: logits(ids[: past + n].tolist(), n) for n in TESTED}
+        for count, agreeing in classes.items():
+            agreeing &= _alike(count, rows)
+    best: set[int] = max(classes.values(), key=lambda c: (min(max(c), _ENOUGH), -min(c)))
+    return RowCounts(tuple(sorted(best))) if max(best) >= _LEAST else None
+
+
+def _alike(count: int, rows: dict[int, torch.Tensor]) -> set[int]:
+    """Counts from ``count`` on whose rows are its own, and each other's as far as they reach."""
+    found, known = {count}, rows[count]
+    for n in (n for n in rows if n > count):
+        if torch.equal(rows[n][: len(known)], known):
+            found.add(n)
+            known = rows[n]
+    return found
