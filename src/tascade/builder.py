@@ -18,6 +18,7 @@ import numpy as np
 from tascade.answers import Answer, own_answers
 from tascade.config import Recipe
 from tascade.core import IntArray, Progress, Row
+from tascade.data.beginnings import shared_beginnings
 from tascade.data.encode import fingerprint
 from tascade.data.prepare import Prepared, spread
 from tascade.decode.equality import NearTies
@@ -106,6 +107,8 @@ class PackBuilder:
             shards=recipe.spec.shards,
         )
         prompts = [(i, p) for i, (p, _) in enumerate(rows) if p is not None]
+        if first:
+            self.pack.note(prefixes=shared_beginnings([prompt for _, prompt in prompts]))
         if first and recipe.spec.similar and prompts:
             tell("indexing prompts", 0, len(prompts))
             SimilarIndex.build(

@@ -17,6 +17,7 @@ from tascade.decode.batch import BatchDecoder
 from tascade.decode.batch_target import BatchTarget
 from tascade.decode.generation import sampling_params
 from tascade.decode.loop import Decoder, NodeBudget
+from tascade.decode.prefixes import Prefixes
 from tascade.decode.sampling import Processor, SamplingParams, argmax_of
 from tascade.decode.target import Target
 from tascade.decode.text import TextStream
@@ -97,8 +98,11 @@ class TaskModel(Shown):
         task = open_task(pack, pack.info.fingerprint, self.target.vocab_size)
         self.corpus, self.similar, self.calibration = task.corpus, task.similar, task.calibration
         self.outputs: CorpusView = self.corpus
+        self.target.prefixes = Prefixes(pack.info.prefixes)
         if head is not None:
             self.tailored = tailor_pack(pack, self.model, head, tables)
+        if self.tailored is not None:
+            self.tailored.target.prefixes = self.target.prefixes
         self._cost: CostTable | None = _saved_cost(pack, self.cost_key)
         self._decoder: Decoder | None = None
         self._batches: tuple[int, BatchDecoder] | None = None
@@ -179,7 +183,7 @@ class TaskModel(Shown):
         """
         if self.tailored is not None:
             return self.tailored.batches(size, self.tokenizer)
-        return BatchDecoder(BatchTarget(self.model), tokenizer=self.tokenizer, size=size)
+        return BatchDecoder(BatchTarget(*self.target.parts), tokenizer=self.tokenizer, size=size)
 
     def new_drafter(self, calibration: Calibration | None = None) -> NgramDrafter:
         """A drafter over this pack, with a calibration of its own unless one is given."""

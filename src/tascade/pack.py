@@ -41,7 +41,8 @@ class PackInfo:
     lists each source's name, sha256 and bytes; ``costs`` maps a machine to the measured seconds of
     a step by its number of tokens; ``own_answers`` counts the outputs that are the model's own;
     ``rows`` says how many were held out, calibrated on and compared with plain decoding, and how
-    that came out; ``vocabulary`` is the file of the list of tokens, where there is one.
+    that came out; ``prefixes`` are token ids that many prompts begin with; ``vocabulary`` is the
+    file of the list of tokens, where there is one.
     """
 
     model: str
@@ -54,6 +55,7 @@ class PackInfo:
     max_new_tokens: int = 256
     own_answers: int = 0
     rows: dict[str, int] = field(default_factory=dict)
+    prefixes: list[list[int]] = field(default_factory=list)
     command: str = ""
     created: str = ""
     tascade: str = ""
@@ -299,6 +301,13 @@ def _check_info(info: PackInfo) -> None:
         _check_source(source, f"data[{at}]")
     for name, count in typed(dict, info.rows, "rows").items():
         typed(int, count, f"rows[{name!r:.80}]")
+    for at, prefix in enumerate(typed(list, info.prefixes, "prefixes")):
+        for token in typed(list, prefix, f"prefixes[{at}]"):
+            if not 0 <= typed(int, token, f"prefixes[{at}]") < info.vocab_size:
+                wanted = f"token ids below {info.vocab_size}"
+                raise ConfigError(
+                    "no token of the model", got=token, wanted=wanted, where=f"prefixes[{at}]"
+                )
     for key, table in typed(dict, info.costs, "costs").items():
         _check_costs(table, f"costs[{key!r:.80}]")
 

@@ -165,7 +165,9 @@ class BatchDecoder:
         request.started = time.perf_counter()
         row = self._row(index, request)
         rows.append(row)
-        self._forward([row], [request.prompt.tolist()], head, len(rows) - 1)
+        at = len(rows) - 1
+        unread = request.prompt[self.target.recall(at, request.prompt) :]
+        self._forward([row], [unread.tolist()], head, at)
         row.running.result.prefill_seconds = time.perf_counter() - request.started
 
     def _step(self, rows: Sequence[Row], head: SharedHead | None) -> float:

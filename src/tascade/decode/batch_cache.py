@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from tascade.decode.prefixes import Kept
+
 _FIRST_CAPACITY = 256
 _KEPT = 4
 """Room stays while it is at most so many times what the requests present need."""
@@ -21,7 +23,7 @@ class WriteIndex:
     """Where a forward's states go.
 
     rows: of the batch. slots: [n_rows, n] for each row's tokens. longest: how many slots of these
-    rows a query may look at. needed: how many any row uses, those of other rows included.
+    rows a query is shown. needed: how many any row uses, those of other rows included.
     """
 
     rows: slice = field(default_factory=lambda: slice(0, 0))
@@ -112,21 +114,39 @@ class RaggedCache(Cache):  # type: ignore[misc]
     def _new_layer(self) -> RaggedLayer:
         return RaggedLayer(self._aim)
 
-    def aim(self, rows: slice, slots: torch.Tensor) -> int:
+    def aim(self, rows: slice, slots: torch.Tensor, block: int = 1) -> int:
         """Say where the next forward's states go.
 
         Args:
             rows: of the batch; a row that is not there yet is added, empty.
             slots: [n_rows, n] for each of its tokens.
+            block: queries are shown a multiple of so many slots.
 
         Returns:
-            How many slots the forward's queries may look at.
+            How many slots the forward's queries are shown.
         """
         self.lengths += [0] * (rows.stop - len(self.lengths))
         longest = int(slots.max()) + 1
+        longest += -longest % block
         self._aim.rows, self._aim.slots, self._aim.longest = rows, slots, longest
         self._aim.needed = max(longest, *self.lengths)
         return longest
+
+    def read(self, row: int, length: int) -> Kept:
+        """Copies of the first ``length`` slots of a row."""
+        at = slice(row, row + 1)
+        return [
+            (layer.keys[at, :, :length].clone(), layer.values[at, :, :length].clone())
+            for layer in self.layers
+        ]
+
+    def write(self, row: int, kept: Kept) -> None:
+        """Make these a row's first slots; a row that is not there yet is added."""
+        length = kept[0][0].shape[2]
+        self.aim(slice(row, row + 1), torch.arange(length, device=kept[0][0].device)[None])
+        for number, (keys, values) in enumerate(kept):
+            self.update(keys, values, number)
+        self.lengths[row] = length
 
     @torch.inference_mode()
     def remove(self, row: int) -> None:

@@ -12,9 +12,11 @@ from tascade.decode.batch_cache import RaggedCache
 from tascade.decode.exclusive import exclusive
 from tascade.decode.lm_head import HeadLike, HeadOverride, head_override, ids_device
 from tascade.decode.mask import attention_windows
+from tascade.decode.prefixes import Kept, Prefixes
 from tascade.decode.rope import Rope
 from tascade.decode.target import (
     PREFILL_DRAFT_LIMIT,
+    Target,
     check_rewindable,
     table_of_positions,
     table_rows,
@@ -33,6 +35,7 @@ class BatchTarget:
     Args:
         model: a causal model.
         whole: computes what the model's own LM head would; that itself by default.
+        prefixes: beginnings of prompts whose keys are kept; none by default.
 
     Attributes:
         slot: where the model's LM head is changed.
@@ -43,7 +46,9 @@ class BatchTarget:
         UnsupportedModelError: as :func:`check_rewindable`; attention kernels that take no mask.
     """
 
-    def __init__(self, model: Any, whole: HeadLike | None = None) -> None:
+    def __init__(
+        self, model: Any, whole: HeadLike | None = None, prefixes: Prefixes | None = None
+    ) -> None:
         check_rewindable(model)
         self.config = model.config.get_text_config()
         attention = self.config._attn_implementation
@@ -54,7 +59,7 @@ class BatchTarget:
                 wanted=" or ".join(_MASKED_ATTENTION),
                 fix="load the model with attn_implementation='sdpa', or decode one by one",
             )
-        self.model = model
+        self.model, self.prefixes = model, prefixes or Prefixes(())
         self.slot: HeadOverride = head_override(model)
         self.whole: HeadLike = whole or self.slot.full
         self.device: torch.device = model.device
@@ -63,6 +68,8 @@ class BatchTarget:
         self.positions, self.rows = table_of_positions(self.config), table_rows(model)
         self.rope = Rope(model)
         self.alone, self._long = self.rope.by_longest, False
+        # How one request alone is read: the same rows, for the same bits.
+        self._single = Target(model)
         self._windows = attention_windows(model)
 
     def forward(
@@ -79,32 +86,50 @@ class BatchTarget:
             The model's logits [B, n] and final states [B, d], after the last token of each row.
         """
         self.rope.reset()
-        ids, cache = torch.tensor(tokens, device=self._ids_device), self.cache
-        rows = slice(first, first + len(ids))
+        cache, n = self.cache, len(tokens[0])
+        rows = slice(first, first + len(tokens))
         cache.lengths += [0] * (rows.stop - len(cache.lengths))
+        fill = self._single.filling_of(len(tokens), n, max(cache.lengths[rows]))
+        ids = torch.tensor([[*row, *[row[-1]] * fill] for row in tokens], device=self._ids_device)
         past = torch.tensor(cache.lengths[rows], device=self.device)[:, None]
-        slots = past + torch.arange(ids.shape[1], device=self.device)[None]
-        longest = cache.aim(rows, slots)
-        self._long = self.rope.is_long(longest)
+        slots = past + torch.arange(n + fill, device=self.device)[None]
+        reach = max(cache.lengths[rows]) + n
+        dense = reach > n or n <= PREFILL_DRAFT_LIMIT
+        longest = cache.aim(rows, slots, self._single.key_block if dense else 1)
+        self._long = self.rope.is_long(reach)
         states: list[torch.Tensor] = []
 
         def at_last(hidden: torch.Tensor) -> torch.Tensor:
-            states.append(hidden[:, -1])
-            return head(states[0])[:, None]
+            states.append(hidden[:, n - 1])
+            if head is not self.whole or len(tokens) > 1:
+                return head(states[0])[:, None]
+            return head(hidden[0, [n - 1, n - 1]])[:1, None]  # one row alone has another kernel
 
-        dense = longest > ids.shape[1] or longest <= PREFILL_DRAFT_LIMIT
         with exclusive(self.model), self.slot.using(at_last):
             output = self.model(
                 input_ids=ids,
                 # Without a mask: the kernel's own causal path, whose memory does not grow as T * T.
                 attention_mask=self._masks(slots, longest) if dense else None,
-                position_ids=slots,
+                position_ids=slots.minimum(past + n - 1),
                 past_key_values=cache,
                 use_cache=True,
             )
         for row in range(rows.start, rows.stop):
-            cache.lengths[row] += ids.shape[1]
+            cache.lengths[row] += n
         return output.logits[:, 0], states[0]
+
+    def recall(self, row: int, prompt: IntArray) -> int:
+        """Begin a row with the keys of its prompt's known beginning; how many tokens."""
+        ids = [] if self.rope.changes else self.prefixes.of(prompt)
+        if ids:
+            kept = self.prefixes.recall(ids, self.model, lambda: self._read(row, ids))
+            self.cache.write(row, kept)
+        return len(ids)
+
+    def _read(self, row: int, ids: list[int]) -> Kept:
+        self.forward([ids], self.whole, row)
+        self.cache.lengths[row] = 0
+        return self.cache.read(row, len(ids))
 
     def unread(self, row: int, prompt: IntArray, output: Sequence[int]) -> list[int]:
         """A row's tokens that the next forward must read, as :meth:`Target.unread`."""

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from tascade.decode.prefixes import Kept
+
 _FIRST_CAPACITY = 512
 _KEPT = 4
 """Buffers stay from request to request while they are at most so many times as long as needed."""
@@ -126,6 +128,18 @@ class RewindableCache(Cache):  # type: ignore[misc]
     def length(self) -> int:
         """Slots in use."""
         return self.layers[0].length if self.layers else 0
+
+    def read(self, length: int) -> Kept:
+        """Copies of the first ``length`` slots of every layer."""
+        return [
+            (layer.keys[:, :, :length].clone(), layer.values[:, :, :length].clone())
+            for layer in self.layers
+        ]
+
+    def write(self, kept: Kept) -> None:
+        """Put these behind the used slots of every layer."""
+        for number, (keys, values) in enumerate(kept):
+            self.update(keys, values, number)
 
     def truncate(self, length: int) -> None:
         """Keep the first ``length`` slots of every layer."""

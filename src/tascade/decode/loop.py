@@ -240,11 +240,13 @@ class Decoder:
 
     def prefill(self, request: Request) -> list[int]:
         """First forward: the prompt and, where it is short enough, a first draft behind it."""
-        unread = request.prompt.tolist()
+        start = time.perf_counter()
+        unread = request.prompt[self.target.recall(request.prompt) :].tolist()
+        recalled = time.perf_counter() - start
         tree, draft_seconds = self.propose(request, len(unread))
         tokens = self._verify(request, unread, tree, draft_seconds)
         result = request.result
-        result.prefill_seconds = result.steps[-1].step_seconds + draft_seconds
+        result.prefill_seconds = recalled + result.steps[-1].step_seconds + draft_seconds
         if not len(tree):
             result.steps.pop()
             result.forwards, result.stepped_tokens = 0, 0

@@ -36,6 +36,11 @@ class Rope:
             if hasattr(module, "max_seq_len_cached")
         ]
 
+    @property
+    def changes(self) -> bool:
+        """Whether keys depend on how long the text is that they were computed in."""
+        return self.by_longest or self.rereads
+
     def room(self, base: int) -> int | None:
         """How deep a draft may be behind ``base`` tokens; ``None`` for any depth.
 

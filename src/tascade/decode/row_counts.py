@@ -15,7 +15,7 @@ What it gains and what it costs is measured by ``benchmarks/real_model/rounding.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 

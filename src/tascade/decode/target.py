@@ -18,6 +18,7 @@ from tascade.decode.cache import RewindableCache
 from tascade.decode.exclusive import exclusive
 from tascade.decode.lm_head import HeadLike, SmallHead, SmallLogits, head_override, ids_device
 from tascade.decode.mask import MaskBuilder, ancestors, attention_windows, depths
+from tascade.decode.prefixes import Kept, Prefixes
 from tascade.decode.rope import Rope
 from tascade.decode.row_counts import KEY_BLOCK, RowCounts, row_counts
 from tascade.errors import ConfigError, TascadeError, UnsupportedModelError
@@ -101,6 +102,7 @@ class Target:
         head: a head of fewer tokens to use instead of the model's own, which stays in place.
         whole: computes what the model's own head would, where ``head`` is taken off; that itself by
             default.
+        prefixes: beginnings of prompts whose keys are kept; none by default.
 
     Attributes:
         states: [1 + N, d] the final hidden states behind the last logits; only with a ``head``.
@@ -111,10 +113,15 @@ class Target:
     """
 
     def __init__(
-        self, model: Any, head: SmallHead | None = None, whole: HeadLike | None = None
+        self,
+        model: Any,
+        head: SmallHead | None = None,
+        whole: HeadLike | None = None,
+        prefixes: Prefixes | None = None,
     ) -> None:
         check_rewindable(model)
         self.model, self.head, self.whole = model, head, whole
+        self.prefixes = prefixes or Prefixes(())
         self._slot = None if head is None else head_override(model)
         self.states = self.scores = torch.empty(0)
         self.config, self.rows = model.config.get_text_config(), table_rows(model)
@@ -134,6 +141,11 @@ class Target:
             for kind, window in attention_windows(model).items()
         }
         self.rope = Rope(model)
+
+    @property
+    def parts(self) -> tuple[Any, HeadLike | None, Prefixes]:
+        """The model, its whole head and the prefixes: what another target over it is made of."""
+        return self.model, self.whole, self.prefixes
 
     @property
     def vocab_size(self) -> int:
@@ -166,6 +178,24 @@ class Target:
             return room
         fitting = max(0, self.counts.most - unread)
         return fitting if room is None else min(room, fitting)
+
+    @property
+    def key_block(self) -> int:
+        """Attention is shown a multiple of so many keys."""
+        return KEY_BLOCK if self._rounds else 1
+
+    def filling_of(self, requests: int, n: int, past: int) -> int:
+        """How many idle tokens go behind the ``n`` of each request of a batch.
+
+        One alone is filled up as :meth:`forward` does it; of several, each is two rows at least
+        where all together are of a count that agrees.
+        """
+        if self._rounds and not self._looked:
+            self.begin()
+        if requests == 1:
+            return self._filling(past, n, 0)
+        agreed = self.counts is not None and 2 * requests in self.counts.counts
+        return 1 if agreed and n == 1 else 0
 
     def _look_for_counts(self) -> None:
         """Find the row counts that agree; leaves the cache empty."""
@@ -256,6 +286,21 @@ class Target:
             finally:
                 self.lock.release()
 
+    def recall(self, prompt: IntArray) -> int:
+        """Put the keys of the prompt's known beginning into the empty cache; how many tokens."""
+        if self.rope.changes:
+            return 0
+        if ids := self.prefixes.of(prompt):
+            self.cache.write(self.prefixes.recall(ids, self.model, lambda: self._read(ids)))
+        return len(ids)
+
+    def _read(self, ids: list[int]) -> Kept:
+        self.forward(ids)
+        self.cache.truncate(len(ids))
+        kept = self.cache.read(len(ids))
+        self.cache.truncate(0)
+        return kept
+
     def forward(
         self, tokens: Sequence[int], tree: DraftTree | None = None
     ) -> torch.Tensor | SmallLogits:
@@ -278,7 +323,7 @@ class Target:
         self.cache.long = self.rope.is_long(past + t)
         positions[0, t + n :] = past + t - 1  # never past the edge of the position table
         long = past == 0 and n == 0 and t > PREFILL_DRAFT_LIMIT
-        self.cache.block.size = KEY_BLOCK if self._rounds and not long else 1
+        self.cache.block.size = 1 if long else self.key_block
         keys = self.cache.block.filled(past + t + n + fill)
         if long:
             mask = None  # the kernel's own causal path: a dense mask would take memory ~ T * T
@@ -290,7 +335,10 @@ class Target:
             depth, seen = depths(parents), ancestors(parents)
             positions[0, t:] = past + t - 1 + torch.from_numpy(depth).to(self.device)
             mask = self._select(
-                {k: self._tree_mask(m, (past, t, keys), seen, depth) for k, m in self._masks.items()}
+                {
+                    k: self._tree_mask(m, (past, t, keys), seen, depth)
+                    for k, m in self._masks.items()
+                }
             )
         guest = self.whole if self.head is None else self.head
         with (

@@ -256,8 +256,11 @@ class _ScriptedTarget:
     def end(self, hold: Hold) -> None:
         """Nothing to give back."""
 
-    def room(self, base: int) -> int | None:
+    def room(self, base: int, unread: int) -> int | None:
         return None
+
+    def recall(self, prompt: IntArray) -> int:
+        return 0
 
     def unread(self, request: Request) -> list[int]:
         return request.result.tokens[-1:]

@@ -85,7 +85,7 @@ class Tailored:
 
     def batches(self, size: int, tokenizer: Any = None) -> BatchDecoder:
         """The loop for several requests at once, over one head of all that they need."""
-        own, target = self.head.union, BatchTarget(self.target.model, self.target.whole)
+        own, target = self.head.union, BatchTarget(*self.target.parts)
         ids, kind = own.ids[: own.static].cpu().numpy(), target.model.dtype
         head = BatchHead(own.table, ids, bias=self.bias, device=target.device, dtype=kind)
         if self.config.head == "masked":
