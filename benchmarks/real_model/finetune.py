@@ -3,8 +3,9 @@
     python benchmarks/real_model/finetune.py MODEL TASK_FOLDER OUT --json finetune.json
 
 ``TASK_FOLDER`` holds train.jsonl and validation.jsonl. The same command goes on where it was
-stopped. What is learned is bounded in tokens (prompts among them), since two cores learn some 300 a
-second: by default a quarter of an hour's, in at most three rounds. The JSON has the loss of each step.
+stopped. What is learned is bounded in tokens, prompts among them, since two cores learn some 300 a
+second: by default a quarter of an hour's, in at most three rounds. The JSON has the loss of each
+step.
 """
 
 from __future__ import annotations

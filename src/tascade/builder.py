@@ -192,7 +192,7 @@ def calibrate(
     """
     pack, most = task_model.pack, recipe.spec.calibration_rows
     tell("measuring the model's steps", 0, None)
-    pack.note(costs={**pack.info.costs, task_model.cost_key: task_model.cost.to_json()})
+    pack.note(costs={**pack.info.costs, **task_model.measured})
     prompts = [prompt for prompt, _ in rows if prompt is not None]
     chosen = spread(prompts, most)
     params = task_model.params(max_new_tokens=recipe.max_new_tokens)

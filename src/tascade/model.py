@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 import threading
 import time
-import warnings
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -18,7 +17,9 @@ from tascade.decode.batch_target import BatchTarget
 from tascade.decode.generation import sampling_params
 from tascade.decode.loop import Decoder, NodeBudget
 from tascade.decode.prefixes import Prefixes
+from tascade.decode.row_counts import remember, remembered
 from tascade.decode.sampling import Processor, SamplingParams, argmax_of
+from tascade.decode.supported import warn_of_tokens
 from tascade.decode.target import Target
 from tascade.decode.text import TextStream
 from tascade.draft.budget import Budget, NoDrafter
@@ -83,7 +84,7 @@ class TaskModel(Shown):
             pack.check_tokenizer(fingerprint(tokenizer), name or "the given model")
         self.ends, self.chat = end_tokens(model, tokenizer), pack.chat
         self.target, self.assistant = Target(model), assistant
-        self._warn_of_tokens()
+        warn_of_tokens(tokenizer, self.target.rows)
         self.tailored: Tailored | None = None
         self.reload(head, tables)
 
@@ -103,7 +104,10 @@ class TaskModel(Shown):
             self.tailored = tailor_pack(pack, self.model, head, tables)
         if self.tailored is not None:
             self.tailored.target.prefixes = self.target.prefixes
-        self._cost: CostTable | None = _saved_cost(pack, self.cost_key)
+        saved = pack.info.costs.get(self.cost_key)
+        self._cost = None if saved is None else CostTable(saved["sizes"], saved["seconds"])
+        if saved is not None and "row_counts" in saved:
+            remember(self.model, saved["row_counts"])
         self._decoder: Decoder | None = None
         self._batches: tuple[int, BatchDecoder] | None = None
 
@@ -222,6 +226,12 @@ class TaskModel(Shown):
         key = machine_key(self.model)
         return key if self.tailored is None else f"{key}/{self.tailored.config.head} head"
 
+    @property
+    def measured(self) -> dict[str, dict[str, list[float]]]:
+        """Step costs and row counts found on this machine, as ``pack.json`` has them."""
+        table = self.cost.to_json()
+        return {self.cost_key: table | {"row_counts": remembered(self.model)}}
+
     def params(self, **options: Any) -> SamplingParams:
         """Sampling options: the caller's, the checkpoint's, the pack's token limit, the defaults.
 
@@ -233,18 +243,6 @@ class TaskModel(Shown):
         if ends is None:
             ends = end_tokens(self.model, self.tokenizer)
         return sampling_params(self.model, ends, limit=limit, **options)
-
-    def _warn_of_tokens(self) -> None:
-        """Say which of the tokenizer's added tokens the model has no row for."""
-        added = getattr(self.tokenizer, "added_tokens_decoder", {})
-        lacking = [i for i in sorted(added) if i >= self.target.rows]
-        if lacking:
-            names = ", ".join(f"{str(added[i])!r} ({i})" for i in lacking[:5])
-            warnings.warn(
-                f"the model has {self.target.rows} rows and none for these tokens of its "
-                f"tokenizer: {names}; prompts with them are refused",
-                stacklevel=4,
-            )
 
     def facts(self) -> dict[str, object]:
         """Model, pack, outputs indexed, LM head and dtype, as they are shown."""
@@ -395,8 +393,3 @@ def measure_cost(target: Target, *, seconds: float = 2.0, past: int = 96) -> Cos
         table = CostTable.measure(step, sizes=sizes, seconds=seconds)
         target.begin()
     return table
-
-
-def _saved_cost(pack: Pack, key: str) -> CostTable | None:
-    saved = pack.info.costs.get(key)
-    return None if saved is None else CostTable(saved["sizes"], saved["seconds"])

@@ -39,10 +39,11 @@ class PackInfo:
     ``model`` is a hub id or a folder, ``./NAME`` in a pack that was published: one of this name;
     ``fingerprint`` identifies the tokenizer (see :func:`tascade.data.encode.fingerprint`); ``data``
     lists each source's name, sha256 and bytes; ``costs`` maps a machine to the measured seconds of
-    a step by its number of tokens; ``own_answers`` counts the outputs that are the model's own;
-    ``rows`` says how many were held out, calibrated on and compared with plain decoding, and how
-    that came out; ``prefixes`` are token ids that many prompts begin with; ``vocabulary`` is the
-    file of the list of tokens, where there is one.
+    a step by its number of tokens, and in half precision to the counts of rows that round alike;
+    ``own_answers`` counts the outputs that are the model's own; ``rows`` says how many were held
+    out, calibrated on and compared with plain decoding, and how that came out; ``prefixes`` are
+    token ids that many prompts begin with; ``vocabulary`` is the file of the list of tokens, where
+    there is one.
     """
 
     model: str
@@ -329,6 +330,8 @@ def _check_costs(table: Any, where: str) -> None:
         place = f"{where}.{name}"
         column = typed(list, typed(dict, table, where).get(name), place)
         columns.append([typed(float, value, place) for value in column])
+    for count in typed(list, table.get("row_counts", []), f"{where}.row_counts"):
+        typed(float, count, f"{where}.row_counts")
     sizes, seconds = columns
     rising = all(a < b for a, b in pairwise([0.0, *sizes, _MOST_SIZES + 1.0]))
     if not rising or not len(sizes) == len(seconds) > 1 or min(seconds) <= 0:

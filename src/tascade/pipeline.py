@@ -27,7 +27,7 @@ from tascade.config import Recipe, VocabConfig
 from tascade.core import Progress
 from tascade.data.encode import end_tokens
 from tascade.data.prepare import Prepared, describe_sources, prepare
-from tascade.decode.target import table_rows
+from tascade.decode.supported import table_rows
 from tascade.enrich.gate import Score
 from tascade.enrich.run import Tuned
 from tascade.enrich.stage import load_to_tune, tune_loaded, work_folder
@@ -255,7 +255,7 @@ def index_own(task: PackBuilder, prepared: Prepared, recipe: Recipe, progress: P
     left = count_prompts(prepared.train) - len(own)
     for at, row in zip(prepared.own, own, strict=True):
         prepared.train[at] = row
-    costs = {**pack.info.costs, task_model.cost_key: task_model.cost.to_json()}
+    costs = {**pack.info.costs, **task_model.measured}
     pack.note(costs=costs, own_answers=len(own), rows={"references_kept": left})
     task.index(prepared.train, recipe, progress)
 

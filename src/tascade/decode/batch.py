@@ -19,7 +19,7 @@ from tascade.decode.lm_head import SharedHead
 from tascade.decode.loop import Request
 from tascade.decode.sampling import Processor, Sampler, SamplingParams, argmax_rows, log_probability
 from tascade.decode.stop import StopRule, bounded
-from tascade.decode.target import check_ids
+from tascade.decode.supported import check_ids
 from tascade.errors import ConfigError, TascadeError
 
 

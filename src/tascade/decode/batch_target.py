@@ -14,13 +14,8 @@ from tascade.decode.lm_head import HeadLike, HeadOverride, head_override, ids_de
 from tascade.decode.mask import attention_windows
 from tascade.decode.prefixes import Kept, Prefixes
 from tascade.decode.rope import Rope
-from tascade.decode.target import (
-    PREFILL_DRAFT_LIMIT,
-    Target,
-    check_rewindable,
-    table_of_positions,
-    table_rows,
-)
+from tascade.decode.supported import check_rewindable, table_of_positions, table_rows
+from tascade.decode.target import PREFILL_DRAFT_LIMIT, Target
 from tascade.errors import UnsupportedModelError
 
 _MASKED_ATTENTION = ("sdpa", "eager")

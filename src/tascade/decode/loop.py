@@ -13,8 +13,9 @@ import torch
 from tascade.core import EMPTY_TREE, Drafter, DraftTree, FloatArray, Generation, IntArray, StepStats
 from tascade.decode.sampling import Processor, Sampler, SamplingParams
 from tascade.decode.stop import ExtraStop, StopRule, bounded
+from tascade.decode.supported import check_ids
 from tascade.decode.target import PREFILL_DRAFT_LIMIT as PREFILL_DRAFT_LIMIT
-from tascade.decode.target import Hold, Target, check_ids
+from tascade.decode.target import Hold, Target
 from tascade.decode.verify import Walk, walk
 from tascade.errors import ConfigError, TascadeError
 

@@ -15,7 +15,7 @@ What it gains and what it costs is measured by ``benchmarks/real_model/rounding.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,11 +58,29 @@ def row_counts(model: Any, logits: Logits) -> RowCounts | None:
 
     The smallest count that agrees with enough larger ones is what a single token is filled up to.
     """
-    known = _found.setdefault(model, {})
-    key = (torch.get_num_threads(), model.dtype, model.config._attn_implementation)
+    known, key = _found.setdefault(model, {}), _conditions(model)
     if key not in known:
         known[key] = _agreeing(model, logits)
     return known[key]
+
+
+def remember(model: Any, counts: Sequence[float]) -> None:
+    """Take the counts that were found for a model on this machine before; none for too few.
+
+    Wrong ones cost the equality in the last bits, and no more.
+    """
+    kept = tuple(sorted(n for n in map(int, counts) if n in TESTED))
+    _found.setdefault(model, {})[_conditions(model)] = RowCounts(kept) if kept else None
+
+
+def remembered(model: Any) -> list[float]:
+    """What :func:`remember` takes; nothing where nobody has looked."""
+    found = _found.get(model, {}).get(_conditions(model))
+    return [] if found is None else [float(n) for n in found.counts]
+
+
+def _conditions(model: Any) -> Any:
+    return torch.get_num_threads(), model.dtype, model.config._attn_implementation
 
 
 def _agreeing(model: Any, logits: Logits) -> RowCounts | None:

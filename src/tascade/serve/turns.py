@@ -11,7 +11,7 @@ from typing import Any
 from tascade.core import Generation, IntArray
 from tascade.data.encode import encode_opening
 from tascade.decode.sampling import SamplingParams
-from tascade.decode.target import check_ids
+from tascade.decode.supported import check_ids
 from tascade.errors import TascadeError
 from tascade.serve.engine import Delta, Engine, Job
 from tascade.serve.failures import APIError
