@@ -21,8 +21,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
-from tascade.answers import count_prompts, enough_own, own_held_out
-from tascade.builder import PackBuilder, Stage, answerer, answering, calibrate, check, time_float32
+from tascade.answers.own import count_prompts, enough_own, own_held_out
+from tascade.builder import (
+    PackBuilder,
+    Stage,
+    answerer,
+    answering,
+    calibrate,
+    check,
+    time_float32,
+)
 from tascade.config import Recipe, VocabConfig
 from tascade.core import Progress
 from tascade.data.encode import end_tokens
@@ -37,6 +45,7 @@ from tascade.errors import ConfigError, GateError
 from tascade.load import ModelRef, check_ref, load_model, torch_threads
 from tascade.model import TaskModel
 from tascade.options import AdaptOptions, ReadOptions, RecipeLike, RowOptions, laid_over
+from tascade.own_answers import answers_folder, index_own
 from tascade.tailor.profile import list_tokens
 from tascade.tailor.savings import Tailoring, head_savings
 from tascade.tailor.tailored import keep_vocabulary, with_vocabulary
@@ -53,6 +62,7 @@ def adapt(
     out: str | Path | None = None,
     recipe: RecipeLike | None = None,
     tune: bool = False,
+    resume: bool = False,
     overwrite: bool = False,
     threads: int = 0,
     progress: Progress | bool | None = None,
@@ -68,6 +78,8 @@ def adapt(
             uses it (see ``save_pretrained``).
         recipe: everything else: a :class:`Recipe`, a dict, or the path of a YAML file.
         tune: teach the model the task's tokens first, which needs ``out`` (:func:`adapt_tuned`).
+        resume: go on with the answers, or the tuning, of a run that was stopped (they lie beside
+            ``out``).
         overwrite: replace a pack that exists, in one step, and nothing else that does.
         threads: CPU threads that torch may use meanwhile; 0 leaves its choice.
         progress: called with (stage, done, total); bars by default (see
@@ -79,8 +91,8 @@ def adapt(
 
     Raises:
         DataError: a row cannot be used, or there are none.
-        ConfigError: the model cannot be loaded, an option is none or out of range, or ``out``
-            exists and must not be replaced.
+        ConfigError: the model cannot be loaded, an option is none or out of range, ``out``
+            exists and must not be replaced, or the stopped run was another.
         UnsupportedModelError: the model's state cannot be rewound.
         GateError: see :func:`adapt_tuned`.
     """
@@ -89,11 +101,12 @@ def adapt(
     with torch_threads(threads):
         if tune:
             given = {"validation": validation, "recipe": chosen, "overwrite": overwrite}
-            return adapt_tuned(model, data, out=_named(out), progress=progress, **given)[0]
+            given |= {"resume": resume, "progress": progress}
+            return adapt_tuned(model, data, out=_named(out), **given)[0]
         if out is not None:
             target = place_for(out, overwrite=overwrite, used=used)
         with shown(progress) as tell:
-            return _make(*used, target, chosen, overwrite, tell).task_model
+            return _make(*used, target, chosen, overwrite, tell, resume=resume).task_model
 
 
 def _named(out: str | Path | None) -> str | Path:
@@ -145,7 +158,7 @@ def adapt_tuned(
     shutil.rmtree(staged / "model", ignore_errors=True)
     tuning = partial(tune_first, to=staged / "model", resume=resume)
     with shown(progress) as tell:
-        made = _make(*used, target, recipe, overwrite, tell, tuning)
+        made = _make(*used, target, recipe, overwrite, tell, tuning, resume=resume)
     assert made.tuned is not None
     shutil.rmtree(staged, ignore_errors=True)
     return made.task_model, replace(made.tuned, path=target / "model")
@@ -160,6 +173,8 @@ def _make(
     overwrite: bool,
     tell: Progress,
     tuning: Stage | None = None,
+    *,
+    resume: bool,
 ) -> PackBuilder:
     """Load, prepare, have each stage do its part, and save."""
     wanted = recipe
@@ -171,14 +186,17 @@ def _make(
             made = PackBuilder(folder, load_to_tune(model, recipe), wanted)
         else:
             loaded = load_model(model, dtype=recipe.dtype, device=recipe.device)
-            made = PackBuilder(folder, loaded, wanted)
+            made = PackBuilder(
+                folder, loaded, wanted, "" if isinstance(model, tuple) else loaded[2]
+            )
         tokenizer, name = made.loaded[1:]
         merger = read_tokens(name) if tuning is None else None
         ends = end_tokens(*made.loaded[:2])
         rows = table_rows(made.loaded[0])
         prepared = prepare(tokenizer, ends, data, validation, recipe, tell, merger, rows)
         made.pack.note(data=describe_sources(data, validation, prepared.reports))
-        for stage in _stages(wanted, tuning):
+        work = None if target is None else answers_folder(target)
+        for stage in _stages(wanted, tuning, partial(index_own, work=work, resume=resume)):
             stage(made, prepared, wanted, tell)
         if target is None:
             made.save()
@@ -187,16 +205,17 @@ def _make(
             # What is there now may not be what was there when all this began.
             place_for(target, overwrite=overwrite, used=(name, data, validation))
             made.install(target)
+            shutil.rmtree(answers_folder(target), ignore_errors=True)
     return made
 
 
-def _stages(recipe: Recipe, tuning: Stage | None) -> Iterator[Stage]:
+def _stages(recipe: Recipe, tuning: Stage | None, own: Stage) -> Iterator[Stage]:
     """What is done for a pack, in this order."""
     if tuning is not None:
         yield tuning
     yield index_references
     if recipe.spec.own_answers:
-        yield index_own
+        yield own
     if recipe.vocab.head != "full":
         yield tailor_head
     yield prove
@@ -226,7 +245,8 @@ def tune_first(
             where=str(task.pack.info.data[0]["path"]),
             fix="train longer or on more, add fewer tokens, or loosen tune.gate in the recipe",
         )
-    task.use(load_model(tuned.path, dtype=recipe.dtype, device=recipe.device))
+    loaded = load_model(tuned.path, dtype=recipe.dtype, device=recipe.device)
+    task.use(loaded, str(tuned.path))
     task.pack.note(stages=["tasc-ft"])
     prepared.merge_answers(TokenMerger(tuned.enrichment.expansions, tuned.enrichment.first))
 
@@ -236,27 +256,6 @@ def index_references(
 ) -> None:
     """Index the training outputs, and the prompts they answered (TASC-spec)."""
     task.pack.note(stages=[*task.pack.info.stages, "tasc-spec"])
-    task.index(prepared.train, recipe, progress)
-
-
-def index_own(task: PackBuilder, prepared: Prepared, recipe: Recipe, progress: Progress) -> None:
-    """Index the model's own answers to the training prompts instead of the references.
-
-    The references' index drafts for this pass, so that it runs at the task's speed already. A
-    prompt that time does not reach keeps its reference; the pack says how many do.
-
-    Raises:
-        TascadeError: drafts change words (see :func:`tascade.builder.check`), which is better
-            known before this work than after it.
-    """
-    task_model, pack = task.task_model, task.pack
-    check(task_model, prepared.asked, recipe, progress)
-    own, prepared.own = answerer(task_model, recipe, progress)(prepared.train)
-    left = count_prompts(prepared.train) - len(own)
-    for at, row in zip(prepared.own, own, strict=True):
-        prepared.train[at] = row
-    costs = {**pack.info.costs, task_model.cost_key: task_model.cost.to_json()}
-    pack.note(costs=costs, own_answers=len(own), rows={"references_kept": left})
     task.index(prepared.train, recipe, progress)
 
 

@@ -35,6 +35,7 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "--self": ("", "yes"),
     "--tune": ("", "yes"),
     "--tailor": ("", "exact", "masked", "draft-only"),
+    "--resume": ("", "yes"),
     "--overwrite": ("", "yes"),
     "--threads": ("", "1"),
     "--json": ("", "yes"),

@@ -14,6 +14,7 @@ from tascade.cli.flags import (
     PromptField,
     PromptTemplate,
     RecipesOnError,
+    Resume,
     System,
     Threads,
     given,
@@ -72,6 +73,7 @@ def adapt(
     tailor: Annotated[
         str, typer.Option(help="An LM head of the task's tokens: exact, masked or draft-only.")
     ] = "",
+    resume: Resume = False,
     overwrite: Annotated[
         bool, typer.Option(help="Replace the pack that is there; nothing else is.")
     ] = False,
@@ -84,7 +86,8 @@ def adapt(
     options |= given(completion_field=completion_field, prompt_template=prompt_template)
     options |= given(system=system, chat_template_kwargs=chat_template_kwargs)
     options |= given(own_answers=own_answers, tailor=tailor)
-    made = _make(_recipe(recipe, options), out, tune, overwrite, threads, quiet=json)
+    going = {"resume": resume, "overwrite": overwrite}
+    made = _make(_recipe(recipe, options), out, tune, going, threads, quiet=json)
     _tell(made, out, json)
 
 
@@ -100,12 +103,12 @@ def _recipe(path: Path | None, options: dict[str, Any]) -> Recipe:
 
 
 def _make(
-    wanted: Recipe, out: Path, tune: bool, overwrite: bool, threads: int, *, quiet: bool
+    wanted: Recipe, out: Path, tune: bool, going: dict[str, bool], threads: int, *, quiet: bool
 ) -> TaskModel:
     from tascade.cli import console
 
     rows = wanted.data
-    options: dict[str, Any] = {"out": out, "recipe": wanted, "overwrite": overwrite}
+    options: dict[str, Any] = {"out": out, "recipe": wanted, **going}
     options["validation"] = rows.validation or None
     sources = (rows.train, "train"), (rows.validation, "validation")
     with console.reading(rows, *sources) as progress:

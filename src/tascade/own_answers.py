@@ -1,0 +1,113 @@
+"""The stage of a pack that is made of the model's own answers: in bulk, and gone on with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tascade.answers.engine import VllmEngine, why_not_vllm
+from tascade.answers.own import Answer, Bulk, count_prompts, own_answers
+from tascade.builder import PackBuilder, check
+from tascade.config import Recipe
+from tascade.core import Progress, Row
+from tascade.data.prepare import Prepared
+from tascade.decode.sampling import SamplingParams
+from tascade.enrich.train.checkpoint import begin_run, model_digest, rows_digest
+from tascade.util.files import checksum
+
+_TOGETHER = {"cpu": 8, "cuda": 32}
+"""Size of a batch without drafts, by the kind of device."""
+
+
+def index_own(
+    task: PackBuilder,
+    prepared: Prepared,
+    recipe: Recipe,
+    progress: Progress,
+    *,
+    work: Path | None = None,
+    resume: bool = False,
+) -> None:
+    """Index the model's own greedy answers to the training prompts instead of the references.
+
+    The references' index drafts for this pass, so that it runs at the task's speed already. A
+    prompt that time does not reach keeps its reference; the pack says how many do. ``work`` and
+    ``resume``: see :func:`tascade.builder.bulk_answerer`.
+
+    Raises:
+        ConfigError: the run to go on with was another.
+        TascadeError: drafts change words (see :func:`tascade.builder.check`), which is better
+            known before this work than after it.
+    """
+    task_model, pack = task.task_model, task.pack
+    check(task_model, prepared.asked, recipe, progress)
+    answer = bulk_answerer(task, prepared.train, recipe, progress, work, resume=resume)
+    own, prepared.own = answer(prepared.train)
+    left = count_prompts(prepared.train) - len(own)
+    for at, row in zip(prepared.own, own, strict=True):
+        prepared.train[at] = row
+    costs = {**pack.info.costs, task_model.cost_key: task_model.cost.to_json()}
+    pack.note(costs=costs, own_answers=len(own), rows={"references_kept": left})
+    task.index(prepared.train, recipe, progress)
+
+
+def answers_folder(target: Path) -> Path:
+    """Where the model's own answers are kept until the pack ``target`` is made."""
+    return target.with_name(f".{target.name}.answers")
+
+
+def bulk_answerer(
+    task: PackBuilder,
+    rows: Sequence[Row],
+    recipe: Recipe,
+    tell: Progress,
+    work: Path | None = None,
+    *,
+    resume: bool = False,
+) -> Answer:
+    """What answers training prompts for a pack: greedy, in vLLM or batches if sooner.
+
+    Args:
+        task: the pack, with what drafts indexed.
+        rows: whose prompts will be answered.
+        recipe: its ``max_new_tokens`` and ``spec.own_seconds``.
+        tell: called with (stage, done, total).
+        work: a folder to keep the answers in (:func:`answers_folder`); ``None`` keeps none.
+        resume: go on with the answers that a run left there which was stopped.
+
+    Raises:
+        ConfigError: these are another model's, or to other prompts.
+    """
+    task_model, model = task.task_model, task.loaded[0]
+    params = task_model.params(max_new_tokens=recipe.max_new_tokens, temperature=0)
+    engine = kept = None
+    if not why_not_vllm(model, task.stored, params):
+        engine = VllmEngine(model, task.stored, task.pack)
+    if work is not None:
+        begin_run(work, _answered_by(task, rows, params), resume=resume)
+        kept = work / "answers.jsonl"
+    size = _TOGETHER.get(model.device.type, _TOGETHER["cpu"])
+    bulk = Bulk(partial(task_model.batches, size), engine, kept)
+    given: dict[str, Any] = {"params": params, "seconds": recipe.spec.own_seconds, "tell": tell}
+    return partial(own_answers, task_model.decoder, bulk=bulk, **given)
+
+
+def _answered_by(task: PackBuilder, rows: Sequence[Row], params: SamplingParams) -> dict[str, Any]:
+    """What answers depend on: those of another run are others where any of it is."""
+    nothing = np.empty(0, np.int32)
+    asks = task.loaded[0].generation_config.to_dict()
+    asks.pop("transformers_version", None)
+    return {
+        "model": model_digest(task.loaded[0]),
+        "dtype": str(task.loaded[0].dtype),
+        "tokenizer": task.pack.info.fingerprint,
+        "prompts": rows_digest([(prompt, nothing) for prompt, _ in rows]),
+        "max_new_tokens": params.max_new_tokens,
+        "end tokens": list(params.end_tokens),
+        "generation config": checksum(json.loads(json.dumps(asks, default=str))),
+    }
