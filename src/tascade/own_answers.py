@@ -18,6 +18,7 @@ from tascade.core import Progress, Row
 from tascade.data.prepare import Prepared
 from tascade.decode.sampling import SamplingParams
 from tascade.enrich.train.checkpoint import begin_run, model_digest, rows_digest
+from tascade.errors import ConfigError
 from tascade.util.files import checksum
 
 _TOGETHER = {"cpu": 8, "cuda": 32}
@@ -46,14 +47,34 @@ def index_own(
     """
     task_model, pack = task.task_model, task.pack
     check(task_model, prepared.asked, recipe, progress)
-    answer = bulk_answerer(task, prepared.train, recipe, progress, work, resume=resume)
-    own, prepared.own = answer(prepared.train)
-    left = count_prompts(prepared.train) - len(own)
-    for at, row in zip(prepared.own, own, strict=True):
-        prepared.train[at] = row
+    logged = set(prepared.own)
+    at = [place for place in range(len(prepared.train)) if place not in logged]
+    asked = [prepared.train[place] for place in at]
+    answer = bulk_answerer(task, asked, recipe, progress, work, resume=resume)
+    own, places = answer(asked)
+    left = count_prompts(asked) - len(own)
+    for place, row in zip(places, own, strict=True):
+        prepared.train[at[place]] = row
+    prepared.own = sorted([*logged, *(at[place] for place in places)])
     costs = {**pack.info.costs, task_model.cost_key: task_model.cost.to_json()}
-    pack.note(costs=costs, own_answers=len(own), rows={"references_kept": left})
+    pack.note(costs=costs, own_answers=len(prepared.own), rows={"references_kept": left})
     task.index(prepared.train, recipe, progress)
+
+
+def check_logs(logs: object, tune: bool) -> None:
+    """Refuse logs where the model is tuned first.
+
+    Raises:
+        ConfigError: both are asked for.
+    """
+    if tune and logs:
+        raise ConfigError(
+            "what the model served are not the tuned model's answers",
+            got="logs, and tune",
+            wanted="one of them",
+            where="logs",
+            fix="leave the logs out; or tune first, serve the tuned model, and adapt with its logs",
+        )
 
 
 def answers_folder(target: Path) -> Path:
@@ -100,7 +121,8 @@ def bulk_answerer(
 def _answered_by(task: PackBuilder, rows: Sequence[Row], params: SamplingParams) -> dict[str, Any]:
     """What answers depend on: those of another run are others where any of it is."""
     nothing = np.empty(0, np.int32)
-    asks = task.loaded[0].generation_config.to_dict()
+    config = getattr(task.loaded[0], "generation_config", None)
+    asks = {} if config is None else config.to_dict()
     asks.pop("transformers_version", None)
     return {
         "model": model_digest(task.loaded[0]),

@@ -45,12 +45,12 @@ from tascade.errors import ConfigError, GateError
 from tascade.load import ModelRef, check_ref, load_model, torch_threads
 from tascade.model import TaskModel
 from tascade.options import AdaptOptions, ReadOptions, RecipeLike, RowOptions, laid_over
-from tascade.own_answers import answers_folder, index_own
+from tascade.own_answers import answers_folder, check_logs, index_own
 from tascade.tailor.profile import list_tokens
 from tascade.tailor.savings import Tailoring, head_savings
 from tascade.tailor.tailored import keep_vocabulary, with_vocabulary
 from tascade.util.files import folder_beside, remove_folder, temporary_folder
-from tascade.util.places import place_for
+from tascade.util.places import named_place, place_for
 from tascade.util.progress import shown, shows_progress, teller
 
 
@@ -59,6 +59,7 @@ def adapt(
     data: Any,
     *,
     validation: Any = None,
+    logs: Any = None,
     out: str | Path | None = None,
     recipe: RecipeLike | None = None,
     tune: bool = False,
@@ -74,6 +75,8 @@ def adapt(
         model: a hub id, a folder, or a loaded ``(model, tokenizer)``.
         data: training examples: a file, a folder, a hub id, or an iterable of rows.
         validation: examples to calibrate on; a share of ``data`` is held out when absent.
+        logs: requests that the model served, with its answers, in the same kinds of places (see
+            :mod:`tascade.data.served`): they count as own answers, and are asked no more.
         out: folder of the pack; when absent a temporary one, which goes with the last object that
             uses it (see ``save_pretrained``).
         recipe: everything else: a :class:`Recipe`, a dict, or the path of a YAML file.
@@ -97,28 +100,17 @@ def adapt(
         GateError: see :func:`adapt_tuned`.
     """
     check_ref(model)
-    used, chosen, target = (model, data, validation), laid_over(recipe, options), None
+    used, chosen, target = (model, data, validation, logs), laid_over(recipe, options), None
+    check_logs(logs, tune)
     with torch_threads(threads):
         if tune:
             given = {"validation": validation, "recipe": chosen, "overwrite": overwrite}
             given |= {"resume": resume, "progress": progress}
-            return adapt_tuned(model, data, out=_named(out), **given)[0]
+            return adapt_tuned(model, data, out=named_place(out), **given)[0]
         if out is not None:
             target = place_for(out, overwrite=overwrite, used=used)
         with shown(progress) as tell:
             return _make(*used, target, chosen, overwrite, tell, resume=resume).task_model
-
-
-def _named(out: str | Path | None) -> str | Path:
-    if out is None:
-        raise ConfigError(
-            "a tuned model needs a folder",
-            got="tune without out",
-            wanted="the folder of the new pack",
-            where="out",
-            fix="pass out=...",
-        )
-    return out
 
 
 def adapt_tuned(
@@ -143,7 +135,7 @@ def adapt_tuned(
         ConfigError: a head for drafts alone, which a tuned model cannot have.
         DataError, ConfigError: see :func:`tune` and :func:`tascade.adapt`.
     """
-    used, recipe = (model, data, validation), laid_over(recipe, options)
+    used, recipe = (model, data, validation, None), laid_over(recipe, options)
     target = place_for(out, overwrite=overwrite, used=used)
     if recipe.vocab.head == "draft-only":
         raise ConfigError(
@@ -168,6 +160,7 @@ def _make(
     model: ModelRef,
     data: Any,
     validation: Any,
+    logs: Any,
     target: Path | None,
     recipe: Recipe,
     overwrite: bool,
@@ -193,8 +186,9 @@ def _make(
         merger = read_tokens(name) if tuning is None else None
         ends = end_tokens(*made.loaded[:2])
         rows = table_rows(made.loaded[0])
-        prepared = prepare(tokenizer, ends, data, validation, recipe, tell, merger, rows)
-        made.pack.note(data=describe_sources(data, validation, prepared.reports))
+        prepared = prepare(tokenizer, ends, data, validation, recipe, tell, merger, rows, logs)
+        made.pack.note(data=describe_sources(data, validation, prepared.reports, logs))
+        made.pack.note(own_answers=len(prepared.own))
         work = None if target is None else answers_folder(target)
         for stage in _stages(wanted, tuning, partial(index_own, work=work, resume=resume)):
             stage(made, prepared, wanted, tell)
@@ -203,7 +197,7 @@ def _make(
             weakref.finalize(made.pack, remove_folder, folder, os.getpid())
         else:
             # What is there now may not be what was there when all this began.
-            place_for(target, overwrite=overwrite, used=(name, data, validation))
+            place_for(target, overwrite=overwrite, used=(name, data, validation, logs))
             made.install(target)
             shutil.rmtree(answers_folder(target), ignore_errors=True)
     return made

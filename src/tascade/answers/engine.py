@@ -97,7 +97,9 @@ def why_not_vllm(model: Any, stored: str, params: SamplingParams) -> str:
         "logits processors of the generation config": params.rules is not None,
         "a quantized model": getattr(model.config, "quantization_config", None) is not None,
         "positions that depend on the length": Rope(model).by_longest,
-        f"a model on {model.device.type}": model.device.type not in _REQUESTS,
+        # vLLM takes the first device that it sees.
+        f"a model on {model.device}": model.device.type not in _REQUESTS
+        or bool(model.device.index),
     }
     return next((reason for reason, holds in reasons.items() if holds), "")
 

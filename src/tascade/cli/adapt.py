@@ -45,6 +45,13 @@ def adapt(
             help="Examples to calibrate on.", show_default="the recipe's, else a share of --data"
         ),
     ] = "",
+    logs: Annotated[
+        str,
+        typer.Option(
+            help="Served requests with the model's own answers, indexed too.",
+            show_default="the recipe's",
+        ),
+    ] = "",
     recipe: Annotated[
         Path | None, typer.Option(help="A recipe (YAML); flags given here win over it.")
     ] = None,
@@ -81,7 +88,8 @@ def adapt(
     json: Json = False,
 ) -> None:
     """Learn a task from examples, training-free unless tuned: write a pack."""
-    options = given(model=model, data=data, validation=validation, dtype=dtype)
+    options = given(model=model, data=data, validation=validation, logs=logs)
+    options |= given(dtype=dtype)
     options |= given(max_new_tokens=max_new_tokens, on_error=on_error, prompt_field=prompt_field)
     options |= given(completion_field=completion_field, prompt_template=prompt_template)
     options |= given(system=system, chat_template_kwargs=chat_template_kwargs)
@@ -113,10 +121,13 @@ def _make(
     sources = (rows.train, "train"), (rows.validation, "validation")
     with console.reading(rows, *sources) as progress:
         use_threads(threads)
+        from tascade.own_answers import check_logs
         from tascade.pipeline import adapt as build
         from tascade.pipeline import adapt_tuned
 
+        check_logs(rows.logs, tune)
         if not tune:
+            options["logs"] = rows.logs or None
             return build(wanted.model, rows.train, progress=progress, **options)
         made, tuned = adapt_tuned(wanted.model, rows.train, progress=progress, **options)
     if not quiet:
