@@ -38,7 +38,7 @@ def index_own(
 
     The references' index drafts for this pass, so that it runs at the task's speed already. A
     prompt that time does not reach keeps its reference; the pack says how many do. ``work`` and
-    ``resume``: see :func:`tascade.builder.bulk_answerer`.
+    ``resume``: see :func:`bulk_answerer`.
 
     Raises:
         ConfigError: the run to go on with was another.
@@ -67,7 +67,7 @@ def check_logs(logs: object, tune: bool) -> None:
     Raises:
         ConfigError: both are asked for.
     """
-    if tune and logs:
+    if tune and logs is not None and not (isinstance(logs, str) and not logs):
         raise ConfigError(
             "what the model served are not the tuned model's answers",
             got="logs, and tune",
@@ -102,7 +102,8 @@ def bulk_answerer(
         resume: go on with the answers that a run left there which was stopped.
 
     Raises:
-        ConfigError: these are another model's, or to other prompts.
+        ConfigError: these are another model's, or to other prompts. After a tuning they are thrown
+            away instead.
     """
     task_model, model = task.task_model, task.loaded[0]
     params = task_model.params(max_new_tokens=recipe.max_new_tokens, temperature=0)
@@ -110,7 +111,13 @@ def bulk_answerer(
     if not why_not_vllm(model, task.stored, params):
         engine = VllmEngine(model, task.stored, task.pack)
     if work is not None:
-        begin_run(work, _answered_by(task, rows, params), resume=resume)
+        about = _answered_by(task, rows, params)
+        try:
+            begin_run(work, about, resume=resume)
+        except ConfigError:
+            if task.tuned is None:
+                raise
+            begin_run(work, about, resume=False)  # it is the tuning that is gone on with
         kept = work / "answers.jsonl"
     size = _TOGETHER.get(model.device.type, _TOGETHER["cpu"])
     bulk = Bulk(partial(task_model.batches, size), engine, kept)
