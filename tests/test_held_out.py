@@ -75,7 +75,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
-        monkeypatch.setattr("tascade.answers.time.monotonic", lambda: self.now)
+        monkeypatch.setattr("tascade.answers.own.time.monotonic", lambda: self.now)
         generate = Decoder.generate
 
         def counted(decoder: Decoder, *args: Any, **options: Any) -> Any:

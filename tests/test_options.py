@@ -57,7 +57,7 @@ def test_every_flag_of_adapt_is_an_argument_of_it() -> None:
     arguments = set(inspect.signature(adapt).parameters) - {"options", "progress"}
     options = set(typing.get_type_hints(AdaptOptions))
     assert flags == arguments | options
-    assert options == set(KEYS) - {"model", "data", "validation"}
+    assert options == set(KEYS) - {"model", "data", "validation", "logs"}
     assert {*GIVEN, "prompt_template"} == options
 
 

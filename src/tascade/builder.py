@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from tascade.answers import Answer, own_answers
+from tascade.answers.own import Answer, own_answers
 from tascade.config import Recipe
 from tascade.core import IntArray, Progress, Row
 from tascade.data.beginnings import shared_beginnings
@@ -50,14 +50,17 @@ class PackBuilder:
         folder: to fill, an empty one.
         loaded: model, tokenizer and name.
         recipe: what ``pack.json`` will hold.
+        stored: see the attribute.
 
     Attributes:
         pack: the folder, and what its ``pack.json`` will say.
         loaded: the model that the pack is for now; a tuned one takes the place of its base.
         tuned: how the model was tuned, if it was; its folder becomes the pack's.
+        stored: the folder or hub id that another process would load the same model by; empty for
+            one that is in memory alone.
     """
 
-    def __init__(self, folder: Path, loaded: Loaded, recipe: Recipe) -> None:
+    def __init__(self, folder: Path, loaded: Loaded, recipe: Recipe, stored: str = "") -> None:
         name = loaded[2]
         info = PackInfo(
             model=str(Path(name).resolve()) if Path(name).is_dir() else name,
@@ -69,11 +72,12 @@ class PackBuilder:
         )
         self.pack = Pack(folder, info)
         self.tuned: Tuned | None = None
-        self.use(loaded)
+        self.use(loaded, stored)
 
-    def use(self, loaded: Loaded) -> None:
+    def use(self, loaded: Loaded, stored: str = "") -> None:
         """Go on with this model; nothing may be indexed yet for another one's tokens."""
         self.loaded: Loaded = loaded
+        self.stored = stored
         self._task_model: TaskModel | None = None
         size = int(loaded[0].config.get_text_config().vocab_size)
         self.pack.note(fingerprint=fingerprint(loaded[1]), vocab_size=size)

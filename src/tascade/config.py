@@ -29,6 +29,7 @@ class DataConfig:
 
     train: What is indexed.
     validation: What calibrates; a share of ``train`` is held out for it when this is empty.
+    logs: Served requests with the model's own answers, which are indexed too.
     on_error: ``raise`` at the first bad row, or ``skip`` it.
     max_examples: Rows read of each; 0 reads all.
     prompt_field: The field that holds the prompt; empty for its usual names.
@@ -38,6 +39,7 @@ class DataConfig:
 
     train: str = ""
     validation: str = ""
+    logs: str = ""
     on_error: str = "raise"
     max_examples: int = 0
     prompt_field: str = ""

@@ -23,6 +23,7 @@ KEYS = {
     "model": "model",
     "data": "data.train",
     "validation": "data.validation",
+    "logs": "data.logs",
     "dtype": "dtype",
     "max_new_tokens": "max_new_tokens",
     "on_error": "data.on_error",

@@ -21,8 +21,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
-from tascade.answers import count_prompts, enough_own, own_held_out
-from tascade.builder import PackBuilder, Stage, answerer, answering, calibrate, check, time_float32
+from tascade.answers.own import count_prompts, enough_own, own_held_out
+from tascade.builder import (
+    PackBuilder,
+    Stage,
+    answerer,
+    answering,
+    calibrate,
+    check,
+    time_float32,
+)
 from tascade.config import Recipe, VocabConfig
 from tascade.core import Progress
 from tascade.data.encode import end_tokens
@@ -37,11 +45,12 @@ from tascade.errors import ConfigError, GateError
 from tascade.load import ModelRef, check_ref, load_model, torch_threads
 from tascade.model import TaskModel
 from tascade.options import AdaptOptions, ReadOptions, RecipeLike, RowOptions, laid_over
+from tascade.own_answers import answers_folder, check_logs, index_own
 from tascade.tailor.profile import list_tokens
 from tascade.tailor.savings import Tailoring, head_savings
 from tascade.tailor.tailored import keep_vocabulary, with_vocabulary
 from tascade.util.files import folder_beside, remove_folder, temporary_folder
-from tascade.util.places import place_for
+from tascade.util.places import named_place, place_for
 from tascade.util.progress import shown, shows_progress, teller
 
 
@@ -50,9 +59,11 @@ def adapt(
     data: Any,
     *,
     validation: Any = None,
+    logs: Any = None,
     out: str | Path | None = None,
     recipe: RecipeLike | None = None,
     tune: bool = False,
+    resume: bool = False,
     overwrite: bool = False,
     threads: int = 0,
     progress: Progress | bool | None = None,
@@ -64,10 +75,14 @@ def adapt(
         model: a hub id, a folder, or a loaded ``(model, tokenizer)``.
         data: training examples: a file, a folder, a hub id, or an iterable of rows.
         validation: examples to calibrate on; a share of ``data`` is held out when absent.
+        logs: requests that the model served, with its answers, in the same kinds of places (see
+            :mod:`tascade.data.served`): they count as own answers, and are asked no more.
         out: folder of the pack; when absent a temporary one, which goes with the last object that
             uses it (see ``save_pretrained``).
         recipe: everything else: a :class:`Recipe`, a dict, or the path of a YAML file.
         tune: teach the model the task's tokens first, which needs ``out`` (:func:`adapt_tuned`).
+        resume: go on with the answers, or the tuning, of a run that was stopped (they lie beside
+            ``out``).
         overwrite: replace a pack that exists, in one step, and nothing else that does.
         threads: CPU threads that torch may use meanwhile; 0 leaves its choice.
         progress: called with (stage, done, total); bars by default (see
@@ -79,33 +94,23 @@ def adapt(
 
     Raises:
         DataError: a row cannot be used, or there are none.
-        ConfigError: the model cannot be loaded, an option is none or out of range, or ``out``
-            exists and must not be replaced.
+        ConfigError: the model cannot be loaded, an option is none or out of range, ``out``
+            exists and must not be replaced, or the stopped run was another.
         UnsupportedModelError: the model's state cannot be rewound.
         GateError: see :func:`adapt_tuned`.
     """
     check_ref(model)
-    used, chosen, target = (model, data, validation), laid_over(recipe, options), None
+    used, chosen, target = (model, data, validation, logs), laid_over(recipe, options), None
+    check_logs(logs, tune)
     with torch_threads(threads):
         if tune:
             given = {"validation": validation, "recipe": chosen, "overwrite": overwrite}
-            return adapt_tuned(model, data, out=_named(out), progress=progress, **given)[0]
+            given |= {"resume": resume, "progress": progress}
+            return adapt_tuned(model, data, out=named_place(out), **given)[0]
         if out is not None:
             target = place_for(out, overwrite=overwrite, used=used)
         with shown(progress) as tell:
-            return _make(*used, target, chosen, overwrite, tell).task_model
-
-
-def _named(out: str | Path | None) -> str | Path:
-    if out is None:
-        raise ConfigError(
-            "a tuned model needs a folder",
-            got="tune without out",
-            wanted="the folder of the new pack",
-            where="out",
-            fix="pass out=...",
-        )
-    return out
+            return _make(*used, target, chosen, overwrite, tell, resume=resume).task_model
 
 
 def adapt_tuned(
@@ -130,7 +135,7 @@ def adapt_tuned(
         ConfigError: a head for drafts alone, which a tuned model cannot have.
         DataError, ConfigError: see :func:`tune` and :func:`tascade.adapt`.
     """
-    used, recipe = (model, data, validation), laid_over(recipe, options)
+    used, recipe = (model, data, validation, None), laid_over(recipe, options)
     target = place_for(out, overwrite=overwrite, used=used)
     if recipe.vocab.head == "draft-only":
         raise ConfigError(
@@ -145,7 +150,7 @@ def adapt_tuned(
     shutil.rmtree(staged / "model", ignore_errors=True)
     tuning = partial(tune_first, to=staged / "model", resume=resume)
     with shown(progress) as tell:
-        made = _make(*used, target, recipe, overwrite, tell, tuning)
+        made = _make(*used, target, recipe, overwrite, tell, tuning, resume=resume)
     assert made.tuned is not None
     shutil.rmtree(staged, ignore_errors=True)
     return made.task_model, replace(made.tuned, path=target / "model")
@@ -155,11 +160,14 @@ def _make(
     model: ModelRef,
     data: Any,
     validation: Any,
+    logs: Any,
     target: Path | None,
     recipe: Recipe,
     overwrite: bool,
     tell: Progress,
     tuning: Stage | None = None,
+    *,
+    resume: bool,
 ) -> PackBuilder:
     """Load, prepare, have each stage do its part, and save."""
     wanted = recipe
@@ -171,32 +179,37 @@ def _make(
             made = PackBuilder(folder, load_to_tune(model, recipe), wanted)
         else:
             loaded = load_model(model, dtype=recipe.dtype, device=recipe.device)
-            made = PackBuilder(folder, loaded, wanted)
+            made = PackBuilder(
+                folder, loaded, wanted, "" if isinstance(model, tuple) else loaded[2]
+            )
         tokenizer, name = made.loaded[1:]
         merger = read_tokens(name) if tuning is None else None
         ends = end_tokens(*made.loaded[:2])
         rows = table_rows(made.loaded[0])
-        prepared = prepare(tokenizer, ends, data, validation, recipe, tell, merger, rows)
-        made.pack.note(data=describe_sources(data, validation, prepared.reports))
-        for stage in _stages(wanted, tuning):
+        prepared = prepare(tokenizer, ends, data, validation, recipe, tell, merger, rows, logs)
+        made.pack.note(data=describe_sources(data, validation, prepared.reports, logs))
+        made.pack.note(own_answers=len(prepared.own))
+        work = None if target is None else answers_folder(target)
+        for stage in _stages(wanted, tuning, partial(index_own, work=work, resume=resume)):
             stage(made, prepared, wanted, tell)
         if target is None:
             made.save()
             weakref.finalize(made.pack, remove_folder, folder, os.getpid())
         else:
             # What is there now may not be what was there when all this began.
-            place_for(target, overwrite=overwrite, used=(name, data, validation))
+            place_for(target, overwrite=overwrite, used=(name, data, validation, logs))
             made.install(target)
+            shutil.rmtree(answers_folder(target), ignore_errors=True)
     return made
 
 
-def _stages(recipe: Recipe, tuning: Stage | None) -> Iterator[Stage]:
+def _stages(recipe: Recipe, tuning: Stage | None, own: Stage) -> Iterator[Stage]:
     """What is done for a pack, in this order."""
     if tuning is not None:
         yield tuning
     yield index_references
     if recipe.spec.own_answers:
-        yield index_own
+        yield own
     if recipe.vocab.head != "full":
         yield tailor_head
     yield prove
@@ -226,7 +239,8 @@ def tune_first(
             where=str(task.pack.info.data[0]["path"]),
             fix="train longer or on more, add fewer tokens, or loosen tune.gate in the recipe",
         )
-    task.use(load_model(tuned.path, dtype=recipe.dtype, device=recipe.device))
+    loaded = load_model(tuned.path, dtype=recipe.dtype, device=recipe.device)
+    task.use(loaded, str(tuned.path))
     task.pack.note(stages=["tasc-ft"])
     prepared.merge_answers(TokenMerger(tuned.enrichment.expansions, tuned.enrichment.first))
 
@@ -236,27 +250,6 @@ def index_references(
 ) -> None:
     """Index the training outputs, and the prompts they answered (TASC-spec)."""
     task.pack.note(stages=[*task.pack.info.stages, "tasc-spec"])
-    task.index(prepared.train, recipe, progress)
-
-
-def index_own(task: PackBuilder, prepared: Prepared, recipe: Recipe, progress: Progress) -> None:
-    """Index the model's own answers to the training prompts instead of the references.
-
-    The references' index drafts for this pass, so that it runs at the task's speed already. A
-    prompt that time does not reach keeps its reference; the pack says how many do.
-
-    Raises:
-        TascadeError: drafts change words (see :func:`tascade.builder.check`), which is better
-            known before this work than after it.
-    """
-    task_model, pack = task.task_model, task.pack
-    check(task_model, prepared.asked, recipe, progress)
-    own, prepared.own = answerer(task_model, recipe, progress)(prepared.train)
-    left = count_prompts(prepared.train) - len(own)
-    for at, row in zip(prepared.own, own, strict=True):
-        prepared.train[at] = row
-    costs = {**pack.info.costs, **task_model.measured}
-    pack.note(costs=costs, own_answers=len(own), rows={"references_kept": left})
     task.index(prepared.train, recipe, progress)
 
 

@@ -23,6 +23,7 @@ from tascade.testing import byte_tokenizer, tiny_model, toy_examples
 TUNING = replace(BRIEF, tokens=3, prompts=0.1)
 FLAGS: dict[str, tuple[str, ...]] = {
     "--validation": ("", "FILE"),
+    "--logs": ("", "FILE"),
     "--recipe": ("", "FILE"),
     "--dtype": ("", "float32"),
     "--max-new-tokens": ("", "6"),
@@ -35,6 +36,7 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "--self": ("", "yes"),
     "--tune": ("", "yes"),
     "--tailor": ("", "exact", "masked", "draft-only"),
+    "--resume": ("", "yes"),
     "--overwrite": ("", "yes"),
     "--threads": ("", "1"),
     "--json": ("", "yes"),
@@ -57,7 +59,8 @@ def refused(case: dict[str, str]) -> bool:
     is made in one way.
     """
     twice = case["--prompt-field"] != "" and case["--prompt-template"] != ""
-    return twice or (case["--tune"] != "" and case["--tailor"] == "draft-only")
+    unlike = case["--tailor"] == "draft-only" or case["--logs"] != ""
+    return twice or (case["--tune"] != "" and unlike)
 
 
 def cases() -> list[Case]:
@@ -84,6 +87,11 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [{"prompt": e.prompt, "completion": e.completion} for e in toy_examples(90)]
     for name, part in (("train", rows[:82]), ("held_out", rows[82:])):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    served = [
+        {"request": {"prompt": r["prompt"]}, "choices": [{"index": 0, "text": "Yes."}]}
+        for r in rows[:3]
+    ]
+    (folder / "served.jsonl").write_text("".join(json.dumps(row) + "\n" for row in served))
     (folder / "recipe.yaml").write_text("max_new_tokens: 7\nspec:\n  calibration_rows: 2\n")
     return folder
 
@@ -105,6 +113,7 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
 def words_of(case: dict[str, str], base: Path, out: Path) -> list[str]:
     words = ["adapt", "-m", str(base / "model"), "-d", str(base / "train.jsonl"), "-o", str(out)]
     files = {"--validation": base / "held_out.jsonl", "--recipe": base / "recipe.yaml"}
+    files["--logs"] = base / "served.jsonl"
     for flag, value in case.items():
         if value == "yes":
             words.append(flag)
@@ -146,7 +155,7 @@ def test_flags_together_make_a_pack_that_says_what_plain_decoding_says(
     assert rows["checked"] == (0 if flags["--tailor"] == "masked" else 4)
     own = bool(flags["--self"] or flags["--tune"])
     train = 82 if flags["--validation"] else 77
-    assert made.pack.info.own_answers == train * own
+    assert made.pack.info.own_answers == train * own + 3 * bool(flags["--logs"])
     for row in toy_examples(120)[110:113]:
         prompt = made.encode(str(row.prompt))
         params = made.params(max_new_tokens=24)

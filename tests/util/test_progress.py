@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 import tascade
-from tascade import answers
+from tascade.answers import own as answers
 from tascade.core import Generation
 from tascade.decode.sampling import SamplingParams
 from tascade.testing import byte_tokenizer, tiny_model

@@ -14,6 +14,7 @@ from tascade.cli.flags import (
     PromptField,
     PromptTemplate,
     RecipesOnError,
+    Resume,
     System,
     Threads,
     given,
@@ -44,6 +45,13 @@ def adapt(
             help="Examples to calibrate on.", show_default="the recipe's, else a share of --data"
         ),
     ] = "",
+    logs: Annotated[
+        str,
+        typer.Option(
+            help="Served requests with the model's own answers, indexed too.",
+            show_default="the recipe's",
+        ),
+    ] = "",
     recipe: Annotated[
         Path | None, typer.Option(help="A recipe (YAML); flags given here win over it.")
     ] = None,
@@ -72,6 +80,7 @@ def adapt(
     tailor: Annotated[
         str, typer.Option(help="An LM head of the task's tokens: exact, masked or draft-only.")
     ] = "",
+    resume: Resume = False,
     overwrite: Annotated[
         bool, typer.Option(help="Replace the pack that is there; nothing else is.")
     ] = False,
@@ -79,12 +88,14 @@ def adapt(
     json: Json = False,
 ) -> None:
     """Learn a task from examples, training-free unless tuned: write a pack."""
-    options = given(model=model, data=data, validation=validation, dtype=dtype)
+    options = given(model=model, data=data, validation=validation, logs=logs)
+    options |= given(dtype=dtype)
     options |= given(max_new_tokens=max_new_tokens, on_error=on_error, prompt_field=prompt_field)
     options |= given(completion_field=completion_field, prompt_template=prompt_template)
     options |= given(system=system, chat_template_kwargs=chat_template_kwargs)
     options |= given(own_answers=own_answers, tailor=tailor)
-    made = _make(_recipe(recipe, options), out, tune, overwrite, threads, quiet=json)
+    going = {"resume": resume, "overwrite": overwrite}
+    made = _make(_recipe(recipe, options), out, tune, going, threads, quiet=json)
     _tell(made, out, json)
 
 
@@ -100,20 +111,23 @@ def _recipe(path: Path | None, options: dict[str, Any]) -> Recipe:
 
 
 def _make(
-    wanted: Recipe, out: Path, tune: bool, overwrite: bool, threads: int, *, quiet: bool
+    wanted: Recipe, out: Path, tune: bool, going: dict[str, bool], threads: int, *, quiet: bool
 ) -> TaskModel:
     from tascade.cli import console
 
     rows = wanted.data
-    options: dict[str, Any] = {"out": out, "recipe": wanted, "overwrite": overwrite}
+    options: dict[str, Any] = {"out": out, "recipe": wanted, **going}
     options["validation"] = rows.validation or None
     sources = (rows.train, "train"), (rows.validation, "validation")
     with console.reading(rows, *sources) as progress:
         use_threads(threads)
+        from tascade.own_answers import check_logs
         from tascade.pipeline import adapt as build
         from tascade.pipeline import adapt_tuned
 
+        check_logs(rows.logs, tune)
         if not tune:
+            options["logs"] = rows.logs or None
             return build(wanted.model, rows.train, progress=progress, **options)
         made, tuned = adapt_tuned(wanted.model, rows.train, progress=progress, **options)
     if not quiet:

@@ -76,6 +76,7 @@ MaxTokens = Annotated[
     int,
     typer.Option("--max-new-tokens", help="Most tokens to generate.", show_default="the pack's"),
 ]
+Resume = Annotated[bool, typer.Option(help="Go on with the run that was stopped.")]
 Seed = Annotated[int, typer.Option(help="Fixes every draw.")]
 TokenCount = Annotated[
     int, typer.Option(help="How many new tokens.", show_default="as many as are worth it")

@@ -10,6 +10,8 @@ The shapes are TRL's, Alpaca's and ShareGPT's. In order of precedence:
 4. the output alone: ``completion``, ``output`` or ``text``, where no other text is left over, which
    may be the prompt under another name.
 
+A logged request with its answer (``choices``) is read as well (:mod:`tascade.data.served`).
+
 A field that is null counts as absent (Parquet and Arrow fill missing fields with null). Other
 fields are ignored, except ``id``, which is kept when it is a string or an integer. Prompt and
 answer may have other names (see :class:`~tascade.data.fields.Fields`).
@@ -22,6 +24,7 @@ from collections.abc import Iterable, Mapping, Sequence, Sized
 
 from tascade.core import Example
 from tascade.data.fields import OUTPUT_FIELDS, USUAL, Fields, at, in_own_names
+from tascade.data.served import served_row
 from tascade.errors import DataError
 
 FIELDS = (
@@ -92,7 +95,8 @@ def read_record(
             where=where,
             fix="write one object a row, for instance {'prompt': '...', 'completion': '...'}",
         )
-    row, made = names.renamed(record, where)
+    served = served_row(record, where) if names == USUAL else None
+    row, made = names.renamed(record if served is None else served, where)
     fields = {name: row[name] for name in FIELDS if row.get(name) is not None}
     shape = _shape(fields)
     try:
@@ -100,6 +104,8 @@ def read_record(
         prompt, completion = _parts(row, fields, shape, where)
     except DataError as error:
         raise in_own_names(error, made, where) from error
+    if served is not None:
+        return Example(prompt=prompt, completion=completion, where=where, id=row_id), tuple(record)
     used = [name for usual in shape for name in made.get(usual, (usual,))]
     example = Example(prompt=prompt, completion=completion, where=where, id=row_id)
     return example, tuple(used)

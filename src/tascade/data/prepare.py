@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Protocol, TypeVar
 
@@ -79,11 +79,13 @@ def prepare(
     tell: Progress,
     merger: Merges | None = None,
     size: int | None = None,
+    logs: Any = None,
 ) -> Prepared:
     """Load and encode all examples; hold a share out for calibration if there is no other.
 
     ``merger``: the new tokens of a tuned model, which says its answers in them; ``size``: how many
-    token ids the model has rows for.
+    token ids the model has rows for; ``logs``: requests with answers that are the model's own,
+    which are trained on too and never held out.
 
     Raises:
         DataError: a row cannot be used, there are none, or none has a prompt to answer. A row that
@@ -124,6 +126,12 @@ def prepare(
         out.validation = out.train[::step]
         out.train = [row for i, row in enumerate(out.train) if i % step]
         out.held_out_of = len(out.validation)
+    if logs is not None:
+        usual = replace(recipe.data, prompt_field="", completion_field="", prompt_template="")
+        rows = _examples(logs, usual, "logs", out.reports, tell)
+        first, out.train = len(out.train), [*out.train, *encoded(rows)]
+        out.own = list(range(first, len(out.train)))
+        refuse_none(out.reports[-1])
     tell_not_used(out.reports)
     if merger is not None:
         out.merge_answers(merger)
@@ -168,11 +176,12 @@ def _examples(
 
 
 def describe_sources(
-    data: Any, validation: Any, reports: Sequence[LoadReport]
+    data: Any, validation: Any, reports: Sequence[LoadReport], logs: Any = None
 ) -> list[dict[str, Any]]:
     """What each source was, and what was left out of it: for ``pack.json``."""
     out = []
-    given = [("train", data), ("validation", validation)]
+    given = [("train", data), ("validation", validation), ("logs", logs)]
+    given = [(role, source) for role, source in given if source is not None]
     for (role, source), report in zip(given, reports, strict=False):
         entry: dict[str, Any] = {"role": role, "rows": report.rows_kept, "skipped": report.skipped}
         entry |= source_hash(source, split=role, report=report)

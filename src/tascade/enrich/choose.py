@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Unpack
 
-from tascade.answers import Answering
+from tascade.answers.own import Answering
 from tascade.config import Recipe
 from tascade.core import IntArray, Progress, Row
 from tascade.data.chat import ChatConfig

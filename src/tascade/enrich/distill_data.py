@@ -11,7 +11,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from tascade.answers import Answering, count_prompts, enough_own
+from tascade.answers.own import Answering, count_prompts, enough_own
 from tascade.config import Recipe, TuneConfig
 from tascade.core import IntArray, Progress, Row
 from tascade.data.prepare import Prepared, spread

@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from tascade.answers import Answering
+from tascade.answers.own import Answering
 from tascade.config import Recipe
 from tascade.core import Progress
 from tascade.data.encode import end_tokens, fingerprint

@@ -89,6 +89,23 @@ def place_for(
     return target
 
 
+def named_place(out: str | Path | None) -> str | Path:
+    """The folder for what must have one.
+
+    Raises:
+        ConfigError: none was given.
+    """
+    if out is None:
+        raise ConfigError(
+            "a tuned model needs a folder",
+            got="tune without out",
+            wanted="the folder of the new pack",
+            where="out",
+            fix="pass out=...",
+        )
+    return out
+
+
 def _not_replaced(target: Path, used: Sequence[Any]) -> str:
     """Why a folder must not be replaced by a pack; nothing if it may be."""
     if target.is_symlink():
