@@ -10,13 +10,19 @@ export TOKENIZERS_PARALLELISM ?= false
 VLLM := .venv-vllm
 PIP := python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo demo-tune test test-all test-unit test-vllm test-clients check format bench docs clean
+.PHONY: demo demo-tune demo-real test test-all test-unit test-vllm test-clients check format bench docs clean
 
 demo: $(VENV)/.ready
 	$(BIN)/tascade demo --out demo-output
 
 demo-tune: $(VENV)/.ready-tune
 	$(BIN)/tascade demo --tune --out demo-output
+
+# A real model of 135M parameters on a bundled task: fetched, fine-tuned, adapted, measured. 30 minutes.
+demo-real: $(VENV)/.ready-tune
+	$(BIN)/$(PIP) --no-deps gguf==0.19.0
+	$(BIN)/python benchmarks/real_model/run.py --work demo-real --results demo-real/results \
+		--tokens 90000 --own-minutes 5 --minutes 5 --rows 24 --count 24
 
 # Where CI is set, and with `make test-all`, those marked slow run as well (docs/design.md, Tests).
 SLOW := $(if $(CI),,-m "not slow")
@@ -87,4 +93,4 @@ $(VENV)/.ready-docs: $(VENV)/.ready-dev
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VLLM) .mypy_cache .ruff_cache .pytest_cache .hypothesis site demo-output
+	rm -rf $(VENV) $(VLLM) .mypy_cache .ruff_cache .pytest_cache .hypothesis site demo-output demo-real

@@ -111,6 +111,10 @@ def main() -> None:
         "counts": None if counts is None else counts.counts,
         "seconds_to_find_them": round(looked, 2),
         "prefixes": [len(ids) for ids in task.pack.info.prefixes],
+        "own_answers": {
+            "answered": task.pack.info.own_answers,
+            "prompts": sum(s["rows"] for s in task.pack.info.data if s["role"] == "train"),
+        },
         "agreeing": counted(task, task.target, prompts),
         "free": counted(task, free(task.model), spread(prompts, options.free)),
         "ms_a_step": step_times({"agreeing": task.target, "free": free(task.model)}),

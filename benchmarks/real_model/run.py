@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=15.0, help="of measuring, for each task")
     parser.add_argument("--own-minutes", type=float, default=15.0, help="of own answers, for each")
+    parser.add_argument("--count", type=int, default=200, help="rows whose equality is counted")
     parser.add_argument("--methods", default=METHODS)
     options = parser.parse_args()
     base, results = options.work / "smollm2", options.results
@@ -57,13 +58,9 @@ def main() -> None:
         file = results / f"{task}.json"
         shown = ("--minutes", options.minutes, "--no-memory", "--out", file)
         run("-m", "tascade.cli", "bench", pack, "--data", data / "test.jsonl", *how, *shown)
-        run(
-            HERE / "rounding.py",
-            pack,
-            data / "test.jsonl",
-            "--json",
-            results / f"{task}-rounding.json",
-        )
+        counted = ("--count", options.count, "--json", results / f"{task}-rounding.json")
+        run(HERE / "rounding.py", pack, data / "test.jsonl", *counted)
+        run("-m", "tascade.cli", "report", pack, file)
 
 
 if __name__ == "__main__":
