@@ -88,7 +88,7 @@ class Stub:
         self.slow, self.closed = 0.0, False
 
     def answers(
-        self, prompts: Sequence[IntArray], params: SamplingParams, seconds: float
+        self, prompts: Sequence[IntArray], params: SamplingParams, seconds: float, first: int
     ) -> Generator[list[tuple[int, list[int]]]]:
         try:
             for at in range(0, len(prompts), 3):
@@ -281,7 +281,7 @@ def test_the_job_goes_over_and_its_answers_come_back(
     task_model: TaskModel, params: SamplingParams
 ) -> None:
     prompts = [np.arange(1, 2 + n, dtype=np.int32) for n in range(5)]
-    some = program(task_model).answers(prompts, params, 60.0)
+    some = program(task_model).answers(prompts, params, 60.0, 8)
     found = [pair for said in some for pair in said]
     assert found == [(n, [n + 1, 12]) for n in range(5)]
     assert list(task_model.pack.path.parent.glob(f"{task_model.pack.path.name}.*")) == []
@@ -293,7 +293,7 @@ def test_a_program_that_fails_is_an_error_with_its_last_words(
     prompts = [np.arange(1, 4, dtype=np.int32)] * 2
     failing = program(task_model, "raise ValueError('no such thing')")
     with pytest.raises(EngineError, match="ValueError: no such thing"):
-        list(failing.answers(prompts, params, 60.0))
+        list(failing.answers(prompts, params, 60.0, 8))
 
 
 def test_a_program_that_is_not_wanted_any_more_is_ended(
@@ -308,7 +308,7 @@ def test_a_program_that_is_not_wanted_any_more_is_ended(
 
     monkeypatch.setattr(engines.subprocess, "Popen", start)
     prompts = [np.arange(1, 4, dtype=np.int32)] * 2
-    stream = program(task_model, "time.sleep(600)").answers(prompts, params, 600.0)
+    stream = program(task_model, "time.sleep(600)").answers(prompts, params, 600.0, 8)
     assert any(said for said in stream)
     stream.close()
     assert started[0].poll() is not None

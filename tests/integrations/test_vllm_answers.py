@@ -18,7 +18,7 @@ COUNT = 50
 @pytest.fixture
 def job(tmp_path: Path) -> Callable[..., Path]:
     def make(seconds: float) -> Path:
-        about = {"requests": 4, "seconds": seconds, "ends": [9]}
+        about = {"requests": 16, "first": 8, "seconds": seconds, "ends": [9]}
         (tmp_path / "job.json").write_text(json.dumps(about))
         sizes = np.arange(1, COUNT + 1)
         np.savez(
@@ -61,6 +61,16 @@ def test_all_prompts_are_answered_in_their_order(
     assert answers(folder) == [[n - 1, [n, n + 100]] for n in range(1, COUNT + 1)]
     assert chunks[0] == 8
     assert sum(chunks) == COUNT
+
+
+def test_chunks_grow_to_the_batch_and_fit_the_time() -> None:
+    grow = vllm_answers._next_chunk
+    assert grow(8, 0.1, 900.0, 32) == 16  # slow: more at once all the same
+    assert grow(32, 0.1, 900.0, 32) == 32
+    assert grow(32, 10.0, 900.0, 32) == 150  # what takes a quarter of a minute
+    assert grow(32, 1e4, 900.0, 32) == 2048
+    assert grow(32, 1.0, 20.0, 32) == 20  # what there is time for
+    assert grow(32, 1.0, -5.0, 32) == 8
 
 
 def test_no_chunk_is_begun_when_time_is_up_or_nobody_waits(

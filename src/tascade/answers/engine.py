@@ -60,7 +60,7 @@ class Engine(Protocol):
         ...
 
     def answers(
-        self, prompts: Sequence[IntArray], params: SamplingParams, seconds: float
+        self, prompts: Sequence[IntArray], params: SamplingParams, seconds: float, first: int
     ) -> Generator[Said]:
         """Answers as they come, in the order of the prompts.
 
@@ -68,6 +68,7 @@ class Engine(Protocol):
             prompts: token ids, [T] each.
             params: how they are decoded.
             seconds: after them no further prompt is begun with.
+            first: at most so many prompts are answered before anything is heard of them.
 
         Yields:
             (which prompt, its answer) of those that are new; nothing, several times a second.
@@ -122,7 +123,7 @@ class VllmEngine:
     name: str = "vLLM"
 
     def answers(
-        self, prompts: Sequence[IntArray], params: SamplingParams, seconds: float
+        self, prompts: Sequence[IntArray], params: SamplingParams, seconds: float, first: int
     ) -> Generator[Said]:
         """See :meth:`Engine.answers`."""
         if not prompts:
@@ -130,7 +131,7 @@ class VllmEngine:
         beside = self.pack.path
         with tempfile.TemporaryDirectory(prefix=f"{beside.name}.", dir=beside.parent) as made:
             folder, log = Path(made), Path(made, "log")
-            self._write(folder, prompts, params, seconds)
+            self._write(folder, prompts, params, seconds, first)
             environment = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn", **os.environ}
             if self.model.device.type == "cpu":
                 # Engine and worker in one process: else each waits for the other in a loop, on a
@@ -154,7 +155,12 @@ class VllmEngine:
                 raise EngineError(f"{self.name} failed", got=_last_line(log))
 
     def _write(
-        self, folder: Path, prompts: Sequence[IntArray], params: SamplingParams, seconds: float
+        self,
+        folder: Path,
+        prompts: Sequence[IntArray],
+        params: SamplingParams,
+        seconds: float,
+        first: int,
     ) -> None:
         """The job, and the pack that drafts."""
         config = self.model.config.get_text_config()
@@ -185,6 +191,7 @@ class VllmEngine:
             "drafted": _DRAFTED,
             "length": length,
             "requests": _REQUESTS[device],
+            "first": max(1, min(first, 2 * _REQUESTS[device])),
             "memory": _memory(config, self.model, length),
             "ends": list(params.end_tokens),
             "seconds": seconds,

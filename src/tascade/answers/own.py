@@ -285,7 +285,10 @@ class _Run:
         said: dict[int, list[int]] = {}
         before = self.done
         begin: float | None = None
-        with closing(engine.answers(given, self.params, max(self.left, 0.0))) as stream:
+        left = max(self.left, 0.0)
+        # As if it were no faster than this: then at most a part of the time is lost.
+        soon = max(2 * _TRIAL, int(left / _TRIALS / max(pace, 1e-9)))
+        with closing(engine.answers(given, self.params, left, soon)) as stream:
             for some in stream:
                 said |= {numbers[at]: ids for at, ids in some}
                 if not some or not said.keys() >= set(compared):

@@ -28,7 +28,7 @@ from tascade.errors import ConfigError
 from tascade.integrations.vllm_options import check_version
 
 PROPOSER = "tascade.integrations.vllm.TascadeProposer"
-_FIRST_CHUNK, _CHUNK_SECONDS, _MOST_CHUNK = 2, 15.0, 2048
+_CHUNK_SECONDS, _LEAST_CHUNK, _MOST_CHUNK = 15.0, 8, 2048
 
 
 def main(folder: Path) -> None:
@@ -46,7 +46,7 @@ def main(folder: Path) -> None:
         limits = arrays["limits"].tolist()
     check_version(importlib.metadata.version(_distribution()))
     engine = _engine(job)
-    done, chunk = 0, _FIRST_CHUNK * int(job["requests"])
+    done, chunk = 0, int(job["first"])
     with (folder / "answers.jsonl").open("a", encoding="ascii") as file:
         while done < len(prompts):
             if time.monotonic() - begin > job["seconds"] or os.getppid() != parent:
@@ -59,7 +59,21 @@ def main(folder: Path) -> None:
             file.flush()
             done += len(places)
             rate = len(places) / max(time.monotonic() - start, 1e-3)
-            chunk = min(max(int(job["requests"]), int(rate * _CHUNK_SECONDS)), _MOST_CHUNK)
+            left = job["seconds"] - (time.monotonic() - begin)
+            chunk = _next_chunk(len(places), rate, left, int(job["requests"]))
+
+
+def _next_chunk(last: int, rate: float, left: float, requests: int) -> int:
+    """How many prompts to go on with.
+
+    Args:
+        last: how many there were.
+        rate: how many were answered in a second.
+        left: seconds until no more are begun.
+        requests: how many are answered at once, if there are so many.
+    """
+    wanted = max(int(rate * _CHUNK_SECONDS), min(2 * last, requests))
+    return max(min(wanted, int(rate * left), _MOST_CHUNK), _LEAST_CHUNK)
 
 
 def _distribution() -> str:
