@@ -17,6 +17,7 @@ import torch
 
 import tascade
 from tascade import bundled
+from tascade.builder import time_float32
 from tascade.cli.console import rows_used
 from tascade.config import GateConfig, SpecConfig, TuneConfig, VocabConfig
 from tascade.core import Source
@@ -329,7 +330,14 @@ def test_inspect_can_ask_the_model_itself(task_model: TaskModel) -> None:
 def test_half_precision_says_what_holds_and_what_float32_would_take() -> None:
     model = tiny_model("llama", vocab_size=260).to(torch.bfloat16), byte_tokenizer()
     recipe = tascade.Recipe(max_new_tokens=8, spec=SpecConfig(calibration_rows=1))
-    rows = tascade.adapt(model, toy_examples(40), recipe=recipe).pack.info.rows
+    made = tascade.adapt(model, toy_examples(40), recipe=recipe)
+    if made.target.counts is not None:
+        most = made.target.counts.most
+        assert made.pack.info.rows["rows_alike"] == most
+        assert f"up to {most} rows" in rows_used(made.pack.info.rows)
+    made.target.counts = None  # as on a machine where none agree
+    rows = made.pack.info.rows | time_float32(made)
+    rows.pop("rows_alike", None)
     assert rows["float32_percent"] > 0
     said = rows_used({**rows, "float32_percent": 97})
     assert "up to rounding" in said

@@ -60,6 +60,10 @@ def main() -> None:
         run("-m", "tascade.cli", "bench", pack, "--data", data / "test.jsonl", *how, *shown)
         counted = ("--count", options.count, "--json", results / f"{task}-rounding.json")
         run(HERE / "rounding.py", pack, data / "test.jsonl", *counted)
+        told = ("--json", results / f"{task}-prefill.json")
+        run(HERE / "prefill.py", pack, data / "test.jsonl", *told)
+        told = ("--json", results / f"{task}-shares.json")
+        run(HERE / "shares.py", pack, data / "train.jsonl", data / "test.jsonl", *told)
         run("-m", "tascade.cli", "report", pack, file)
 
 

@@ -49,8 +49,11 @@ class TableTarget:
     def end(self, hold):
         pass
 
-    def room(self, base):
+    def room(self, base, unread):
         return None
+
+    def recall(self, prompt):
+        return 0
 
     def unread(self, request):
         return request.result.tokens[-1:]

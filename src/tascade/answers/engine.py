@@ -134,8 +134,8 @@ class VllmEngine:
             self._write(folder, prompts, params, seconds, first)
             environment = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn", **os.environ}
             if self.model.device.type == "cpu":
-                # Engine and worker in one process: else each waits for the other in a loop, on a
-                # core of its own. 2.4x on two cores.
+                # Engine and worker in one process: else the engine waits in a loop on a core of its
+                # own, which vLLM takes from the worker's threads: half of two.
                 environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
             with log.open("wb") as told:
                 process = subprocess.Popen(

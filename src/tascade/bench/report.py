@@ -39,8 +39,8 @@ _OURS = ("tasc", "tailored")
 """Methods whose name starts so are tascade's; the others are peers."""
 
 _GUARANTEES = {
-    "lossless": "the model checks every token: plain decoding's output, identical in float32 and "
-    "up to rounding in half precision; what differs is counted",
+    "lossless": "the model checks every token: plain decoding's output, identical in float32 and, "
+    "where rounding is the same, in half precision; what differs is counted",
     "approximate": "may differ from plain decoding; what differs is counted",
     "retrained": "another model; its quality is measured instead",
 }

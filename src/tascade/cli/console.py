@@ -154,6 +154,11 @@ def rows_used(rows: dict[str, int], own: int = 0) -> str:
                 "\nthat is little: the index holds reference answers, which this model may not "
                 "say; --self indexes its own"
             )
+    if "rows_alike" in rows:
+        text += (
+            f"\nhalf precision rounds alike in passes of up to {rows['rows_alike']} rows here: "
+            "answers are plain decoding's, but at ties in a branch beside the likeliest"
+        )
     if "float32_percent" in rows:
         text += "\nin half precision answers are the model's up to rounding"
         if (percent := rows["float32_percent"]) <= _AS_FAST:

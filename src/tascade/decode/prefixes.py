@@ -5,7 +5,7 @@ begins with one is always read in two passes, the beginning by itself and then t
 keys were kept or have to be computed: so nothing depends on what was asked before, to the last bit,
 and the rest often fits into one pass with the first draft.
 
-What it gains is in ``benchmarks/real_model/prefill.json``.
+What it gains is measured by ``benchmarks/real_model/prefill.py``.
 """
 
 from __future__ import annotations

@@ -178,7 +178,7 @@ class Target:
             self.cache.truncate(0)
         cached = self.cache.length
         if cached >= len(prompt):
-            return output[cached - len(prompt) :]
+            return output[min(cached - len(prompt), len(output) - 1) :]
         return [*prompt[cached:].tolist(), *output]
 
     @contextmanager
