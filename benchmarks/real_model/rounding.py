@@ -24,7 +24,7 @@ from tascade.data.load import load_examples
 from tascade.data.prepare import spread
 from tascade.decode.batch import BatchDecoder
 from tascade.decode.batch_target import BatchTarget
-from tascade.decode.loop import AllNodes, Decoder
+from tascade.decode.loop import AllNodes, Decoder, Request
 from tascade.decode.sampling import argmax_of
 from tascade.decode.target import Target
 from tascade.draft.budget import NoDrafter
@@ -33,16 +33,23 @@ from tascade.model import TaskModel
 SIZES, ROUNDS, PAST, NODES = (1, 8, 16, 24, 32), 15, 200, 24
 
 
+class ChainDecoder(Decoder):
+    """Verifies the likeliest path of each tree alone."""
+
+    def propose(self, request: Request, unread: int) -> tuple[DraftTree, float]:
+        tree, seconds = super().propose(request, unread)
+        nodes = range(len(tree))
+        return tree.first(next((i for i in nodes if tree.parents[i] != i - 1), len(tree))), seconds
+
+
 def answers(task: TaskModel, target: Target, prompts: list[Any], trees: bool | None) -> list[Any]:
     """Answers by plain decoding (``None``), with trees, or with chains."""
     params, found = task.params(temperature=0), []
-    if trees is not None:
-        target.supports_trees = trees
+    kind = ChainDecoder if trees is False else Decoder
     for prompt in prompts:
         drafter = NoDrafter() if trees is None else task.new_drafter()
-        decoder = Decoder(target, drafter, AllNodes(NODES), task.tokenizer)
+        decoder = kind(target, drafter, AllNodes(NODES), task.tokenizer)
         found.append(decoder.generate(prompt, params).tokens)
-    target.supports_trees = True
     return found
 
 

@@ -91,7 +91,9 @@ class DraftTree:
         """The tree of the ``n`` best nodes (all of them if there are fewer)."""
         if n >= len(self.tokens):
             return self
-        return DraftTree(self.tokens[:n], self.parents[:n], self.survival[:n], self.source[:n])
+        places = None if self.places is None else self.places[:n]
+        parts = self.tokens[:n], self.parents[:n], self.survival[:n], self.source[:n]
+        return DraftTree(*parts, places)
 
     def depth_first(self) -> DraftTree:
         """The same tree with each node behind its parent's likelier children and all below them.

@@ -24,7 +24,7 @@ from tascade.decode.sampling import SamplingParams
 from tascade.decode.target import Target
 from tascade.draft.budget import NoDrafter
 from tascade.errors import ConfigError
-from tascade.testing import byte_tokenizer, tiny_model
+from tascade.testing import RandomTreeDrafter, byte_tokenizer, tiny_model
 
 ABOUT = About("tiny", "float32", "test.jsonl", "0" * 64, command="pytest")
 PARAMS = SamplingParams(max_new_tokens=4)
@@ -73,6 +73,14 @@ def test_what_was_measured_is_shown(
     assert len(found["methods"]["other"]["seconds"]) == repeats
 
 
+def test_what_was_timed_is_whole_where_the_untimed_pass_is_stopped(decoder: Decoder) -> None:
+    drafting = Decoder(decoder.target, RandomTreeDrafter(256, 1), None, byte_tokenizer())
+    found = bench(drafting, 30 + 4)
+    assert Counted.runs == 30 + 4
+    assert found["settings"]["repeats"] == 3
+    assert found["methods"]["other"]["identical"] == 10
+
+
 def test_with_nothing_measured_there_is_nothing(decoder: Decoder) -> None:
     with pytest.raises(KeyboardInterrupt):
         bench(decoder, 1)
@@ -83,7 +91,7 @@ def test_it_goes_on_where_it_was(decoder: Decoder, tmp_path: Path) -> None:
     bench(decoder, 25, kept=kept)
     assert kept.is_file()
     found = bench(decoder, kept=kept, resume=True)
-    assert Counted.runs == 10 + 10  # one round, and the pass that is not timed
+    assert Counted.runs == 10  # one round; nothing is recorded where nothing drafts
     assert not kept.exists()
     for name, method in whole["methods"].items():
         for key in ("tokens", "steps", "tokens_per_step", "quality", "identical"):

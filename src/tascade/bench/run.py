@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -77,7 +78,8 @@ def run_bench(
     stopped = turns.run(lambda: on_repeat and on_repeat(_so_far(about, methods, records, turns)))
     requests = turns.requests
     if not stopped:
-        _trace(records, requests, progress)
+        with suppress(KeyboardInterrupt):  # what was timed is written, with fewer plots
+            _trace(records, requests, progress)
         turns.forget()
     result = {
         "schema": SCHEMA_VERSION,
