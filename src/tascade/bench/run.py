@@ -68,8 +68,8 @@ def run_bench(
         ConfigError: no requests, no ``plain``, two methods of one name, or nothing to resume.
         KeyboardInterrupt: before any request was answered by all methods.
     """
-    created, machine = datetime.now(UTC).isoformat(timespec="seconds"), machine_info()
     _check(methods, requests)
+    created, machine = datetime.now(UTC).isoformat(timespec="seconds"), machine_info()
     records = [Record(m) for m in methods if not isinstance(m, Skipped)]
     turns = Turns(records, requests, settings, about, progress, kept)
     if resume:
@@ -77,8 +77,8 @@ def run_bench(
     _warm_up(records, warmup)
     stopped = turns.run(lambda: on_repeat and on_repeat(_so_far(about, methods, records, turns)))
     requests = turns.requests
-    if not stopped:
-        with suppress(KeyboardInterrupt):  # what was timed is written, with fewer plots
+    if not stopped:  # a stopped trace: what was timed is written, with fewer plots
+        with suppress(KeyboardInterrupt):
             _trace(records, requests, progress)
         turns.forget()
     result = {
@@ -89,16 +89,16 @@ def run_bench(
         "model": about.model,
         "dtype": about.dtype,
         "pack": about.pack,
-        "data": {
-            "path": about.data_path,
-            "sha256": about.data_sha256,
-            "examples": len(requests),
-        },
+        "data": _data(about, len(requests)),
         "settings": settings.to_json() | turns.to_json(),
         "methods": _entries(methods, records, requests, near_ties, memory),
     }
     validate(result)
     return result
+
+
+def _data(about: About, examples: int) -> dict[str, Any]:
+    return {"path": about.data_path, "sha256": about.data_sha256, "examples": examples}
 
 
 def _so_far(
