@@ -158,6 +158,6 @@ def test_what_runs_no_model_loads_no_torch(code: str) -> None:
 def test_vllm_and_web_frameworks_stay_in_their_place() -> None:
     for path in files():
         text = path.read_text()
-        if "serve" not in path.parts and not path.name.startswith("vllm"):
+        if "serve" not in path.parts and path.name not in ("vllm.py", "vllm_answers.py"):
             assert not re.search(r"^\s*(import vllm|from vllm)\b", text, re.MULTILINE)
             assert "fastapi" not in text

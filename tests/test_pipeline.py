@@ -17,7 +17,7 @@ import torch
 
 import tascade
 from tascade import bundled
-from tascade.builder import time_float32
+from tascade.builder import half_precision
 from tascade.cli.console import rows_used
 from tascade.config import GateConfig, SpecConfig, TuneConfig, VocabConfig
 from tascade.core import Source
@@ -336,7 +336,7 @@ def test_half_precision_says_what_holds_and_what_float32_would_take() -> None:
         assert made.pack.info.rows["rows_alike"] == most
         assert f"up to {most} rows" in rows_used(made.pack.info.rows)
     made.target.counts = None  # as on a machine where none agree
-    rows = made.pack.info.rows | time_float32(made)
+    rows = made.pack.info.rows | half_precision(made)
     rows.pop("rows_alike", None)
     assert rows["float32_percent"] > 0
     said = rows_used({**rows, "float32_percent": 97})

@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from common import write
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tascade.bench.machine import machine_info
 from tascade.config import Recipe, TuneConfig
 from tascade.data.encode import end_tokens
 from tascade.data.prepare import prepare, spread
@@ -108,12 +108,9 @@ def main() -> None:
         "held_out_loss": {"before": before, "after": after},
         "config": about["config"],
         "losses": [round(loss, 4) for loss in made.losses],
-        "machine": machine_info(),
     }
     print({key: report[key] for key in ("rows", "rounds", "seconds", "held_out_loss")})
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
+    write(report, options.json, show=False)
 
 
 if __name__ == "__main__":

@@ -9,26 +9,17 @@ by one that reads them whole, and by the first one when nothing is kept yet (``c
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import opened, spread_of, write
 
-from tascade.bench.machine import machine_info
-from tascade.data.load import load_examples
-from tascade.data.prepare import spread
 from tascade.decode.loop import Decoder
 from tascade.decode.prefixes import Prefixes
 from tascade.decode.target import Target
-from tascade.model import TaskModel
 
 ROUNDS = 3
-
-
-def spread_of(values: list[float]) -> list[float]:
-    """Median, least and most."""
-    return [round(float(np.quantile(values, q)), 4) for q in (0.5, 0.0, 1.0)]
 
 
 def main() -> None:
@@ -38,10 +29,8 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=16)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    task = TaskModel.from_pretrained(options.pack)
+    task, prompts = opened(options.pack, options.rows, options.count)
     known = task.pack.info.prefixes
-    examples = spread(list(load_examples(options.rows, split="test")), options.count)
-    prompts = [task.encode(example.prompt) for example in examples]
     params = task.params(temperature=0)
     targets = {"kept": task.target, "whole": Target(task.model), "cold": Target(task.model)}
     seconds: dict[str, list[float]] = {name: [] for name in targets}
@@ -66,18 +55,14 @@ def main() -> None:
         "prompt_tokens": round(float(np.mean([len(p) for p in prompts])), 1),
         "known_prefixes": [len(ids) for ids in known],
         "bytes_held": task.target.prefixes.bytes,
-        "seconds_an_answer": {name: spread_of(each) for name, each in seconds.items()},
-        "seconds_of_prefill": {name: spread_of(each) for name, each in prefill.items()},
+        "seconds_an_answer": {name: spread_of(each, 4) for name, each in seconds.items()},
+        "seconds_of_prefill": {name: spread_of(each, 4) for name, each in prefill.items()},
         "prefill_share": {
-            name: spread_of([a / b for a, b in zip(prefill[name], seconds[name], strict=True)])
+            name: spread_of([a / b for a, b in zip(prefill[name], seconds[name], strict=True)], 4)
             for name in targets
         },
-        "machine": machine_info(),
     }
-    print(json.dumps({key: value for key, value in report.items() if key != "machine"}, indent=1))
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
+    write(report, options.json)
 
 
 if __name__ == "__main__":

@@ -10,17 +10,14 @@ were before (``free``), where ``--free`` rows are asked. Times of a step are in 
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from common import opened, spread_of, write
 
-from tascade.bench.machine import machine_info
 from tascade.core import DraftTree
-from tascade.data.load import load_examples
 from tascade.data.prepare import spread
 from tascade.decode.batch import BatchDecoder
 from tascade.decode.batch_target import BatchTarget
@@ -83,11 +80,7 @@ def step_times(targets: dict[str, Target]) -> dict[str, dict[str, list[float]]]:
                 if turn:
                     found[name][n].append(1e3 * (time.perf_counter() - start))
     return {
-        name: {
-            str(n): [round(float(np.quantile(t, q)), 2) for q in (0.5, 0.0, 1.0)]
-            for n, t in sizes.items()
-        }
-        for name, sizes in found.items()
+        name: {str(n): spread_of(t, 2) for n, t in sizes.items()} for name, sizes in found.items()
     }
 
 
@@ -106,9 +99,7 @@ def main() -> None:
     parser.add_argument("--free", type=int, default=16)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    task = TaskModel.from_pretrained(options.pack)
-    examples = spread(list(load_examples(options.rows, split="test")), options.count)
-    prompts = [task.encode(example.prompt) for example in examples]
+    task, prompts = opened(options.pack, options.rows, options.count)
     began = time.perf_counter()
     task.target.begin()
     looked = time.perf_counter() - began
@@ -125,12 +116,8 @@ def main() -> None:
         "agreeing": counted(task, task.target, prompts),
         "free": counted(task, free(task.model), spread(prompts, options.free)),
         "ms_a_step": step_times({"agreeing": task.target, "free": free(task.model)}),
-        "machine": machine_info(),
     }
-    print(json.dumps({name: report[name] for name in list(report)[:-1]}, indent=1))
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
+    write(report, options.json)
 
 
 if __name__ == "__main__":

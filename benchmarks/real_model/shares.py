@@ -10,13 +10,12 @@ the others, or (``dropped``) nothing of the others. PACK must have been made wit
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import write
 
-from tascade.bench.machine import machine_info
 from tascade.config import Recipe
 from tascade.data.prepare import prepare, spread
 from tascade.forecast.replay import forecast
@@ -76,11 +75,8 @@ def main() -> None:
         "equal_to_reference": sum(same),
         "outputs": len(same),
         "shares": table,
-        "machine": machine_info(),
     }
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
+    write(report, options.json, show=False)
 
 
 if __name__ == "__main__":

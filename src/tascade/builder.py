@@ -284,7 +284,7 @@ def check(
     return {"checked": len(prompts), "differing": differing, "near_ties": ties}
 
 
-def time_float32(task_model: TaskModel) -> dict[str, int]:
+def half_precision(task_model: TaskModel) -> dict[str, int]:
     """In how many rows half precision rounds alike here (``rows_alike``), if it does.
 
     Else what a float32 step takes, in percent of one in the model's half precision

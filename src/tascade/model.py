@@ -378,9 +378,10 @@ def measure_cost(target: Target, *, seconds: float = 2.0, past: int = 96) -> Cos
 
     room = target.positions or past + SIZES[-1]
     past = min(past, room // 2)
-    sizes = [n for n in SIZES if past + n <= room]
     with torch.inference_mode(), target.lock:
         target.begin()
+        most = SIZES[-1] if target.counts is None else target.counts.most  # no pass has more
+        sizes = [n for n in SIZES if past + n <= room and n <= most]
         target.forward([1] * past)
 
         def step(n: int) -> float:

@@ -21,7 +21,7 @@ from tascade.enrich.train.checkpoint import begin_run, model_digest, rows_digest
 from tascade.errors import ConfigError
 from tascade.util.files import checksum
 
-_TOGETHER = {"cpu": 8, "cuda": 32}
+_BATCH = {"cpu": 8, "cuda": 32}
 """Size of a batch without drafts, by the kind of device."""
 
 
@@ -119,7 +119,7 @@ def bulk_answerer(
                 raise
             begin_run(work, about, resume=False)  # it is the tuning that is gone on with
         kept = work / "answers.jsonl"
-    size = _TOGETHER.get(model.device.type, _TOGETHER["cpu"])
+    size = _BATCH.get(model.device.type, _BATCH["cpu"])
     bulk = Bulk(partial(task_model.batches, size), engine, kept)
     given: dict[str, Any] = {"params": params, "seconds": recipe.spec.own_seconds, "tell": tell}
     return partial(own_answers, task_model.decoder, bulk=bulk, **given)

@@ -29,7 +29,7 @@ from tascade.builder import (
     answering,
     calibrate,
     check,
-    time_float32,
+    half_precision,
 )
 from tascade.config import Recipe, VocabConfig
 from tascade.core import Progress
@@ -283,7 +283,7 @@ def prove(task: PackBuilder, prepared: Prepared, recipe: Recipe, progress: Progr
         "held_out_of": prepared.held_out_of,
         **calibrate(task.task_model, rows, recipe, progress),
         **check(task.task_model, prepared.asked, recipe, progress),
-        **time_float32(task.task_model),
+        **half_precision(task.task_model),
     }
     task.pack.note(rows={**task.pack.info.rows, **counts})
 

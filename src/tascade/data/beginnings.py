@@ -33,11 +33,8 @@ def shared_beginnings(prompts: Sequence[IntArray]) -> list[list[int]]:
         if same - known >= LEAST_TOKENS:
             found.append((high - low, rows[low][:same]))
             known = same
-        starts = [
-            i
-            for i in range(low, high)
-            if i == low or rows[i][: same + 1] != rows[i - 1][: same + 1]
-        ]
+        nexts = [row[same : same + 1] for row in rows[low:high]]
+        starts = [low, *(low + i for i in range(1, len(nexts)) if nexts[i] != nexts[i - 1])]
         if len(starts) > 1:
             waiting += [(a, b, known) for a, b in zip(starts, [*starts[1:], high], strict=True)]
     found.sort(key=lambda entry: -entry[0])

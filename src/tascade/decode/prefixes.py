@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from tascade.core import IntArray
+from tascade.decode.row_counts import conditions
 
 MOST_BYTES = 256 << 20
 
@@ -51,11 +52,9 @@ class Prefixes:
     def recall(self, ids: list[int], model: torch.nn.Module, read: Callable[[], Kept]) -> Kept:
         """Keys and values of a beginning in this model: kept ones, or those that ``read`` computes.
 
-        Kept for the model's precision, its attention and torch's number of threads, which all
-        change the last bits.
+        They are kept for the conditions that they were computed under.
         """
-        attention = model.config._attn_implementation  # type: ignore[union-attr]
-        key = (tuple(ids), id(model), model.dtype, model.device, attention, torch.get_num_threads())
+        key = (tuple(ids), id(model), model.device, conditions(model))
         with self._lock:
             kept = self._kept.get(key)
             if kept is not None:

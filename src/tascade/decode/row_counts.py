@@ -58,7 +58,7 @@ def row_counts(model: Any, logits: Logits) -> RowCounts | None:
 
     The smallest count that agrees with enough larger ones is what a single token is filled up to.
     """
-    known, key = _found.setdefault(model, {}), _conditions(model)
+    known, key = _found.setdefault(model, {}), conditions(model)
     if key not in known:
         known[key] = _agreeing(model, logits)
     return known[key]
@@ -70,16 +70,17 @@ def remember(model: Any, counts: Sequence[float]) -> None:
     Wrong ones cost the equality in the last bits, and no more.
     """
     kept = tuple(sorted(n for n in map(int, counts) if n in TESTED))
-    _found.setdefault(model, {})[_conditions(model)] = RowCounts(kept) if kept else None
+    _found.setdefault(model, {})[conditions(model)] = RowCounts(kept) if kept else None
 
 
 def remembered(model: Any) -> list[float]:
     """What :func:`remember` takes; nothing where nobody has looked."""
-    found = _found.get(model, {}).get(_conditions(model))
+    found = _found.get(model, {}).get(conditions(model))
     return [] if found is None else [float(n) for n in found.counts]
 
 
-def _conditions(model: Any) -> Any:
+def conditions(model: Any) -> tuple[int, torch.dtype, str]:
+    """What the last bits of a model's numbers depend on, on one machine."""
     return torch.get_num_threads(), model.dtype, model.config._attn_implementation
 
 

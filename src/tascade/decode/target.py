@@ -86,7 +86,7 @@ class Target:
         self.supports_trees = self.config._attn_implementation in _TREE_ATTENTION
         compiled = self.device.type == "cpu" and model.dtype.itemsize < 4
         self.grain = _GRAIN if compiled else 0
-        self._rounds, self._looked = compiled and self.supports_trees, False
+        self._rounds = compiled and self.supports_trees
         self.counts: RowCounts | None = None
         self._masks = {
             kind: MaskBuilder(model.dtype, self.device, window)
@@ -142,28 +142,32 @@ class Target:
         One alone is filled up as :meth:`forward` does it; of several, each is two rows at least
         where all together are of a count that agrees.
         """
-        if self._rounds and not self._looked:
-            self.begin()
+        self._find_counts()
         if requests == 1:
             return self._filling(past, n, 0)
         agreed = self.counts is not None and 2 * requests in self.counts.counts
         return 1 if agreed and n == 1 else 0
 
-    def _look_for_counts(self) -> None:
-        """Find the row counts that agree; leaves the cache empty."""
-        self._looked, head, self.head = True, self.head, None
+    def _find_counts(self) -> None:
+        """Have the row counts that agree under the present conditions, where rounding counts.
+
+        They are looked for once for a model, with the cache of this target, which is empty then.
+        """
+        if not self._rounds:
+            return
+        head, self.head = self.head, None
         try:
             with torch.inference_mode():
                 self.counts = row_counts(self.model, self._logits_behind)
         finally:
             self.head = head
-            self.cache.truncate(0)
 
     def _logits_behind(self, ids: list[int], n: int) -> torch.Tensor:
         past = len(ids) - n
         self.cache.truncate(0)
         self.forward(ids[:past])
         logits = self.forward(ids[past : past + 1], DraftTree.chain(ids[past + 1 :]))
+        self.cache.truncate(0)
         assert isinstance(logits, torch.Tensor)
         return logits
 
@@ -206,8 +210,7 @@ class Target:
         self._leave()
         self.hold = hold
         self.cache.truncate(0)
-        if self._rounds and not self._looked:
-            self._look_for_counts()
+        self._find_counts()
         if self.head is not None and prompt is not None:
             self.head.begin(prompt)
 
