@@ -160,7 +160,7 @@ def test_methods_take_turns_and_are_reset_before_each_repeat():
         *timed[:12],
         *resets,
         *timed[12:],
-        *(r for r in resets for _ in "12"),
+        *(r for r in resets[1:] for _ in "12"),  # the baseline has no drafts to record
     ]
 
 

@@ -13,7 +13,6 @@ from tascade.core import EMPTY_TREE, Drafter, DraftTree, Generation, IntArray
 from tascade.decode.loop import Decoder, best_chain
 from tascade.decode.mask import depths
 from tascade.decode.sampling import SamplingParams
-from tascade.draft.budget import NoDrafter
 from tascade.draft.ngram.mixer_calibration import Calibration
 from tascade.enrich.tokens.merger import TokenMerger
 
@@ -149,10 +148,8 @@ class DecoderMethod:
         return self.decoder.generate(request.prompt, self.params)
 
     def trace(self, requests: Sequence[Request]) -> VerifiedNodes:
-        """Decode with a recorder between the loop and the drafter, where there is one."""
+        """Decode with a recorder between the loop and the drafter."""
         inner = self.decoder.drafter
-        if isinstance(inner, NoDrafter):  # plain decoding: the slowest, and nothing to record
-            return VerifiedNodes()
         recorder = Recorder(inner, trees=self.decoder.target.supports_trees)
         self.decoder.drafter = recorder
         try:

@@ -132,6 +132,8 @@ def _trace(
     records: Sequence[Record], requests: Sequence[Request], progress: Progress | None
 ) -> None:
     for done, record in enumerate(records, 1):
+        if record.method.name == BASELINE:
+            continue  # the slowest, and it has no drafts to record
         record.method.reset()
         record.nodes = record.method.trace(requests)
         record.method.reset()
