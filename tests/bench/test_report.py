@@ -74,6 +74,7 @@ def full() -> dict:
         drafted_per_step=3.5,
         draft_us={"p50": 41.0, "p99": 97.0},
         by_source={"target": 6, "corpus": 8, "context": 4, "both": 2, "other": 0},
+        accepted_in_steps=[2, 0, 3, 1],
         acceptance_by_depth=[0.8, 0.5, 0.25],
         calibration={"ece": 0.05, "bins": [{"predicted": 0.5, "realised": 0.55, "count": 12}]},
         identical=3,
@@ -190,6 +191,7 @@ def test_results_pass_and_survive_json(result):
         ("methods/tasc-spec/draft_us/p99", ...),
         ("methods/tasc-spec/calibration/bins", [{"predicted": 0.5}]),
         ("methods/tasc-spec/acceptance_by_depth", ["all"]),
+        ("methods/tasc-spec/accepted_in_steps", [2, -1]),
         ("methods/tasc-spec/versus/hf-prompt-lookup/high", 1.0),
     ],
 )
@@ -247,7 +249,7 @@ def test_a_full_page_shows_every_number_with_its_guarantee():
         "documents",
     ):
         assert wanted in page.text, wanted
-    assert page.count("svg") == 4
+    assert page.count("svg") == 5
     assert page.text.count("lossless") >= 6
 
 

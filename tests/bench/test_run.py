@@ -121,6 +121,10 @@ def test_all_methods_together(target, tokenizer):
     assert paper_entry["tokens_per_step"] > 2
     assert sum(paper_entry["by_source"].values()) == total
     assert 0.5 < paper_entry["acceptance_by_depth"][0] <= 1
+    counts = paper_entry["accepted_in_steps"]
+    assert sum(counts) == paper_entry["steps"]
+    drafted = total - paper_entry["by_source"]["target"]
+    assert sum(accepted * steps for accepted, steps in enumerate(counts)) >= drafted
     assert set(paper_entry["calibration"]) == {"ece", "bins"}
     assert set(ran["tasc-spec"]["versus"]) == set(ran) - {"plain", "tasc-spec"}
     assert "versus" not in paper_entry

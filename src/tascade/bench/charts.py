@@ -107,11 +107,20 @@ def stacked_chart(stacks: Sequence[Stack], title: str) -> str:
 
 def depth_chart(curves: Sequence[Curve], title: str) -> str:
     """Shares (0..1) over whole-numbered depths 1, 2, ..."""
+    return _whole_chart(curves, title, ("draft depth", "accepted"))
+
+
+def accepted_chart(curves: Sequence[Curve], title: str) -> str:
+    """Shares (0..1) of the steps that accepted 1, 2, ... tokens or more."""
+    return _whole_chart(curves, title, ("accepted tokens", "of the steps"))
+
+
+def _whole_chart(curves: Sequence[Curve], title: str, names: tuple[str, str]) -> str:
     deepest = max((int(p[0]) for c in curves for p in c.points), default=1)
     step = max(1, ceil(deepest / 12))
     ticks = [(float(d), str(d)) for d in range(1, deepest + 1, step)]
     span = (1.0, float(max(deepest, 2)))
-    return _curve_chart(curves, title, ticks, span, ("draft depth", "accepted"))
+    return _curve_chart(curves, title, ticks, span, names)
 
 
 def steps_chart(curves: Sequence[Curve], title: str) -> str:

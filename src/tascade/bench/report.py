@@ -21,6 +21,7 @@ from tascade.bench.charts import (
     Bar,
     Curve,
     Stack,
+    accepted_chart,
     bar_chart,
     depth_chart,
     reliability_chart,
@@ -265,6 +266,14 @@ def _charts(
     if depths:
         drawn["depth"] = depth_chart(depths, "Acceptance of drafted nodes by depth")
         legends["depth"] = [(c.style, c.label) for c in depths]
+    reached = [
+        Curve(name, styles[name], _reached(counts))
+        for name, m in measured.items()
+        if len(counts := m.get("accepted_in_steps", [])) > 1
+    ]
+    if reached:
+        drawn["accepted"] = accepted_chart(reached, "Steps by their accepted tokens")
+        legends["accepted"] = [(c.style, c.label) for c in reached]
     reliability = [
         Curve(name, styles[name], tuple((b["predicted"], b["realised"], b["count"]) for b in bins))
         for name, m in measured.items()
@@ -292,6 +301,16 @@ def _bars(measured: Mapping[str, Json], dtype: str) -> list[Bar]:
         guarantee = promise(method, dtype) if name != "plain" else "baseline"
         bars.append(Bar(name, speed, ends["low"], ends["high"], note, guarantee, kind))
     return bars
+
+
+def _reached(counts: Sequence[int]) -> tuple[tuple[float, float, float], ...]:
+    """Share of the steps that accepted 1, 2, ... tokens or more."""
+    total, left, points = sum(counts), sum(counts), []
+    for tokens, count in enumerate(counts):
+        if tokens:
+            points.append((float(tokens), left / total, 1.0))
+        left -= count
+    return tuple(points)
 
 
 def _stacks(measured: Mapping[str, Json]) -> list[Stack]:

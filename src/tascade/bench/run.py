@@ -9,6 +9,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
+
 from tascade.bench import metrics
 from tascade.bench.machine import machine_info
 from tascade.bench.methods import Method, Request, Skipped
@@ -200,6 +202,7 @@ def _measured(record: Record, requests: Sequence[Request]) -> dict[str, Any]:
     steps = [step for g in first for step in g.steps]
     drafted = sum(step.drafted for step in steps)
     if drafted:
+        entry["accepted_in_steps"] = np.bincount([step.accepted for step in steps]).tolist()
         entry["drafted_per_step"] = drafted / max(1, forwards)
         entry["draft_us"] = metrics.percentiles([1e6 * step.draft_seconds for step in steps])
         entry["by_source"] = _by_source(first)

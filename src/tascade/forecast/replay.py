@@ -26,6 +26,7 @@ from tascade.draft.budget import Budget
 from tascade.draft.costs import CostTable
 from tascade.draft.ngram.drafter import NgramDrafter
 from tascade.errors import ConfigError
+from tascade.forecast.rescue import Rescue, misses, rescues
 from tascade.forecast.statistics import OutputStatistics, Pair, statistics_of
 from tascade.index.corpus import CorpusIndex
 from tascade.index.similar import SimilarIndex
@@ -61,6 +62,8 @@ class Forecast:
     sources: share of output tokens by who drafted them; ``target`` is the model itself
     calibrated_on, replayed: held-out rows that taught the drafter, and the others, replayed after
         them, that gave every number here
+    misses, rescues: tokens that ended a step, which a drafter trained on the task might have; what
+        it would gain at most, by the share of them that it has
     """
 
     verdict: str
@@ -78,10 +81,12 @@ class Forecast:
     output_tokens: int
     forwards: int
     statistics: OutputStatistics
+    misses: int
+    rescues: tuple[Rescue, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain dictionaries, JSON-ready."""
-        return dataclasses.asdict(self)
+        return dataclasses.asdict(self) | {"rescues": [dataclasses.asdict(r) for r in self.rescues]}
 
     def describe(self) -> str:
         """A few lines for a person."""
@@ -98,6 +103,7 @@ class Forecast:
                 f"{self.drafted_per_step:.1f} drafted tokens a step",
                 f"  step cost    {self.cost}",
                 f"  drafted by   {shares}",
+                *self._bounds(),
                 f"  replayed     {self.replayed} held-out outputs, {self.output_tokens} tokens; "
                 f"calibrated on {self.calibrated_on} others, never on these",
                 *self._doubts(),
@@ -109,6 +115,18 @@ class Forecast:
                 f"{s.grams_in_train:.0%} of their 4-grams occur in the training outputs",
             )
         )
+
+    def _bounds(self) -> list[str]:
+        if not self.misses:
+            return []
+        at = {r.share: r for r in self.rescues}
+        half, quarter = at[0.5], at[0.25]
+        return [
+            f"  missed       {self.misses} tokens ended a step; a drafter trained on the task that "
+            "had half of them",
+            f"               would be worth {half.speedup:.2f}x [{half.low:.2f}x to "
+            f"{half.high:.2f}x] more, one with a quarter {quarter.speedup:.2f}x, at most",
+        ]
 
     def _condition(self) -> str:
         doubtful = self.answers == "references" and self.verdict.startswith("profits")
@@ -175,9 +193,9 @@ def forecast(
         budget.drafts = 0
         said = _replay(drafter, budget, replayed, end_tokens)
         corpus.close()
-    statistics = statistics_of(train_outputs, own or held_out)
-    tally = _Tally(said, budget.cost, budget.drafts * draft_cost)
+    tally = _Tally(said, budget, budget.drafts * draft_cost)
     answers = "own answers" if own else "references"
+    statistics = statistics_of(train_outputs, own or held_out)
     verdict, reason = _verdict(tally, statistics, answers, len(said))
     return Forecast(
         verdict=verdict,
@@ -195,6 +213,8 @@ def forecast(
         output_tokens=tally.tokens,
         forwards=tally.forwards,
         statistics=statistics,
+        misses=misses(said),
+        rescues=tally.rescues,
     )
 
 
@@ -323,8 +343,11 @@ def _replay(
 class _Tally:
     """Counts over replayed outputs. A prefill costs what a step does: its prompt is left out."""
 
-    def __init__(self, said: Sequence[Generation], cost: CostTable, drafts: float) -> None:
-        curve, steps = cost.upto(cost.limit), [step for made in said for step in made.steps]
+    def __init__(self, said: Sequence[Generation], budget: Budget, drafts: float) -> None:
+        curve, steps = (
+            budget.cost.upto(budget.cost.limit),
+            [step for made in said for step in made.steps],
+        )
         self.tokens = sum(len(made.tokens) for made in said)
         self.forwards = sum(made.forwards for made in said)
         self.drafted = sum(step.drafted for step in steps)
@@ -340,6 +363,7 @@ class _Tally:
             drawn = rng.integers(0, len(said), (_RESAMPLES, len(said)))
             ratios = plain[drawn].sum(1) / spent[drawn].sum(1)
             self.low, self.high = map(float, np.percentile(ratios, (2.5, 97.5)))
+        self.rescues = rescues(said, curve[: 1 + budget.max_nodes], drafts / max(1, len(said)))
         counts = Counter(source for made in said for source in made.sources)
         self.shares = {s.name.lower(): counts[s] / max(1, self.tokens) for s in Source}
 
