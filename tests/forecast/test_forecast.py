@@ -70,10 +70,9 @@ def test_random_outputs_will_not_profit() -> None:
     assert found.verdict == "will not profit"
     assert found.tokens_per_step < 1.1
     assert 0.95 < found.speedup < 1.1
-    half = found.rescues[1]
+    half = found.rescues[2]
     assert found.misses == found.forwards - found.replayed  # nothing but misses
     assert 1.6 < half.low <= half.speedup <= half.high < 2.1
-    assert f"{found.misses} tokens ended a step" in found.describe()
     assert found.statistics.grams_in_train < 0.01
     assert found.statistics.entropy_bits > 7
 

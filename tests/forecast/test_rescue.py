@@ -32,7 +32,9 @@ def test_all_rescued_is_one_step_an_output(drawn: list[list[tuple[int, int]]]) -
     together = (float(curve[sum(n for n, _ in one) + len(one) - 1]) for one in some)
     after = sum(seconds + CALL for seconds in together) + len(said)
     assert everything.speedup == pytest.approx(before / after, rel=1e-4)
-    assert misses(said) == sum(len(one) - 1 for one in some)
+    for made, one in zip(said, drawn, strict=True):
+        assert len(misses(made)) == max(0, len(one) - 1)
+        assert all(1 <= place < len(made.tokens) - 1 for place in misses(made))
 
 
 @given(st.lists(steps, min_size=1, max_size=6), st.integers(9, 40))
@@ -56,13 +58,14 @@ def test_a_step_stays_within_the_budget() -> None:
 
 
 def test_what_ends_an_output_is_no_miss() -> None:
-    assert misses([generation([(3, 3)]), generation([])]) == 0
+    assert misses(generation([(3, 3)])) == misses(generation([])) == []
+    assert misses(generation([(3, 3), (2, 0), (4, 1)])) == [4, 5]  # behind the prefill's token
     once = rescues([generation([(3, 3)])], np.ones(9, np.float32))
     assert all(r.tokens_per_step == 4.0 and r.speedup < 1.0 for r in once)
 
 
 def test_half_of_them_is_half_of_them() -> None:
     said = [generation([(0, 0)] * 400) for _ in range(20)]
-    half = rescues(said, np.ones(1000, np.float32))[1]
+    half = rescues(said, np.ones(1000, np.float32))[2]
     assert half.tokens_per_step == pytest.approx(2.0, rel=0.03)
     assert half.low < half.speedup < half.high

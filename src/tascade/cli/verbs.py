@@ -79,6 +79,9 @@ def inspect(
             show_default="none, from the references",
         ),
     ] = 0,
+    drafter: Annotated[
+        bool, typer.Option("--drafter", help="Say what a drafter trained on the task might add.")
+    ] = False,
     dtype: Dtype = "auto",
     threads: Threads = 0,
     json: Json = False,
@@ -91,7 +94,7 @@ def inspect(
     options |= given(chat_template_kwargs=chat_template_kwargs, prompt_field=prompt_field)
     options |= given(completion_field=completion_field, prompt_template=prompt_template)
     rows = laid_over(None, options).data
-    options |= {"held_out": held_out or None, "answers": answers}
+    options |= {"held_out": held_out or None, "answers": answers, "drafter": drafter}
     with console.reading(rows, (data, "train"), (held_out, "validation")) as progress:
         use_threads(threads)
         from tascade.forecast.inspection import inspect as look

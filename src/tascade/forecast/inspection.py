@@ -12,7 +12,7 @@ from tascade.config import Recipe, VocabConfig
 from tascade.core import IntArray, Progress, Row
 from tascade.data.chat import ChatConfig
 from tascade.data.encode import end_tokens
-from tascade.data.prepare import prepare, spread
+from tascade.data.prepare import Prepared, prepare, spread
 from tascade.decode.lm_head import finisher
 from tascade.decode.loop import Decoder
 from tascade.decode.sampling import SamplingParams
@@ -23,7 +23,9 @@ from tascade.enrich.choose import Enrichment, choose_tokens
 from tascade.enrich.tokens.mine import MiningRules
 from tascade.enrich.tokens.stored import read_tokens
 from tascade.errors import ConfigError, UnsupportedModelError
+from tascade.forecast.probe import Probe, probe
 from tascade.forecast.replay import Forecast, forecast
+from tascade.forecast.rescue import gain_at
 from tascade.load import ModelRef, load_model
 from tascade.model import measure_cost
 from tascade.options import ReadOptions, laid_over
@@ -42,7 +44,8 @@ class Inspection:
     ``None`` for a tokenizer that cannot be given any.
     ``vocabulary``: what an LM head of the task's tokens would save, and lack (``tascade tailor``);
     ``None`` for a model whose head cannot be replaced. ``held_out``: how many held-out rows there
-    were, and how many each part of this was measured on.
+    were, and how many each part of this was measured on. ``drafter``: how many misses of these
+    drafts a small network foresees; ``None`` where that was not asked for.
     """
 
     model: str
@@ -53,6 +56,7 @@ class Inspection:
     enrichment: Enrichment | None
     vocabulary: HeadSavings | None
     held_out: dict[str, int]
+    drafter: Probe | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """One JSON-ready object."""
@@ -67,12 +71,15 @@ class Inspection:
             if new is None
             else {"tokens": len(new.expansions), "fewer_steps": new.fewer_steps},
             "tailored_vocabulary": None if vocabulary is None else vocabulary.to_json(),
+            "drafter": None if self.drafter is None else self.drafter.to_dict(),
             **self.forecast.to_dict(),
         }
 
     def describe(self) -> str:
         """A few lines for a person."""
         text = f"{self.model} on {self.data}\n{self.forecast.describe()}"
+        if self.drafter is not None:
+            text += self._trained_drafter(self.drafter)
         if self.enrichment is not None:
             count, fewer = len(self.enrichment.expansions), self.enrichment.fewer_steps
             text += f"\n{count} new tokens would take {fewer:.2f}x fewer steps (`tascade tune`)"
@@ -83,6 +90,21 @@ class Inspection:
             text += "".join(f"\n  {line}" for line in lines)
         return text
 
+    def _trained_drafter(self, seen: Probe) -> str:
+        bounds, first, four = self.forecast.rescues, seen.at_misses[0], seen.at_misses[1]
+        half = next(bound for bound in bounds if bound.share == 0.5)
+        return "\n".join(
+            (
+                "\na drafter trained on the task (not part of tascade yet), beside these drafts",
+                f"  missed       {self.forecast.misses} tokens ended a step; one that had half of "
+                f"them would be worth {half.speedup:.2f}x [{half.low:.2f}x to {half.high:.2f}x] "
+                "more, at most",
+                f"  foreseen     {first:.0%} by a probe on the model's states, {four:.0%} among "
+                f"its four likeliest tokens: {gain_at(bounds, first):.2f}x to "
+                f"{gain_at(bounds, four):.2f}x",
+            )
+        )
+
 
 @shows_progress
 def inspect(
@@ -92,6 +114,7 @@ def inspect(
     held_out: Any = None,
     chat: ChatConfig | None = None,
     answers: int = 0,
+    drafter: bool = False,
     progress: Progress | bool | None = None,
     **options: Unpack[ReadOptions],
 ) -> Inspection:
@@ -108,6 +131,8 @@ def inspect(
         chat: what prompts take along into the chat template; nothing by default.
         answers: have the model answer so many held-out prompts, greedy and without drafts, and
             forecast from these.
+        drafter: find out how many misses of the drafts a drafter trained on the task could foresee
+            (see :func:`tascade.forecast.probe.probe`): a minute or some more.
         progress: called with (stage, done, total); bars by default (see
             :func:`tascade.util.progress.shown`).
         options: see :class:`tascade.options.ReadOptions`; answers longer than ``max_new_tokens``
@@ -119,13 +144,12 @@ def inspect(
     """
     tell = teller(progress)
     recipe = laid_over(Recipe(chat=chat or ChatConfig()), options)
-    limit = recipe.max_new_tokens if options.get("max_new_tokens") else None
     tell("loading the model", 0, None)
     loaded, tokenizer, name = load_model(model, dtype=recipe.dtype)
     ends = end_tokens(loaded, tokenizer)
     prepared = prepare(tokenizer, ends, data, held_out, recipe, tell, read_tokens(name))
     chosen = spread(prepared.validation, _ROWS)
-    rows = [_with_prompt(row, limit) for row in chosen]
+    rows = [_with_prompt(row, options.get("max_new_tokens") or None) for row in chosen]
     prepared.require_held_out(str(data))
     tell("measuring the model's steps", 0, None)
     cost = measure_cost(Target(loaded))
@@ -141,25 +165,23 @@ def inspect(
         train_prompts=[prompt for prompt, _ in prepared.train],
         own=own,
     )
+    probed = (prepared.train, own or rows[len(rows) // 2 :], found.missed)
+    foreseen = probe(loaded, *probed, tell) if drafter else None
     tell("choosing tokens", 0, None)
     try:
         new = choose_tokens((prepared.train, chosen), (loaded, tokenizer, name), MiningRules())
     except ConfigError:  # a tokenizer of a kind that cannot be extended
         new = None
     tell("counting tokens", 0, None)
-    vocabulary = None
-    if _replaceable(loaded):  # what `tascade tailor` would list with its defaults
-        held = prepared.validation
-        profile = list_tokens((loaded, tokenizer), prepared.train, held, VocabConfig())
-        vocabulary = head_savings(loaded, profile, held, float(cost.upto(1)[-1]))
-    skipped = sum(report.skipped for report in prepared.reports)
+    vocabulary = _vocabulary((loaded, tokenizer), prepared, float(cost.upto(1)[-1]))
     counts = {
         "rows": prepared.held_out_of,
         "forecast": len(own) or len(rows),
         "new_tokens": 0 if new is None else new.held_out,
         "coverage": 0 if vocabulary is None else len(prepared.validation),
     }
-    return Inspection(name, str(data), skipped, found, cost, new, vocabulary, counts)
+    skipped = sum(report.skipped for report in prepared.reports)
+    return Inspection(name, str(data), skipped, found, cost, new, vocabulary, counts, foreseen)
 
 
 def _own(
@@ -183,6 +205,16 @@ def _own(
         own.append((prompt, np.asarray(said, np.int32)))
     taken = {id(row) for row in asked}
     return own, [row for row in rows if id(row) not in taken]
+
+
+def _vocabulary(
+    model: tuple[Any, Any], prepared: Prepared, step_seconds: float
+) -> HeadSavings | None:
+    """What ``tascade tailor`` would list with its defaults; ``None`` for heads that must stay."""
+    if not _replaceable(model[0]):
+        return None
+    profile = list_tokens(model, prepared.train, prepared.validation, VocabConfig())
+    return head_savings(model[0], profile, prepared.validation, step_seconds)
 
 
 def _replaceable(model: Any) -> bool:

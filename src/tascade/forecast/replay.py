@@ -10,23 +10,19 @@ import dataclasses
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from tascade.core import DraftTree, FloatArray, Generation, IntArray, Source
-from tascade.decode.loop import Decoder, Request
-from tascade.decode.sampling import SamplingParams
-from tascade.decode.target import Hold
+from tascade.core import FloatArray, Generation, IntArray, Source
 from tascade.draft.budget import Budget
 from tascade.draft.costs import CostTable
 from tascade.draft.ngram.drafter import NgramDrafter
 from tascade.errors import ConfigError
 from tascade.forecast.rescue import Rescue, misses, rescues
+from tascade.forecast.scripted import TableBudget, replay
 from tascade.forecast.statistics import OutputStatistics, Pair, statistics_of
 from tascade.index.corpus import CorpusIndex
 from tascade.index.similar import SimilarIndex
@@ -62,8 +58,9 @@ class Forecast:
     sources: share of output tokens by who drafted them; ``target`` is the model itself
     calibrated_on, replayed: held-out rows that taught the drafter, and the others, replayed after
         them, that gave every number here
-    misses, rescues: tokens that ended a step, which a drafter trained on the task might have; what
-        it would gain at most, by the share of them that it has
+    missed: of each replayed output, the places of the tokens that ended a step: those that a
+        drafter trained on the task might have
+    rescues: what it would gain at most, by the share of them that it has
     """
 
     verdict: str
@@ -81,12 +78,20 @@ class Forecast:
     output_tokens: int
     forwards: int
     statistics: OutputStatistics
-    misses: int
+    missed: tuple[tuple[int, ...], ...]
     rescues: tuple[Rescue, ...]
+
+    @property
+    def misses(self) -> int:
+        """How many tokens ended a step."""
+        return sum(map(len, self.missed))
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain dictionaries, JSON-ready."""
-        return dataclasses.asdict(self) | {"rescues": [dataclasses.asdict(r) for r in self.rescues]}
+        found = dataclasses.asdict(self)
+        del found["missed"]
+        rescued = [dataclasses.asdict(r) for r in self.rescues]
+        return found | {"misses": self.misses, "rescues": rescued}
 
     def describe(self) -> str:
         """A few lines for a person."""
@@ -103,7 +108,6 @@ class Forecast:
                 f"{self.drafted_per_step:.1f} drafted tokens a step",
                 f"  step cost    {self.cost}",
                 f"  drafted by   {shares}",
-                *self._bounds(),
                 f"  replayed     {self.replayed} held-out outputs, {self.output_tokens} tokens; "
                 f"calibrated on {self.calibrated_on} others, never on these",
                 *self._doubts(),
@@ -115,18 +119,6 @@ class Forecast:
                 f"{s.grams_in_train:.0%} of their 4-grams occur in the training outputs",
             )
         )
-
-    def _bounds(self) -> list[str]:
-        if not self.misses:
-            return []
-        at = {r.share: r for r in self.rescues}
-        half, quarter = at[0.5], at[0.25]
-        return [
-            f"  missed       {self.misses} tokens ended a step; a drafter trained on the task that "
-            "had half of them",
-            f"               would be worth {half.speedup:.2f}x [{half.low:.2f}x to "
-            f"{half.high:.2f}x] more, one with a quarter {quarter.speedup:.2f}x, at most",
-        ]
 
     def _condition(self) -> str:
         doubtful = self.answers == "references" and self.verdict.startswith("profits")
@@ -177,7 +169,7 @@ def forecast(
     """
     _check(train_outputs, held_out)
     table, basis, draft_cost = _cost(cost, max_nodes)
-    budget = _TableBudget(table, max_nodes=max_nodes)
+    budget = TableBudget(table, max_nodes=max_nodes)
     budget.draft_cost = draft_cost
     calibrating, replayed = held_out, own
     if not own:
@@ -189,9 +181,9 @@ def forecast(
         )
         similar = _similar(Path(folder), train_outputs, train_prompts)
         drafter = NgramDrafter(corpus, similar=similar, end_tokens=end_tokens)
-        _replay(drafter, budget, calibrating, end_tokens)
+        replay(drafter, budget, calibrating, end_tokens)
         budget.drafts = 0
-        said = _replay(drafter, budget, replayed, end_tokens)
+        said = replay(drafter, budget, replayed, end_tokens)
         corpus.close()
     tally = _Tally(said, budget, budget.drafts * draft_cost)
     answers = "own answers" if own else "references"
@@ -213,7 +205,7 @@ def forecast(
         output_tokens=tally.tokens,
         forwards=tally.forwards,
         statistics=statistics,
-        misses=misses(said),
+        missed=tuple(tuple(misses(made)) for made in said),
         rescues=tally.rescues,
     )
 
@@ -252,92 +244,6 @@ def _cost(cost: CostTable | None, max_nodes: int) -> tuple[CostTable, str, float
     seconds = [1.0 + _ASSUMED_SLOPE * (n - 1) for n in sizes]
     basis = f"assumed: each drafted token makes a step {_ASSUMED_SLOPE:.0%} dearer"
     return CostTable(sizes, seconds), basis, 0.0
-
-
-class _ScriptedTarget:
-    """What the decoding loop needs of a :class:`Target`: it says ``output``, whatever it reads.
-
-    A forward returns the target itself in place of logits [1 + N, V]: a walk asks it for a row's
-    largest, and for nothing else.
-    """
-
-    supports_trees = True
-    rows, positions = 2**31 - 1, None
-    device = torch.device("cpu")
-    lock = nullcontext()
-    step = nullcontext
-
-    def __init__(self) -> None:
-        self.output: IntArray = np.empty(0, np.int32)
-
-    def begin(self, prompt: IntArray, hold: Hold) -> None:
-        self.length, self._prompt, self.hold = 0, len(prompt), hold
-
-    def end(self, hold: Hold) -> None:
-        """Nothing to give back."""
-
-    def room(self, base: int, unread: int) -> int | None:
-        return None
-
-    def recall(self, prompt: IntArray) -> int:
-        return 0
-
-    def unread(self, request: Request) -> list[int]:
-        return request.result.tokens[-1:]
-
-    def forward(self, tokens: Sequence[int], tree: DraftTree) -> _ScriptedTarget:
-        self._said = self.length + len(tokens) - self._prompt
-        self._parents = tree.parents.tolist()
-        return self
-
-    def argmax_rows(self, rows: slice) -> list[int]:
-        node, at = rows.start - 1, self._said
-        while node >= 0:
-            node, at = self._parents[node], at + 1
-        return [int(self.output[min(at, len(self.output) - 1)])]
-
-    def keep(self, base: int, slots: Sequence[int]) -> None:
-        self.length = base + len(slots)
-
-
-class _TableBudget(Budget):
-    """A budget whose steps take what its table says, and each draft ``draft_cost`` seconds."""
-
-    draft_cost, drafts, _drafted = 0.0, 0, False
-
-    def plan(self) -> tuple[int, float]:
-        self._drafted = False
-        return super().plan()
-
-    def choose(self, survival: FloatArray) -> int:
-        self._drafted, self.drafts = True, self.drafts + 1
-        return super().choose(survival)
-
-    def observe(self, nodes: int, seconds: float, draft_seconds: float) -> None:
-        seconds = float(self.cost.upto(nodes + 1)[-1])
-        super().observe(nodes, seconds, self.draft_cost if self._drafted else 0.0)
-
-
-def _replay(
-    drafter: NgramDrafter, budget: Budget, rows: Sequence[Pair], ends: Sequence[int]
-) -> list[Generation]:
-    """What the decoding loop makes of a target that says these outputs."""
-    target: Any = _ScriptedTarget()
-    decoder, said = Decoder(target, drafter, budget), []
-    for prompt, output in rows:
-        if not len(output):
-            continue
-        target.output = output
-        # An output that ends by itself leaves room for drafts behind its end.
-        room = len(output) + (int(output[-1]) in ends)
-        params = SamplingParams(max_new_tokens=room, ignore_end=True)
-        given = prompt if len(prompt) else output[:1]  # a model has to read something
-
-        def over(tokens: Sequence[int], most: int = len(output)) -> bool:
-            return len(tokens) >= most
-
-        said.append(decoder.generate(given, params, extra_stop=over))
-    return said
 
 
 class _Tally:

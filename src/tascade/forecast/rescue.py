@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from tascade.core import FloatArray, Generation, StepStats
 
-SHARES = (0.25, 0.5, 0.75, 1.0)
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Shares of the misses that are assumed to be rescued."""
 CALL = 0.06
 """A call of the drafter once a step, in plain steps: a layer of its own and a small LM head."""
@@ -41,9 +41,16 @@ class Rescue:
     high: float
 
 
-def misses(said: Sequence[Generation]) -> int:
-    """Tokens that ended a step and did not end an output."""
-    return sum(max(0, len(made.steps) - 1) for made in said)
+def misses(made: Generation) -> list[int]:
+    """Places in an output of the tokens that ended a step and did not end the output."""
+    first = len(made.tokens) - made.stepped_tokens
+    ends = first - 1 + np.cumsum([step.committed for step in made.steps], dtype=np.int64)
+    return [int(end) for end in ends[:-1]]
+
+
+def gain_at(found: Sequence[Rescue], share: float) -> float:
+    """The speed-up at a share between those of :data:`SHARES`, on a straight line."""
+    return float(np.interp(share, [r.share for r in found], [r.speedup for r in found]))
 
 
 def rescues(
