@@ -59,10 +59,10 @@ from tascade.decode.loop import Decoder
 from tascade.decode.sampling import SamplingParams
 from tascade.decode.target import Target
 from tascade.draft.budget import Budget, NoDrafter
+from tascade.draft.measure import measure_cost
 from tascade.draft.ngram.drafter import NgramDrafter
 from tascade.index.corpus import CorpusIndex
 from tascade.load import load_model
-from tascade.model import measure_cost
 from tascade.tailor.counts import count_documents
 from tascade.tailor.offload.load import load_offloaded
 from tascade.tailor.profile import Profile, build_profile

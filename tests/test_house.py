@@ -18,7 +18,7 @@ SRC = Path(tascade.__file__).parent
 ROWS = [
     {"cli"},
     {"bench", "serve", "integrations", "testing"},
-    {"pipeline", "forecast"},
+    {"pipeline", "forecast", "train_drafter"},
     {"own_answers"},
     {"builder"},
     {"model"},

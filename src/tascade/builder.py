@@ -24,12 +24,13 @@ from tascade.data.prepare import Prepared, spread
 from tascade.decode.equality import NearTies
 from tascade.decode.loop import AllNodes
 from tascade.decode.target import Target
+from tascade.draft.measure import measure_cost
 from tascade.draft.ngram.warm_up import is_warm, warm_up
 from tascade.enrich.run import Tuned
 from tascade.errors import TascadeError
 from tascade.index.corpus import CorpusIndex
 from tascade.index.similar import SimilarIndex
-from tascade.model import TaskModel, measure_cost
+from tascade.model import TaskModel
 from tascade.pack import Pack, PackInfo, provenance
 from tascade.tailor.tailored import GUARANTEES
 from tascade.util.files import install_folder

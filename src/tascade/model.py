@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 import threading
-import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -18,14 +17,17 @@ from tascade.decode.generation import sampling_params
 from tascade.decode.loop import Decoder, NodeBudget
 from tascade.decode.prefixes import Prefixes
 from tascade.decode.row_counts import remember, remembered
-from tascade.decode.sampling import Processor, SamplingParams, argmax_of
+from tascade.decode.sampling import Processor, SamplingParams
 from tascade.decode.supported import warn_of_tokens
 from tascade.decode.target import Target
 from tascade.decode.text import TextStream
 from tascade.draft.budget import Budget, NoDrafter
-from tascade.draft.costs import SIZES, CostTable
+from tascade.draft.costs import CostTable
+from tascade.draft.measure import measure_cost
 from tascade.draft.neural.combined import assisted
 from tascade.draft.neural.draft_model import AssistantDrafter, open_assistant
+from tascade.draft.neural.merged import MergedDrafter
+from tascade.draft.neural.trained import TrainedDrafter, open_trained
 from tascade.draft.ngram.drafter import NgramDrafter
 from tascade.draft.ngram.mixer_calibration import Calibration
 from tascade.draft.ngram.sources import open_task
@@ -160,9 +162,21 @@ class TaskModel(Shown):
 
     def _new_decoder(self) -> Decoder:
         drafter, budget = self.new_drafter(self.calibration), self.new_budget()
-        if self.assistant is None:
-            return self.new_decoder(drafter, budget)
-        return self.new_decoder(*assisted(self.assistant, drafter, budget))
+        if self.assistant is not None:
+            return self.new_decoder(*assisted(self.assistant, drafter, budget))
+        if self.pack.drafter.is_file():
+            return self.new_decoder(MergedDrafter(drafter, self.new_trained(), budget), budget)
+        return self.new_decoder(drafter, budget)
+
+    def new_trained(self) -> TrainedDrafter:
+        """The pack's trained drafter, over this model.
+
+        Raises:
+            PackError: the pack has none, or a damaged one.
+            FingerprintError: it was trained for another model.
+        """
+        target = self.target if self.tailored is None else self.tailored.target
+        return open_trained(self.pack, target, self.ends)
 
     @property
     def _lock(self) -> threading.RLock:
@@ -368,29 +382,3 @@ class TaskModel(Shown):
         with tempfile.TemporaryDirectory(prefix="tascade-") as folder:
             publish(self.pack.path, Path(folder), link_or_copy)
             return str(api.upload_folder(repo_id=repo_id, folder_path=folder))
-
-
-def measure_cost(target: Target, *, seconds: float = 2.0, past: int = 96) -> CostTable:
-    """Measure this model's step cost on this machine, with ``past`` tokens in the cache."""
-    import torch
-
-    from tascade.core import DraftTree
-
-    room = target.positions or past + SIZES[-1]
-    past = min(past, room // 2)
-    with torch.inference_mode(), target.lock:
-        target.begin()
-        most = SIZES[-1] if target.counts is None else target.counts.most  # no pass has more
-        sizes = [n for n in SIZES if past + n <= room and n <= most]
-        target.forward([1] * past)
-
-        def step(n: int) -> float:
-            target.keep(past, ())
-            tree = DraftTree.chain([1] * (n - 1)) if n > 1 else None
-            start = time.perf_counter()
-            argmax_of(target.forward([1], tree))(0)
-            return time.perf_counter() - start
-
-        table = CostTable.measure(step, sizes=sizes, seconds=seconds)
-        target.begin()
-    return table

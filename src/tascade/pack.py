@@ -155,6 +155,11 @@ class Pack:
         return self.path / self.info.vocabulary
 
     @property
+    def drafter(self) -> Path:
+        """File of the trained drafter, in packs that hold one (TAPS)."""
+        return self.path / "drafter.safetensors"
+
+    @property
     def calibration(self) -> Path:
         """File of the learned calibration."""
         return self.path / "calibration.json"

@@ -27,6 +27,7 @@ from tascade.decode.loop import AllNodes, Decoder
 from tascade.decode.sampling import SamplingParams
 from tascade.decode.target import Target
 from tascade.draft.budget import NoDrafter
+from tascade.draft.neural.merged import MergedDrafter
 from tascade.enrich.tokens.stored import read_tokens
 from tascade.errors import ConfigError, DataError, PackError
 from tascade.load import ModelRef, load_model
@@ -39,6 +40,8 @@ from tascade.util.progress import shows_progress, teller
 
 TUNED = ("plain", "tasc-ft", "tasc-ft+spec")
 """What is measured of a pack that holds a tuned model; ``plain`` is the model before tuning."""
+TRAINED = ("taps", "tasc-spec+taps")
+"""Methods of a pack with a trained drafter: alone, and beside the task's outputs."""
 ALL = ("plain", "tasc-paper", "tasc-spec", "hf-generate", "hf-prompt-lookup", "arctic-suffix")
 _FEW_ROWS = 3
 
@@ -201,7 +204,8 @@ def _known(pack: Pack) -> tuple[str, ...]:
     """The methods there are for a pack."""
     if pack.tuned.is_dir():
         return TUNED
-    return ALL + (tuple(HEADS) if pack.vocabulary.is_file() else ())
+    heads = tuple(HEADS) if pack.vocabulary.is_file() else ()
+    return ALL + heads + (TRAINED if pack.drafter.is_file() else ())
 
 
 def _memory(
@@ -253,6 +257,8 @@ def methods(
             yield hf_prompt_lookup(task_model.model, params, tokenizer)
         elif name == "arctic-suffix":
             yield from arctic_methods(target, _outputs(task_model), params, tokenizer)
+        elif name in TRAINED:
+            yield _trained(task_model, params, name)
         elif name in HEADS:
             yield from tailored_methods(task_model, params, [name])
 
@@ -303,6 +309,20 @@ def _spec(task_model: TaskModel, params: SamplingParams) -> DecoderMethod:
         },
         reset_state=restorer(decoder, calibration),
     )
+
+
+def _trained(task_model: TaskModel, params: SamplingParams, name: str) -> DecoderMethod:
+    trained, budget = task_model.new_trained(), task_model.new_budget()
+    calibration = task_model.calibration.copy()
+    if name == "taps":
+        decoder = Decoder(task_model.target, trained, budget, task_model.tokenizer)
+    else:
+        merged = MergedDrafter(task_model.new_drafter(calibration), trained, budget)
+        decoder = Decoder(task_model.target, merged, budget, task_model.tokenizer)
+    shape = trained.network.shape
+    settings = {"vocabulary": shape.vocabulary, "taps": list(shape.taps)}
+    reset = restorer(decoder, calibration)
+    return DecoderMethod(name, decoder, params, settings=settings, reset_state=reset)
 
 
 def _paper(task_model: TaskModel, params: SamplingParams) -> DecoderMethod:

@@ -16,9 +16,10 @@ from tascade.decode.sampling import SamplingParams
 from tascade.decode.target import Target
 from tascade.decode.verify import Walk
 from tascade.draft.budget import NoDrafter
+from tascade.draft.measure import measure_cost
 from tascade.draft.ngram.mixer_calibration import Calibration
 from tascade.errors import ConfigError
-from tascade.model import TaskModel, measure_cost
+from tascade.model import TaskModel
 from tascade.tailor.exact import ExactHeadDecoder, Full
 from tascade.tailor.tailored import GUARANTEES, Tailored, tailor_pack
 

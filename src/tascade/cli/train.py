@@ -200,3 +200,51 @@ def tailor(
         console.print_json(made.to_json())
     else:
         console.say(made.describe())
+
+
+def drafter(
+    pack: PackArg,
+    data: Annotated[str, typer.Option("--data", "-d", help="Training examples.")],
+    held_out: HeldOut = "",
+    own: Annotated[
+        bool,
+        typer.Option(
+            "--self/--references", help="Learn from the model's own answers, or the references."
+        ),
+    ] = True,
+    rounds: Annotated[int, typer.Option(help="How often all answers are learned.")] = 6,
+    seed: Annotated[int, typer.Option(help="Of first weights and order.")] = 0,
+    prompt_field: PromptField = "",
+    completion_field: CompletionField = "",
+    prompt_template: PromptTemplate = "",
+    on_error: OnError = "raise",
+    threads: Threads = 0,
+    json: Json = False,
+) -> None:
+    """Train a small network that drafts beside the task's outputs, where these repeat little."""
+    from tascade.cli import console
+    from tascade.config import Recipe
+    from tascade.options import laid_over
+    from tascade.pack import Pack
+
+    options = given(on_error=on_error, prompt_field=prompt_field)
+    options |= given(completion_field=completion_field, prompt_template=prompt_template)
+    rows = laid_over(Recipe(data=Pack.open(pack).reading), options).data
+    with console.reading(rows, (data, "train"), (held_out, "validation")) as progress:
+        use_threads(threads)
+        from tascade.train_drafter import train_drafter as run
+
+        made = run(
+            pack,
+            data,
+            held_out=held_out or None,
+            own=own,
+            rounds=rounds,
+            seed=seed,
+            progress=progress,
+            **options,
+        )
+    if json:
+        console.print_json(made.to_json())
+    else:
+        console.say(made.describe())

@@ -10,6 +10,7 @@ import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from tascade.decode.prefixes import Kept
+from tascade.decode.taps import CachedStates
 
 _FIRST_CAPACITY = 512
 _KEPT = 4
@@ -113,11 +114,13 @@ class RewindableCache(Cache):  # type: ignore[misc]
     """A Transformers cache of :class:`RewindableLayer`; buffers survive from request to request.
 
     ``long``: its keys are those of a text past the edge of :class:`~tascade.decode.rope.Rope`.
+    ``states``: of what is cached, where something reads them; ``None`` elsewhere.
     """
 
     def __init__(self) -> None:
         super().__init__(layer_class_to_replicate=self._new_layer)
         self.long, self.block = False, KeyBlock()
+        self.states: CachedStates | None = None
         self._stacks: list[torch.Tensor] = []
         self._stacked: list[torch.Tensor] = []
 
@@ -143,6 +146,8 @@ class RewindableCache(Cache):  # type: ignore[misc]
 
     def truncate(self, length: int) -> None:
         """Keep the first ``length`` slots of every layer."""
+        if self.states is not None:
+            self.states.cut(length)
         for layer in self.layers:
             layer.length = length
 
@@ -159,6 +164,8 @@ class RewindableCache(Cache):  # type: ignore[misc]
         Only rows that are out of place move: a chain's accepted part is already where it belongs.
         ``slots`` must be strictly increasing.
         """
+        if self.states is not None:
+            self.states.keep(base, slots)
         n = len(slots)
         moved = next((i for i in range(n) if slots[i] != i), n)
         if moved < n:

@@ -20,6 +20,7 @@ from tascade.decode.prefixes import Kept, Prefixes
 from tascade.decode.rope import Rope
 from tascade.decode.row_counts import KEY_BLOCK, RowCounts, row_counts
 from tascade.decode.supported import check_rewindable, table_of_positions, table_rows
+from tascade.decode.taps import CachedStates, Taps
 from tascade.errors import TascadeError
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class Target:
         scores: [1 + N, n] the last logits as a small head gave them.
         counts: of rows in a pass, in half precision on a CPU; ``None`` for any, and where no such
             counts were found: then words may differ from plain decoding's by rounding.
+        taps: take hidden states for a drafter that reads them; ``None`` where none does.
         hold: of the request whose cache this is; ``None`` where it is nobody's.
     """
 
@@ -78,6 +80,7 @@ class Target:
         self.states = self.scores = torch.empty(0)
         self.config, self.rows = model.config.get_text_config(), table_rows(model)
         self.cache = RewindableCache()
+        self.taps: Taps | None = None
         self.hold: Hold | None = None
         self.lock = threading.RLock()
         self._stepping = False
@@ -93,6 +96,15 @@ class Target:
             for kind, window in attention_windows(model).items()
         }
         self.rope = Rope(model)
+
+    def tap(self, layers: Sequence[int]) -> None:
+        """Keep the states that enter these layers in ``cache.states`` from now on.
+
+        Raises:
+            UnsupportedModelError: see :class:`tascade.decode.taps.Taps`.
+        """
+        self.taps, self.cache.states = Taps(self.model, layers), CachedStates()
+        self.cache.truncate(0)
 
     @property
     def parts(self) -> tuple[Any, HeadLike | None, Prefixes]:
@@ -226,6 +238,7 @@ class Target:
         before = self.hold
         if before is not None and before.returns:
             before.cache, self.cache = self.cache, RewindableCache()
+            self.cache.states = None if self.taps is None else CachedStates()
 
     def end(self, hold: Hold) -> None:
         """A request has ended or was given up: give back memory that only a long one needs.
@@ -299,6 +312,7 @@ class Target:
         with (
             exclusive(self.model),
             nullcontext() if self._slot is None else self._slot.using(guest),
+            nullcontext() if self.taps is None else self.taps.taking(),
         ):
             output = self.model(
                 input_ids=torch.tensor([ids + [ids[-1]] * fill], device=self._ids_device),
@@ -309,6 +323,8 @@ class Target:
                 # Two at least, so that the head's kernel is that of several rows.
                 logits_to_keep=max(2, 1 + n + fill),
             )
+        if self.taps is not None and self.cache.states is not None:
+            self.cache.states.passed(past, self.taps.states[0, : t + n])
         asked = slice(-(1 + n + fill), -fill or None)
         if self._slot is not None:
             self.states = self._slot.states[0, asked]

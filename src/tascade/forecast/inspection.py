@@ -19,6 +19,7 @@ from tascade.decode.sampling import SamplingParams
 from tascade.decode.target import Target
 from tascade.draft.budget import NoDrafter
 from tascade.draft.costs import CostTable
+from tascade.draft.measure import measure_cost
 from tascade.enrich.choose import Enrichment, choose_tokens
 from tascade.enrich.tokens.mine import MiningRules
 from tascade.enrich.tokens.stored import read_tokens
@@ -27,7 +28,6 @@ from tascade.forecast.probe import Probe, probe
 from tascade.forecast.replay import Forecast, forecast
 from tascade.forecast.rescue import gain_at
 from tascade.load import ModelRef, load_model
-from tascade.model import measure_cost
 from tascade.options import ReadOptions, laid_over
 from tascade.tailor.profile import list_tokens
 from tascade.tailor.savings import HeadSavings, head_savings

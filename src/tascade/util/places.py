@@ -28,6 +28,7 @@ _PARTS = (
     "similar",
     "model",
     "calibration.json",
+    "drafter.safetensors",
     "bench.json",
     "report.html",
 )

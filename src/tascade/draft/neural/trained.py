@@ -1,0 +1,220 @@
+"""Drafts with a network that was trained on the task and reads the target's states."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from tascade.core import EMPTY_TREE, DraftTree, FloatArray, IntArray, Source
+from tascade.decode.target import Target
+from tascade.draft.costs import Trust
+from tascade.draft.neural.draft_model import Confidence
+from tascade.draft.neural.network import DraftNetwork
+from tascade.draft.neural.stored import load_drafter
+from tascade.errors import TascadeError
+from tascade.pack import Pack
+
+BRANCHES = 4
+"""Tokens that are drafted beside each other at every depth, the likeliest of which goes on."""
+DEPTH = 5
+"""Most tokens that it drafts in a row: the network was trained to go on for so many."""
+_FIRST_CAPACITY = 512
+
+
+class TrainedDrafter:
+    """Drafts from the states of the target's last pass, a path with alternatives beside it.
+
+    What the target has read since the last draft is taken up when the next one is asked for, in one
+    pass: where it is never asked, a request costs nothing but the states that the target keeps.
+
+    Args:
+        network: as trained, in the target's precision.
+        ids: [Vd] the tokens that it can say, ascending.
+        target: the model that it was trained for; its states are kept from now on.
+        end_tokens: ids below which nothing is drafted.
+        clock: tells seconds.
+
+    Attributes:
+        seconds: of drafting one token deeper.
+        hits: how many of the likeliest tokens were right, if all before them were.
+
+    Raises:
+        UnsupportedModelError: see :meth:`tascade.decode.target.Target.tap`.
+    """
+
+    name = "taps"
+
+    def __init__(
+        self,
+        network: DraftNetwork,
+        ids: torch.Tensor,
+        target: Target,
+        *,
+        end_tokens: Sequence[int] = (),
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.network, self.target, self.clock = network, target, clock
+        target.tap(network.shape.taps)
+        self._ids = ids.to(target.device)
+        self._words = target.model.get_input_embeddings()
+        self._ends = frozenset(end_tokens)
+        self.seconds, self.hits = 0.0, Trust(1.0, 0.75, weight=1 / 32)
+        self.confidence = Confidence()
+        self._keys, self._values = self._buffers(_FIRST_CAPACITY)
+        self.start(np.empty(0, np.int32))
+
+    def _buffers(self, capacity: int) -> tuple[torch.Tensor, torch.Tensor]:
+        shape = self.network.shape
+        size = (1, shape.kv_heads, capacity, shape.head_dim)
+        kind = self.network.fc.weight
+        return tuple(torch.zeros(size, dtype=kind.dtype, device=kind.device) for _ in "kv")  # type: ignore[return-value]
+
+    def start(self, prompt: IntArray) -> None:
+        """Begin a request; nothing is run before a draft is asked for."""
+        self._context: list[int] = prompt.tolist()
+        self._first = self._read = 0
+        self._output: torch.Tensor | None = None
+        self._levels: list[tuple[list[int], list[float]]] = []
+
+    def expected(self) -> tuple[FloatArray, FloatArray]:
+        """Survival of the nodes that a draft may have, and the seconds of its first 1..K: [K]."""
+        depth = np.arange(1, DEPTH + 1, dtype=np.float32)
+        return np.float32(min(self.hits.ratio, 1.0)) ** depth, np.float32(self.seconds) * depth
+
+    def fits(self) -> bool:
+        """Whether there is something to draft from: states, and the token behind them."""
+        states = self.target.cache.states
+        return states is not None and states.start < states.end < len(self._context)
+
+    def propose(self, limit: int, floor: float = 0.0) -> DraftTree:
+        """The tree of at most ``limit`` nodes that may pay (see ``Drafter.propose``)."""
+        if limit <= 0 or not self.fits():
+            self._levels = []
+            return EMPTY_TREE
+        return self.draft(limit, floor)
+
+    @torch.inference_mode()
+    def draft(self, limit: int, floor: float, step: float = np.inf) -> DraftTree:
+        """As :meth:`propose`, where the target takes ``step`` seconds for one token."""
+        started = self.clock()
+        share = self.seconds / step
+        output, at = self._catch_up()
+        self._levels, survival, promised = [], 1.0, 1.0
+        tokens: list[int] = []
+        parents: list[int] = []
+        kept: list[float] = []
+        above = -1
+        for depth in range(DEPTH):
+            words, chances = self._likeliest(output)
+            self._levels.append((words, chances))
+            sure = [self.confidence.of(chance) * survival for chance in chances]
+            here = len(tokens)
+            tokens += words
+            parents += [above] * len(words)
+            kept += sure
+            above, survival = here, sure[0]
+            promised += survival
+            bar = promised * (floor + share) / (1.0 + (depth + 1) * share)
+            if depth + 1 == DEPTH or words[0] in self._ends:
+                break
+            if survival * self.hits.ratio < bar or depth + 1 >= limit:
+                break
+            output = self._pass([words[0]], output, at + depth + 1)
+        spent = (self.clock() - started) / len(self._levels)
+        gap = min(spent, 4 * self.seconds if self.seconds else spent) - self.seconds
+        self.seconds += gap / (8 if gap > 0 and self.seconds else 1 if not self.seconds else 2)
+        return _best_first(tokens, parents, kept, limit, floor)
+
+    def _catch_up(self) -> tuple[torch.Tensor, int]:
+        """Read what the target read since; the output of the last row there, and its place."""
+        states = self.target.cache.states
+        if states is None:
+            raise TascadeError("the target keeps no states", fix="make the drafter anew")
+        if self._read < states.start or self._read > states.end:
+            self._first = self._read = states.start
+        if self._read < states.end:
+            last = states.end
+            taps = states.behind(self._read)[None].to(self.network.fc.weight.dtype)
+            words = self._context[self._read + 1 : last + 1]
+            self._output = self._pass(words, self.network.fuse(taps), self._read)
+            self._read = last
+        output, at = self._output, self._read - 1
+        assert output is not None
+        for token in self._context[self._read + 1 :]:  # known, and to be read by the target yet
+            at += 1
+            output = self._pass([token], output, at)
+        return output, at
+
+    def _pass(self, words: Sequence[int], states: torch.Tensor, at: int) -> torch.Tensor:
+        """Rows from place ``at`` on behind those read: the output [1, 1, d] of the last one."""
+        n, end = len(words), at + len(words) - self._first
+        if end > self._keys.shape[2]:
+            old = self._keys, self._values
+            self._keys, self._values = self._buffers(2 * end)
+            for new, was in zip((self._keys, self._values), old, strict=True):
+                new[:, :, : was.shape[2]] = was
+        ids = torch.tensor([list(words)], device=self._ids.device)
+        embedded = self._words(ids).to(states)
+        positions = torch.arange(at, at + n, device=states.device)
+        mixed = self.network.mix(embedded, states)
+        key, value = self.network.keys(mixed, positions)
+        self._keys[:, :, end - n : end], self._values[:, :, end - n : end] = key, value
+        query = self.network.queries(mixed[:, -1:], positions[-1:])
+        seen = self._keys[:, :, :end], self._values[:, :, :end]
+        attended = self.network.attend(query, seen)
+        return self.network.finish(states[:, -1:], attended)
+
+    def _likeliest(self, output: torch.Tensor) -> tuple[list[int], list[float]]:
+        scores = self.network.say(output[0, 0]).float()
+        best, places = scores.topk(min(BRANCHES, len(self._ids)))
+        chances = (best - scores.logsumexp(-1)).exp()
+        return self._ids[places].tolist(), chances.tolist()
+
+    def commit(self, tokens: IntArray, verified: int, path: Sequence[int]) -> None:
+        """Learn from the outcome, and go on behind ``tokens``."""
+        said: list[int] = tokens.tolist()
+        for token, (words, chances) in zip(said, self._levels, strict=False):
+            for word, chance in zip(words, chances, strict=True):
+                self.confidence.learn(chance, word == token)
+            self.hits.record(1.0, words[0] == token)
+            if words[0] != token:
+                break
+        self._levels = []
+        self._context += said
+
+
+def _best_first(
+    tokens: list[int], parents: list[int], survival: list[float], limit: int, floor: float
+) -> DraftTree:
+    """A tree of the nodes that may pay, ordered by survival; a parent's is its children's most."""
+    for i, parent in enumerate(parents):
+        if parent >= 0:
+            survival[i] = min(survival[i], survival[parent])
+    order = sorted(range(len(tokens)), key=lambda i: (-survival[i], i))
+    kept, promised = [], 1.0
+    for i in order[:limit]:
+        if survival[i] < floor * promised:
+            break
+        kept.append(i)
+        promised += survival[i]
+    place = {i: at for at, i in enumerate(kept)} | {-1: -1}
+    return DraftTree(
+        np.asarray([tokens[i] for i in kept], np.int32),
+        np.asarray([place[parents[i]] for i in kept], np.int32),
+        np.asarray([survival[i] for i in kept], np.float32),
+        np.full(len(kept), Source.OTHER, np.int8),
+    )
+
+
+def open_trained(pack: Pack, target: Target, end_tokens: Sequence[int]) -> TrainedDrafter:
+    """The drafter that was trained for a pack's model, over a target of it.
+
+    Raises:
+        PackError: it is damaged.
+        FingerprintError: it was trained for another model or tokenizer.
+    """
+    network, ids, _ = load_drafter(pack.drafter, target.model, pack.info.fingerprint)
+    return TrainedDrafter(network, ids, target, end_tokens=end_tokens)

@@ -1,0 +1,290 @@
+"""Training a drafter on a task's answers: the target's states are read once, then it learns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from tascade.core import IntArray, Progress
+from tascade.decode.prefixes import Prefixes
+from tascade.decode.taps import Taps
+from tascade.draft.neural.network import DraftNetwork, DraftShape
+from tascade.enrich.train.trainer import use_bf16
+from tascade.errors import ConfigError
+
+Pair = tuple[IntArray, IntArray]
+
+PASSES = 4
+"""Tokens that each row drafts on in training."""
+DECAY = 0.8
+"""Weight of each pass against the one before (EAGLE-3, section 3.2)."""
+_RATE, _WARM, _LAST, _CLIP = 5e-4, 0.04, 0.1, 1.0
+_BETAS, _DECAY = (0.9, 0.95), 0.01
+_BATCH_TOKENS, _GRAIN = 2048, 32
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A prompt with its answer, and the target's states over both.
+
+    ids: [T] prompt and answer, from where the states are known on
+    start: where the answer begins
+    taps: [T, taps * d]
+    """
+
+    ids: torch.Tensor
+    start: int
+    taps: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def first(self) -> int:
+        """The row that says the answer's second token, the first that can be drafted."""
+        return self.start - 1
+
+    @property
+    def answer(self) -> int:
+        """How many rows say a token of the answer."""
+        return len(self.ids) - self.start - 1
+
+
+@dataclass(frozen=True, slots=True)
+class DraftVocabulary:
+    """The tokens that a drafter can say: ``ids`` [Vd], ascending."""
+
+    ids: torch.Tensor
+
+    @classmethod
+    def of(cls, answers: Sequence[IntArray], most: int) -> DraftVocabulary:
+        """The most frequent tokens of these answers, ``most`` of them, those met once left out.
+
+        Raises:
+            ConfigError: no token occurs twice.
+        """
+        joined = np.concatenate(answers) if answers else np.empty(0, np.int32)
+        ids, counts = np.unique(joined, return_counts=True)
+        order = np.argsort(-counts, kind="stable")[:most]
+        kept = np.sort(ids[order][counts[order] > 1])
+        if not len(kept):
+            raise ConfigError(
+                "no token occurs twice in these answers",
+                got=f"{len(answers)} answers, {len(joined)} tokens",
+                wanted="answers that have something in common",
+                where="data",
+            )
+        return cls(torch.from_numpy(kept.astype(np.int64)))
+
+    def places(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Each token's place in ``ids``, or -1."""
+        at = torch.searchsorted(self.ids, tokens).clamp(max=len(self.ids) - 1)
+        return torch.where(self.ids[at] == tokens, at, -1)
+
+
+@torch.inference_mode()
+def read_states(
+    model: Any, pairs: Sequence[Pair], prefixes: Prefixes, tell: Progress
+) -> list[Sample]:
+    """Run the target once over each prompt with its answer, and keep its states in bfloat16.
+
+    States of a kept prefix are not there in decoding, and so are none here. Answers of less than
+    two tokens leave nothing to draft.
+
+    Args:
+        model: the target.
+        pairs: prompts and answers; a prompt has a token at least.
+        prefixes: of the pack.
+        tell: progress.
+    """
+    layers = DraftShape.of(model.config.get_text_config(), 1).taps
+    taps, samples = Taps(model, layers), []
+    body = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
+    for done, (prompt, answer) in enumerate(pairs):
+        tell("reading the model's states", done, len(pairs))
+        if not len(prompt) or len(answer) < 2:
+            continue
+        ids = torch.from_numpy(np.concatenate((prompt, answer)).astype(np.int64))
+        known = len(prefixes.of(prompt))
+        with taps.taking():
+            body(input_ids=ids[None].to(model.device), use_cache=False)
+        states = taps.states[0, known:].to("cpu", torch.bfloat16)
+        samples.append(Sample(ids[known:], len(prompt) - known, states))
+    return samples
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Samples of about one length, filled up at their ends.
+
+    ids: [B, T], -1 behind the end
+    taps: [B, T, taps * d]
+    rows: [B, A] those that say a token of the answer, filled up with the last row
+    wanted: for each pass, [B, A] what each of them is to say; -1 for nothing
+    hidden: [B, 1, A, T] 0 where a row may see another, minus infinity elsewhere
+    """
+
+    ids: torch.Tensor
+    taps: torch.Tensor
+    rows: torch.Tensor
+    wanted: tuple[torch.Tensor, ...]
+    hidden: torch.Tensor
+
+    @classmethod
+    def of(cls, samples: Sequence[Sample], passes: int = PASSES) -> Batch:
+        """Put samples together."""
+        most, answer = _filled(max(map(len, samples))), _filled(max(s.answer for s in samples))
+        ids = torch.full((len(samples), most + passes + 2), -1)
+        taps = torch.zeros(len(samples), most, samples[0].taps.shape[1])
+        rows = torch.full((len(samples), answer), most - 1)
+        for at, sample in enumerate(samples):
+            ids[at, : len(sample)] = sample.ids
+            taps[at, : len(sample)] = sample.taps
+            rows[at, : sample.answer] = torch.arange(sample.first, sample.first + sample.answer)
+        wanted = tuple(ids.gather(1, rows + 2 + m) for m in range(passes))
+        seen = torch.arange(most) <= rows[..., None]
+        hidden = torch.zeros(seen.shape).masked_fill_(~seen, -torch.inf)[:, None]
+        return cls(ids, taps, rows, wanted, hidden)
+
+    def words(self, m: int) -> torch.Tensor:
+        """Token ids that follow each row in pass ``m``: [B, T] in the first, [B, A] then."""
+        if m == 0:
+            return self.ids[:, 1 : 1 + self.taps.shape[1]].clamp(min=0)
+        return self.ids.gather(1, self.rows + 1 + m).clamp(min=0)
+
+
+def _filled(length: int) -> int:
+    return length + -length % _GRAIN
+
+
+def batches(samples: Sequence[Sample], rng: np.random.Generator) -> Iterator[list[Sample]]:
+    """All samples once, those of like length together, in a drawn order."""
+    order = sorted(range(len(samples)), key=lambda i: (len(samples[i]), rng.random()))
+    groups: list[list[Sample]] = [[]]
+    for i in order:
+        if groups[-1] and len(samples[i]) * (len(groups[-1]) + 1) > _BATCH_TOKENS:
+            groups.append([])
+        groups[-1].append(samples[i])
+    for at in rng.permutation(len(groups)):
+        if groups[at]:
+            yield groups[at]
+
+
+def loss_of(
+    network: DraftNetwork, batch: Batch, words: torch.nn.Module, vocabulary: DraftVocabulary
+) -> torch.Tensor:
+    """Cross-entropy of what each pass of each row is to say, later passes counting less.
+
+    Tokens that it cannot say are left out.
+    """
+    embedded = [words(batch.words(m)).detach().float() for m in range(len(batch.wanted))]
+    total, weight = torch.zeros(()), 0.0
+    outputs = network.unroll(embedded, batch.taps, batch.rows, batch.hidden)
+    for m, (output, wanted) in enumerate(zip(outputs, batch.wanted, strict=True)):
+        places = vocabulary.places(wanted)
+        known = (places >= 0) & (wanted >= 0)
+        if known.any():
+            said = network.say(output[known]).float()
+            total = total + DECAY**m * functional.cross_entropy(said, places[known])
+            weight += DECAY**m
+    return total / max(weight, 1e-9)
+
+
+@torch.inference_mode()
+def acceptance(
+    network: DraftNetwork,
+    samples: Sequence[Sample],
+    words: torch.nn.Module,
+    vocabulary: DraftVocabulary,
+    passes: int = PASSES,
+) -> tuple[list[float], list[torch.Tensor]]:
+    """What share of the tokens drafted at depth 1, 2, ... is right if all before were.
+
+    Every row of every answer drafts on by itself, as in decoding.
+
+    Returns:
+        the shares; and of each sample [A, passes] whether the tokens up to there were right: row
+        ``i`` drafts from token ``i`` of the answer on, which it knows.
+    """
+    right, asked, each = np.zeros(passes), np.zeros(passes), []
+    for sample in samples:
+        batch = Batch.of([sample], passes)
+        drafted = [words(batch.words(0)).float()]
+        alive, hits = torch.ones_like(batch.rows, dtype=torch.bool), []
+        for m, wanted in enumerate(batch.wanted):
+            output = network.unroll(drafted, batch.taps, batch.rows, batch.hidden)[-1]
+            said = vocabulary.ids[network.say(output).argmax(-1)]
+            asked[m] += int((alive & (wanted >= 0)).sum())
+            alive = alive & (said == wanted) & (wanted >= 0)
+            right[m] += int(alive.sum())
+            hits.append(alive[0, : sample.answer])
+            drafted.append(words(said).float())
+        each.append(torch.stack(hits, 1))
+    return (right / np.maximum(1, asked)).tolist(), each
+
+
+def train(
+    model: Any,
+    samples: Sequence[Sample],
+    vocabulary: DraftVocabulary,
+    tell: Progress,
+    *,
+    rounds: int = 6,
+    seed: int = 0,
+) -> DraftNetwork:
+    """Learn to draft the answers of ``samples``; the network, in float32.
+
+    Args:
+        model: the target; its embeddings are read, and are not changed.
+        samples: see :func:`read_states`.
+        vocabulary: what the network is to be able to say.
+        tell: progress.
+        rounds: how often all samples are learned.
+        seed: of the weights it begins with, and of the order.
+    """
+    torch.manual_seed(seed)
+    network = DraftNetwork(DraftShape.of(model.config.get_text_config(), len(vocabulary.ids)))
+    _begin(network, model, vocabulary)
+    words, rng = model.get_input_embeddings(), np.random.default_rng(seed)
+    steps = rounds * sum(1 for _ in batches(samples, np.random.default_rng(seed)))
+    adam = torch.optim.AdamW(network.parameters(), lr=_RATE, betas=_BETAS, weight_decay=_DECAY)
+    schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: _share(step, steps))
+    done, half = 0, use_bf16(torch.device("cpu"))
+    for _ in range(rounds):
+        for group in batches(samples, rng):
+            tell("training the drafter", done, steps)
+            batch = Batch.of(group)
+            adam.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                loss = loss_of(network, batch, words, vocabulary)
+            torch.autograd.backward(loss)
+            torch.nn.utils.clip_grad_norm_(network.parameters(), _CLIP)
+            adam.step()
+            schedule.step()
+            done += 1
+    return network.eval().requires_grad_(False)
+
+
+def _share(step: int, steps: int) -> float:
+    """Of the learning rate: up in a straight line, down along a cosine."""
+    warm = max(1, round(_WARM * steps))
+    if step < warm:
+        return (step + 1) / warm
+    gone = (step - warm) / max(1, steps - warm)
+    return _LAST + (1 - _LAST) * (1 + math.cos(math.pi * gone)) / 2
+
+
+def _begin(network: DraftNetwork, model: Any, vocabulary: DraftVocabulary) -> None:
+    """The head's rows are the target's; what is read first is nearly its last tap as it is."""
+    rows = model.get_output_embeddings().weight.detach()[vocabulary.ids].float()
+    with torch.no_grad():
+        network.head.weight.copy_(rows)
+        d = network.shape.hidden
+        network.fc.weight.mul_(0.1)
+        network.fc.weight[:, -d:] += torch.eye(d)

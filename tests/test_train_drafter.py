@@ -1,0 +1,117 @@
+"""`tascade drafter`, from examples to answers, on the bundled model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from tascade import bundled
+from tascade.bench.schema import validate
+from tascade.cli import verbs as cli
+from tascade.config import VocabConfig
+from tascade.data.load import load_examples
+from tascade.draft.neural.merged import MergedDrafter
+from tascade.errors import ConfigError, PackError
+from tascade.model import TaskModel
+from tascade.pack import Pack
+from tascade.pipeline import tailor
+from tascade.train_drafter import train_drafter
+
+run = CliRunner()
+TRAIN, TEST = bundled.data_path("tickets", "train"), bundled.data_path("tickets", "test")
+
+
+@pytest.fixture(scope="module")
+def pack(ticket_pack: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("drafter") / "tickets"
+    Pack.open(ticket_pack).copy_to(out)
+    few = out.with_name("few.jsonl")
+    lines = Path(TRAIN).read_text().splitlines()
+    few.write_text("\n".join(lines[:160]))
+    few.with_name("held-out.jsonl").write_text("\n".join(lines[160:180]))
+    words = ["drafter", str(out), "--data", str(few), "--references", "--rounds", "2", "--json"]
+    words += ["--held-out", str(few.with_name("held-out.jsonl"))]
+    result = run.invoke(cli.app, words, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    made = json.loads(result.stdout)
+    assert made["rows"] == 160
+    assert made["own_answers"] == 0
+    assert made["acceptance"][0] > 0.2
+    assert made["coverage"] > 0.9
+    return out
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[str]:
+    return [str(row.prompt) for row in list(load_examples(TEST))[::40]]
+
+
+def test_answers_are_the_plain_models(pack: Path, ticket_pack: Path, prompts: list[str]) -> None:
+    bare = TaskModel.from_pretrained(ticket_pack, dtype="float32")
+    wanted = [bare.generate(prompt) for prompt in prompts]
+    task = TaskModel.from_pretrained(pack, dtype="float32")
+    assert isinstance(task.decoder.drafter, MergedDrafter)
+    assert [task.generate(prompt) for prompt in prompts] == wanted
+    drawn = task.params(temperature=1.0, seed=4)
+    ids = task.encode(prompts[0])
+    ways = [way.generate(ids, drawn).tokens for way in (task.decoder, task.plain)]
+    assert ways[0] == ways[1]
+    assert task.generate(prompts, batch_size=3) == wanted
+
+
+def test_a_tailored_head_and_a_trained_drafter_go_together(
+    pack: Path, prompts: list[str], tmp_path: Path
+) -> None:
+    both = tmp_path / "both"
+    Pack.open(pack).copy_to(both)
+    assert Pack.open(both).drafter.is_file()  # published with the rest
+    tailor(both, TRAIN, config=VocabConfig(head="exact", tolerance=1.0))
+    task = TaskModel.from_pretrained(both, dtype="float32")
+    assert task.tailored is not None
+    for prompt in prompts[:4]:
+        plain = task.plain.generate(task.encode(prompt), task.params())
+        assert task.run(prompt).tokens == plain.tokens
+
+
+def test_the_bench_measures_it_alone_and_beside(pack: Path) -> None:
+    words = ["bench", str(pack), "-d", str(TEST), "--rows", "4", "--repeats", "1", "--json"]
+    words += ["--dtype", "float32", "--max-new-tokens", "40", "--no-memory", "--methods"]
+    result = run.invoke(cli.app, [*words, "tasc-spec,taps,tasc-spec+taps"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    measured = json.loads(result.stdout)
+    validate(measured)
+    for name in ("tasc-spec", "taps", "tasc-spec+taps"):
+        assert measured["methods"][name]["identical"] == 4
+    assert measured["methods"]["taps"]["tokens_per_step"] > 1.2
+    assert measured["methods"]["taps"]["by_source"]["other"] > 0
+
+
+def test_own_answers_are_learned_from_by_default(ticket_pack: Path, tmp_path: Path) -> None:
+    out = tmp_path / "own"
+    Pack.open(ticket_pack).copy_to(out)
+    rows = list(load_examples(TRAIN))[:30]
+    data = [{"prompt": row.prompt, "completion": "never said"} for row in rows]
+    told: list[str] = []
+    made = train_drafter(
+        out, data, held_out=data[:3], rounds=1, progress=lambda stage, *_: told.append(stage)
+    )
+    assert made.info.own_answers == made.info.rows == 30
+    assert "30 the model's own" in made.describe()
+    assert list(dict.fromkeys(told))[-2:] == ["reading the model's states", "training the drafter"]
+    assert "drafter" in Pack.open(out).info.stages
+
+
+def test_what_cannot_be_learned_from_is_refused(pack: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="rounds"):
+        train_drafter(pack, TRAIN, rounds=0)
+    alone = [{"completion": f"answer {n}"} for n in range(60)]
+    with pytest.raises(ConfigError, match="no token occurs twice"):
+        train_drafter(pack, alone, own=False, rounds=1)
+    broken = tmp_path / "broken"
+    Pack.open(pack).copy_to(broken)
+    Pack.open(broken).drafter.write_bytes(b"none")
+    with pytest.raises(PackError, match="trained drafter"):
+        TaskModel.from_pretrained(broken).generate("x")
