@@ -155,3 +155,12 @@ def test_tokens_that_the_model_has_no_row_for_are_warned_of_and_refused() -> Non
     assert task_model.generate("plain", max_new_tokens=3) is not None
     with pytest.raises(ConfigError, match="no row for a token"):
         task_model.generate("with <tool>", max_new_tokens=3)
+
+
+def test_a_path_that_is_not_there_is_refused_at_once_with_what_is_near(folder: Path) -> None:
+    typo = folder.with_name("modle")
+    with pytest.raises(ConfigError, match="no such folder") as raised:
+        load_model(typo)
+    assert str(folder) in str(raised.value)
+    with pytest.raises(ConfigError, match="check the path"):
+        load_model("./nowhere-near/anything")

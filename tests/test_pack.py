@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tascade import Recipe
+from tascade import Recipe, bundled
 from tascade.errors import FingerprintError, PackError
 from tascade.pack import Pack, PackInfo
 from tascade.util.files import write_atomic
@@ -222,3 +222,9 @@ def test_a_pack_in_the_cache_of_the_hub_opens(pack: Pack, tmp_path: Path) -> Non
     (file.parent / "bench.json").symlink_to("../../secret")
     with pytest.raises(PackError, match="leads out"):
         Pack.open(file.parent)
+
+
+def test_a_model_that_is_taken_for_a_pack_is_told_what_to_do() -> None:
+    with pytest.raises(PackError, match="this is a model, and no pack") as raised:
+        Pack.open(bundled.model_path())
+    assert "tascade adapt --model" in str(raised.value)

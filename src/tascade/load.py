@@ -6,6 +6,7 @@ import json
 import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,10 +27,11 @@ def load_model(ref: ModelRef, *, dtype: str = "auto", device: str = "auto") -> t
         model, tokenizer = ref
         refuse_wrapper(model)
         return model, tokenizer, str(getattr(model, "name_or_path", "") or "in-memory model")
+    name = str(ref)
+    _check_place(name)
     import torch
     from transformers import AutoModelForCausalLM
 
-    name = str(ref)
     kind = dtype if dtype == "auto" else getattr(torch, dtype)
     with loading(name):
         check_files(name)
@@ -43,6 +45,22 @@ def load_model(ref: ModelRef, *, dtype: str = "auto", device: str = "auto") -> t
         )
         check_complete(report, name)
     return model.to(pick_device(device)).eval(), tokenizer, name
+
+
+def _check_place(name: str) -> None:
+    """Refuse what can only be a path, and is none: the hub would be asked for it."""
+    path = Path(name).expanduser()
+    if path.exists() or not (path.is_absolute() or name.startswith((".", "~"))):
+        return
+    beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = get_close_matches(path.name, beside, 1)
+    raise ConfigError(
+        "no such folder",
+        got=name,
+        wanted="a folder with config.json, safetensors weights and a tokenizer, or a hub id",
+        where="model",
+        fix=f"did you mean {path.parent / near[0]}?" if near else "check the path",
+    )
 
 
 def check_ref(ref: object) -> None:

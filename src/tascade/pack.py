@@ -194,6 +194,14 @@ class Pack:
         """
         path = Path(path)
         file = path / "pack.json"
+        if (path / "config.json").is_file() and not file.is_file():
+            raise PackError(
+                "this is a model, and no pack",
+                got="config.json, and no pack.json",
+                wanted="a folder written by `tascade adapt`",
+                where=str(path),
+                fix=f"run `tascade adapt --model {path} --data D --out PACK`, and use PACK",
+            )
         if not file.is_file():
             raise PackError(
                 "no pack in this folder",

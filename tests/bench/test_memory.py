@@ -86,6 +86,8 @@ def test_a_process_counts_tables_and_a_small_head_has_none(pack: Path, tmp_path:
 def test_what_cannot_be_measured_is_said_and_stops_nothing(pack: Path, tmp_path: Path) -> None:
     gone = measure_memory(MemoryJob(str(tmp_path / "nowhere")), [])
     assert gone == {"skipped": "no pack in this folder"}
+    late = measure_memory(MemoryJob(str(pack)), ["a prompt"], 0.01)
+    assert late == {"skipped": "its process took longer than 0 s"}
     crashed = measure_memory(MemoryJob(str(pack), dtype="float31"), [])
     assert "process ended with 1. AttributeError" in crashed["skipped"]
 
@@ -96,8 +98,9 @@ def test_the_bench_measures_plain_and_what_a_tailored_head_is_held_against(
     jobs: list[MemoryJob] = []
     asked: list[Any] = []
 
-    def measured(job: MemoryJob, prompts: Sequence[Any]) -> dict[str, Any]:
+    def measured(job: MemoryJob, prompts: Sequence[Any], seconds: float) -> dict[str, Any]:
         jobs.append(job)
+        assert seconds == 60 * 7
         asked.append(list(prompts))
         return {"skipped": f"{job.head}, {'with' if job.drafts else 'no'} drafts"}
 
@@ -105,7 +108,7 @@ def test_the_bench_measures_plain_and_what_a_tailored_head_is_held_against(
     monkeypatch.setattr(memory, "_STATUS", Path(__file__))
     copy = Pack.open(ticket_pack).copy_to(tmp_path / "pack").path
     rows = [{"prompt": f"Ticket T-{i}", "completion": "{}"} for i in range(9)]
-    few = BenchOptions(("tasc-spec",), rows=4, repeats=1, max_new_tokens=3)
+    few = BenchOptions(("tasc-spec",), rows=4, repeats=1, max_new_tokens=3, minutes=7, memory=True)
 
     def told(options: BenchOptions, **more: Any) -> dict[str, str]:
         jobs.clear()
@@ -119,8 +122,9 @@ def test_the_bench_measures_plain_and_what_a_tailored_head_is_held_against(
     loaded = load_model(bundled.model_path(), dtype="float32")[:2]
     assert told(few, model=loaded) == {}  # another process has no such model
     assert told(dataclasses.replace(few, memory=False)) == {}
+    assert told(dataclasses.replace(few, memory=None)) == {}  # there is nothing to save
     tailor(copy, bundled.data_path("tickets", "train"), config=VocabConfig(head="exact"))
-    heads = dataclasses.replace(few, methods=("tasc-paper", "tasc-spec", *HEADS))
+    heads = dataclasses.replace(few, methods=("tasc-paper", "tasc-spec", *HEADS), memory=None)
     assert told(heads, model=bundled.model_path()) == {
         "plain": "full, no drafts",
         "tasc-spec": "full, with drafts",

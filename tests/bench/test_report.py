@@ -487,3 +487,16 @@ def test_a_badge_in_half_precision_says_the_count():
     page = render([result], title="t")
     assert ">lossless</span></td>" not in page
     assert "identical, " in page or "same up to rounding, " in page
+
+
+def test_a_machine_that_was_not_quiet_is_told_of():
+    calm = change(full(), "methods/tasc-spec/speedup", {"median": 2.25, "low": 2.0, "high": 2.5})
+    assert "not quiet" not in render([calm], title="t")
+    wild = change(full(), "methods/tasc-spec/speedup", {"median": 14.8, "low": 5.65, "high": 23.9})
+    assert "tasc-spec 5.65x to 23.90x" in render([wild], title="t")
+
+
+def test_methods_without_others_to_be_held_against_have_no_table():
+    alone = change(full(), "methods/tasc-spec/versus", {})
+    assert "Methods against each other" not in render([alone], title="t")
+    assert "Methods against each other" in render([full()], title="t")

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from all_pairs import all_pairs
 from brief import BRIEF
+from tascade import bundled
 from tascade.cli import adapt as cli_adapt
 from tascade.cli import verbs as cli
 from tascade.draft.costs import CostTable
@@ -188,3 +189,23 @@ def test_every_flag_is_among_those_tried() -> None:
     command = typer.main.get_command(cli.app).commands["adapt"]  # type: ignore[attr-defined]
     known = {option.opts[0] for option in command.params} - {"--help"}
     assert known == {*FLAGS, "--out", "--model", "--data"}
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_stopped_it_says_what_there_is_to_go_on_with(
+    kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "pack"
+    if kept:
+        (tmp_path / ".pack.answers").mkdir()
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tascade.pipeline.adapt", stop)
+    words = ["adapt", "--model", "m", "--data", str(bundled.data_path("tickets", "train"))]
+    result = CliRunner().invoke(cli.app, [*words, "--out", str(out), "--resume"])
+    assert result.exit_code == 130
+    assert ("--resume goes on" in result.stderr) == kept
+    assert ("nothing is kept" in result.stderr) != kept
+    assert ("nothing to resume" in result.stderr) != kept

@@ -76,8 +76,10 @@ def can_measure() -> bool:
     return _STATUS.is_file()
 
 
-def measure_memory(job: MemoryJob, prompts: Sequence[Prompt]) -> dict[str, Any]:
-    """Measure in a process of its own.
+def measure_memory(
+    job: MemoryJob, prompts: Sequence[Prompt], seconds: float = 0.0
+) -> dict[str, Any]:
+    """Measure in a process of its own, which may take so many ``seconds``; 0 for any time.
 
     Returns:
         :meth:`Memory.to_json`; or ``{"skipped": why}``, as where there is no room for the model
@@ -89,7 +91,17 @@ def measure_memory(job: MemoryJob, prompts: Sequence[Prompt]) -> dict[str, Any]:
     command += ["--dtype", job.dtype, "--device", job.device]
     command += ["--max-new-tokens", str(job.max_new_tokens)]
     given = json.dumps(list(prompts))
-    done = subprocess.run(command, input=given, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(
+            command,
+            input=given,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=seconds or None,
+        )
+    except subprocess.TimeoutExpired:
+        return {"skipped": f"its process took longer than {seconds:.0f} s"}
     try:
         found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):

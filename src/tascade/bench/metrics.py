@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -123,6 +123,25 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     ends = (25, 75) if len(array) >= QUARTILES_FROM else (0, 100)
     low, median, high = np.percentile(array, (ends[0], 50, ends[1]))
     return {"median": float(median), "low": float(low), "high": float(high)}
+
+
+NOISY = 1.5
+"""High over low of a speed-up from which a run says little."""
+
+
+def noisy(methods: Mapping[str, Mapping[str, Any]]) -> str:
+    """What to say of a result whose speed-ups lie far apart; nothing of others."""
+    apart = [
+        f"{name} {ratio['low']:.2f}x to {ratio['high']:.2f}x"
+        for name, method in methods.items()
+        if (ratio := method.get("speedup")) and ratio["high"] > NOISY * max(ratio["low"], 1e-9)
+    ]
+    if not apart:
+        return ""
+    return (
+        f"The machine was not quiet: speed-ups lie far apart ({', '.join(apart)}). "
+        "Measure again while nothing else runs."
+    )
 
 
 def speedup(seconds: Sequence[float], plain_seconds: Sequence[float]) -> dict[str, float]:

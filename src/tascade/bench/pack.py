@@ -51,7 +51,8 @@ class BenchOptions:
     """What to measure: which methods (``all`` for every one), on how many rows, how often.
 
     ``memory``: whether to measure what methods need of it, in processes of their own. ``minutes``:
-    how long the timed part may take, with fewer repeats and rows then; 0 for any time.
+    how long the timed part may take, with fewer repeats and rows then, and each measurement of
+    memory; 0 for any time. By default memory is measured where a tailored vocabulary is to save it.
     """
 
     methods: tuple[str, ...] = ("all",)
@@ -60,7 +61,7 @@ class BenchOptions:
     max_new_tokens: int = 0
     temperature: float = 0.0
     seed: int = 0
-    memory: bool = True
+    memory: bool | None = None
     minutes: float = 0.0
 
     def decoding(self) -> dict[str, Any]:
@@ -131,8 +132,11 @@ def bench_pack(
     tell_not_used([report])
     examples = spread(rows, options.rows)
     # While no model is in this process: there may be no room for two.
-    memory = _memory(opened, names, examples, model, dtype, options, teller(progress))
+    tell = teller(progress)
+    memory = _memory(opened, names, examples, model, dtype, options, tell)
+    tell("loading the model", 0, None)
     task_model = TaskModel.from_pretrained(pack, model, dtype=dtype, head="full")
+    tell("measuring the model's steps, where this machine's are not known", 0, None)
     params = task_model.params(**options.decoding())
     requests = [_request(task_model, example) for example in examples]
     warm = spread(list(islice(_examples(warmup, named) if warmup else rows, 64)), _FEW_ROWS)
@@ -218,10 +222,11 @@ def _memory(
     tell: Progress,
 ) -> dict[str, dict[str, Any]]:
     """What each method needs: ``plain``, and those a tailored vocabulary is to be held against."""
-    if not options.memory or not can_measure() or isinstance(model, tuple):
-        return {}
     tuned = pack.tuned.is_dir()  # its plain is the model before tuning, whatever is given
     heads = pack.vocabulary.is_file() and not tuned
+    wanted = heads if options.memory is None else options.memory
+    if not wanted or not can_measure() or isinstance(model, tuple):
+        return {}
     ours = [n for n in names if n == "plain" or (heads and (n == "tasc-spec" or n in HEADS))]
     prompts = [example.prompt for example in spread(examples, _FEW_ROWS) if example.prompt]
     found = {}
@@ -235,7 +240,7 @@ def _memory(
             dtype=dtype,
             max_new_tokens=options.max_new_tokens or pack.info.max_new_tokens,
         )
-        found[name] = measure_memory(job, prompts)
+        found[name] = measure_memory(job, prompts, 60 * options.minutes)
     return found
 
 

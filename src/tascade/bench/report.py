@@ -27,7 +27,7 @@ from tascade.bench.charts import (
     reliability_chart,
     stacked_chart,
 )
-from tascade.bench.metrics import QUARTILES_FROM, spread
+from tascade.bench.metrics import QUARTILES_FROM, noisy, spread
 from tascade.bench.schema import promise, validate
 from tascade.bench.tuned import TunedView
 from tascade.util.files import write_atomic
@@ -224,6 +224,8 @@ def _notes(measured: Mapping[str, Json]) -> list[str]:
             f"Outputs of {', '.join(faults)} differ from plain decoding by more than a tie up to "
             "rounding. A lossless method must not do that."
         )
+    if said := noisy(measured):
+        notes.append(said)
     plain = measured["plain"]["tokens"]
     others = [
         f"{name} wrote {m['tokens']:,}"

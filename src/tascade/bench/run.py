@@ -76,7 +76,7 @@ def run_bench(
     turns = Turns(records, requests, settings, about, progress, kept)
     if resume:
         turns.resume()
-    _warm_up(records, warmup)
+    _warm_up(records, warmup, progress)
     stopped = turns.run(lambda: on_repeat and on_repeat(_so_far(about, methods, records, turns)))
     requests = turns.requests
     if not stopped:  # a stopped trace: what was timed is written, with fewer plots
@@ -124,8 +124,12 @@ def _check(methods: Sequence[Method | Skipped], requests: Sequence[Request]) -> 
 # --- the passes ---------------------------------------------------------------------------------
 
 
-def _warm_up(records: Sequence[Record], warmup: Sequence[Request]) -> None:
-    for record in records:
+def _warm_up(
+    records: Sequence[Record], warmup: Sequence[Request], progress: Progress | None
+) -> None:
+    for done, record in enumerate(records):
+        if progress is not None:
+            progress("warming up", done, len(records))
         for request in warmup:
             record.method.run(request)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -234,6 +235,28 @@ def print_bench_so_far(so_far: dict[str, Any]) -> None:
     err.print(bench_table(so_far))
 
 
+def tell_noise(result: dict[str, Any]) -> None:
+    """Warn of a result whose speed-ups lie far apart."""
+    from tascade.bench.metrics import noisy
+
+    if said := noisy(result["methods"]):
+        err.print(said, style="yellow", soft_wrap=True)
+
+
+def tell_load() -> None:
+    """Warn before something is measured on a machine that does other work."""
+    if not hasattr(os, "getloadavg"):
+        return
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if load > cores / 2:
+        err.print(
+            f"other work runs here (load {load:.1f} on {cores} cores): what is measured will be "
+            "slower and scatter; --threads 1 may be faster than more",
+            style="yellow",
+            soft_wrap=True,
+        )
+
+
 def bench_table(result: dict[str, Any]) -> Table:
     """The methods of a benchmark, side by side."""
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -276,5 +299,5 @@ def _bench_row(name: str, method: dict[str, Any], dtype: str) -> Sequence[str]:
         f"{draft['p50']:.0f}" if draft else "",
         same,
         f"{method['quality']['exact_match']:.3f}" if method.get("quality") else "",
-        promise(method, dtype),
+        promise(method, dtype) if speedup else "baseline",
     )

@@ -48,6 +48,7 @@ def run(out: Path, *, rows: int = 12, repeats: int = 2, tune: bool = False) -> l
     console.err.print(
         f"{count} parts, about {minutes} min on two free cores, longer beside other work"
     )
+    console.tell_load()
     for number, task in enumerate(tasks, 1):
         console.out.rule(f"[bold]{number} of {count}: {task}", align="left")
         results += _task(task, out, rows, repeats)
@@ -111,6 +112,7 @@ def _task(
     else:
         _show_example(pack, data("test"))
     console.out.print(console.bench_table(result))
+    console.tell_noise(result)
     return [result]
 
 

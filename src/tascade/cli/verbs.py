@@ -36,7 +36,7 @@ from tascade.errors import TascadeError
 
 app = typer.Typer(
     name="tascade",
-    help="Make a small model fast at one task. Output: identical in float32, else up to rounding.",
+    help="Make a small model fast at one task; what it says stays the same.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -135,8 +135,13 @@ def bench(
     dtype: Dtype = "auto",
     threads: Threads = 0,
     memory: Annotated[
-        bool, typer.Option(help="Measure memory too, each method in a process of its own.")
-    ] = True,
+        bool | None,
+        typer.Option(
+            "--memory/--no-memory",
+            help="Measure memory too, each method in a process of its own.",
+            show_default="for packs with a tailored vocabulary",
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Also write the JSON here.")
     ] = None,
@@ -158,6 +163,7 @@ def bench(
     settings |= {"minutes": minutes}
     read = laid_over(Recipe(data=Pack.open(pack).reading), fields).data
     sources = (data, "test"), (warmup, "test")
+    console.tell_load()
     with console.ends_early(), console.reading(read, *sources) as progress:
         use_threads(threads)
         from tascade.bench.pack import BenchOptions, bench_pack
@@ -180,6 +186,7 @@ def bench(
         console.print_json(result)
     else:
         console.out.print(console.bench_table(result))
+        console.tell_noise(result)
 
 
 @app.command()

@@ -250,17 +250,15 @@ class _Tally:
     """Counts over replayed outputs. A prefill costs what a step does: its prompt is left out."""
 
     def __init__(self, said: Sequence[Generation], budget: Budget, drafts: float) -> None:
-        curve, steps = (
-            budget.cost.upto(budget.cost.limit),
-            [step for made in said for step in made.steps],
-        )
+        curve = _rising(budget.cost.upto(budget.cost.limit))
+        steps = [step for made in said for step in made.steps]
         self.tokens = sum(len(made.tokens) for made in said)
         self.forwards = sum(made.forwards for made in said)
         self.drafted = sum(step.drafted for step in steps)
         stepped = sum(made.stepped_tokens for made in said)
         self.tokens_per_step = stepped / self.forwards if self.forwards else 1.0
-        # By output: plain's cost, and what was spent. Plain is never put dearer than a draft.
-        plain = np.asarray([float(curve.min()) * len(made.tokens) for made in said])
+        # By output: plain's cost, and what was spent.
+        plain = np.asarray([float(curve[0]) * len(made.tokens) for made in said])
         spent = np.asarray([_spent(made, curve) for made in said]) + drafts / max(1, len(said))
         self.speedup = self.low = self.high = 1.0
         if self.tokens:
@@ -272,6 +270,12 @@ class _Tally:
         self.rescues = rescues(said, curve[: 1 + budget.max_nodes], drafts / max(1, len(said)))
         counts = Counter(source for made in said for source in made.sources)
         self.shares = {s.name.lower(): counts[s] / max(1, self.tokens) for s in Source}
+
+
+def _rising(curve: FloatArray) -> FloatArray:
+    """A table of costs without what busy moments put into it: fewer tokens never take longer."""
+    found: FloatArray = np.minimum.accumulate(curve[::-1])[::-1]
+    return found
 
 
 def _spent(made: Generation, curve: FloatArray) -> float:
