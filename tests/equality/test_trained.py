@@ -100,7 +100,7 @@ class Noting(TrainedDrafter):
 
     def _likeliest(self, output: torch.Tensor) -> tuple[list[int], list[float]]:
         found = super()._likeliest(output)
-        self.seen.append((len(self._context) - 40, output[0, 0], found[0]))
+        self.seen.append((len(self._context) - 40, output[0], found[0]))
         return found
 
 

@@ -28,6 +28,7 @@ from tascade.decode.sampling import SamplingParams
 from tascade.decode.target import Target
 from tascade.draft.budget import NoDrafter
 from tascade.draft.neural.merged import MergedDrafter
+from tascade.draft.neural.trained import TrainedDrafter
 from tascade.enrich.tokens.stored import read_tokens
 from tascade.errors import ConfigError, DataError, PackError
 from tascade.load import ModelRef, load_model
@@ -319,14 +320,18 @@ def _spec(task_model: TaskModel, params: SamplingParams) -> DecoderMethod:
 def _trained(task_model: TaskModel, params: SamplingParams, name: str) -> DecoderMethod:
     trained, budget = task_model.new_trained(), task_model.new_budget()
     calibration = task_model.calibration.copy()
-    if name == "taps":
-        decoder = Decoder(task_model.target, trained, budget, task_model.tokenizer)
-    else:
-        merged = MergedDrafter(task_model.new_drafter(calibration), trained, budget)
-        decoder = Decoder(task_model.target, merged, budget, task_model.tokenizer)
+    drafter: TrainedDrafter | MergedDrafter = trained
+    if name != "taps":
+        drafter = MergedDrafter(task_model.new_drafter(calibration), trained, budget)
+    decoder = Decoder(task_model.target, drafter, budget, task_model.tokenizer)
     shape = trained.network.shape
     settings = {"vocabulary": shape.vocabulary, "taps": list(shape.taps)}
-    reset = restorer(decoder, calibration)
+    restore = restorer(decoder, calibration)
+
+    def reset() -> None:
+        restore()
+        drafter.forget()
+
     return DecoderMethod(name, decoder, params, settings=settings, reset_state=reset)
 
 

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from tascade.core import ROOT, DraftTree, FloatArray, IntArray, Source
 from tascade.draft.budget import Budget
+from tascade.draft.costs import Trust
 from tascade.draft.neural.trained import TrainedDrafter
 from tascade.draft.ngram.drafter import NgramDrafter
+
+_GRAFTS = 3
+"""Departures of the network behind which the task's outputs are asked, each some 0.2 ms."""
 
 
 class MergedDrafter:
     """The task's outputs draft, and the trained network fills in what they lack.
 
-    It is called where the budget expects that what both promise together is worth its time. Equal
-    paths of the two trees are one; of all nodes the best are verified, so that the merge takes no
-    more of them than one drafter would (TAPS' merged trees take twice as many). A
+    It is asked where the budget expects that what it adds is worth its time; what it added, it
+    learns from what was accepted. Where the network leaves the outputs' tree, the outputs draft on
+    from its tokens. Equal paths are one, and of all nodes the best are verified, so that the merge
+    takes no more of them than one drafter would (TAPS' merged trees take twice as many). A
     :class:`Drafter`.
     """
 
@@ -25,44 +31,115 @@ class MergedDrafter:
 
     def __init__(self, corpus: NgramDrafter, trained: TrainedDrafter, budget: Budget) -> None:
         self.corpus, self.trained, self.budget = corpus, trained, budget
+        self._reset()
+
+    def _reset(self) -> None:
+        self.added = Trust(0.5, 0.5, weight=1 / 32)
+        self._alone: DraftTree | None = None
 
     def refresh(self) -> None:
         """Take up what was added to the corpus index since it was opened."""
         self.corpus.refresh()
 
+    def forget(self) -> None:
+        """Begin anew with what was learned of the network; not with what the corpus learned."""
+        self.trained.forget()
+        self._reset()
+
     def start(self, prompt: IntArray) -> None:
         """Begin a request."""
+        self._alone = None
         self.corpus.start(prompt)
         self.trained.start(prompt)
 
     def propose(self, limit: int, floor: float = 0.0) -> DraftTree:
         """The tree of both, or of the corpus alone (see ``Drafter.propose``)."""
         tree = self.corpus.propose(limit, floor)
+        self._alone = None
         if limit <= 0 or not self.trained.fits():
             self.trained.propose(0)
             return tree
         budget, trained = self.budget, self.trained
-        alone, seconds = trained.expected()
-        together = _promise(tree, alone)
-        if not budget.worth_a_call(together, np.full(len(together), seconds[-1]), tree.survival):
+        together = self._promise(tree)
+        seconds = np.full(len(together), trained.expected()[1][-1])
+        if not budget.worth_a_call(together, seconds, tree.survival):
             trained.propose(0)
             return tree
         started = trained.clock()
         more = trained.draft(limit, floor, float(budget.cost.upto(1)[0]))
+        both = merge(tree, more, limit)
+        for path, survival in _departures(tree, more):
+            below = self.corpus.beyond(path, limit, min(1.0, floor / max(survival[-1], 1e-6)))
+            both = merge(both, _behind(path, survival, below), limit)
         budget.called(trained.clock() - started, tree.survival)
-        return merge(tree, more, limit)
+        self._alone = tree
+        return both
+
+    def _promise(self, tree: DraftTree) -> FloatArray:
+        """Survival of the nodes of both: what the network adds, it adds where the tree has none."""
+        extra = self.added.ratio * _missing(tree)
+        count = max(1, math.ceil(extra))
+        more = np.full(count, extra / count, np.float32)
+        both: FloatArray = np.sort(np.concatenate((tree.survival, more)))[::-1]
+        return both
 
     def commit(self, tokens: IntArray, verified: int, path: Sequence[int]) -> None:
         """Tell both what was said; each learns whether it had foreseen it."""
+        if self._alone is not None:
+            accepted = len(path) - min(len(path), _followed(self._alone, tokens.tolist()))
+            self.added.record(_missing(self._alone), accepted)
         self.corpus.commit(tokens, verified, path)
         self.trained.commit(tokens, verified, path)
 
 
-def _promise(tree: DraftTree, alone: FloatArray) -> FloatArray:
-    """Survival of the nodes that both may have: of the network's, where the tree has none."""
-    missing = max(0.0, 1.0 - float(tree.survival[tree.parents == -1].sum()))
-    both: FloatArray = np.sort(np.concatenate((tree.survival, alone * np.float32(missing))))[::-1]
-    return both
+def _missing(tree: DraftTree) -> float:
+    """The chance that the next token is none that the tree begins with."""
+    return max(0.02, 1.0 - float(tree.survival[tree.parents == ROOT].sum()))
+
+
+def _followed(tree: DraftTree, tokens: Sequence[int]) -> int:
+    """How many of these tokens are a path of the tree."""
+    at, depth = ROOT, 0
+    rows = list(zip(tree.tokens.tolist(), tree.parents.tolist(), strict=True))
+    for token in tokens:
+        at = next((i for i, row in enumerate(rows) if row == (token, at)), -2)
+        if at < 0:
+            break
+        depth += 1
+    return depth
+
+
+def _departures(tree: DraftTree, more: DraftTree) -> Iterator[tuple[list[int], list[float]]]:
+    """Where the network's likeliest paths leave the tree: tokens to there, and their survival."""
+    known = {ROOT: ROOT}
+    place = {row: i for i, row in enumerate(zip(*_columns(tree), strict=True))}
+    left = 0
+    paths: dict[int, tuple[list[int], list[float]]] = {ROOT: ([], [])}
+    for i, (token, parent, chance, _) in enumerate(_rows(more)):
+        words, chances = paths[parent]
+        paths[i] = [*words, token], [*chances, chance]
+        if parent in known and (token, known[parent]) in place:
+            known[i] = place[token, known[parent]]
+        elif parent in known and left < _GRAFTS:
+            left += 1
+            yield paths[i]
+
+
+def _columns(tree: DraftTree) -> tuple[list[int], list[int]]:
+    return tree.tokens.tolist(), tree.parents.tolist()
+
+
+def _behind(path: list[int], survival: list[float], below: DraftTree) -> DraftTree:
+    """A path, and a tree below its end."""
+    n = len(path)
+    chain = DraftTree.chain(path, survival)
+    parents = np.where(below.parents == ROOT, n - 1, below.parents + n).astype(np.int32)
+    return DraftTree(
+        np.concatenate((chain.tokens, below.tokens)),
+        np.concatenate((chain.parents, parents)),
+        np.concatenate((chain.survival, below.survival * np.float32(survival[-1]))),
+        np.concatenate((chain.source, below.source)),
+    )
 
 
 def merge(first: DraftTree, second: DraftTree, limit: int) -> DraftTree:

@@ -199,11 +199,6 @@ class DraftNetwork(nn.Module):
             outputs.append(state)
         return outputs
 
-    def attend(self, query: torch.Tensor, seen: Keys) -> torch.Tensor:
-        """[B, heads, T, D] of attention to all of these keys and values [B, kv_heads, S, D]."""
-        grouped = self.shape.heads != self.shape.kv_heads
-        return functional.scaled_dot_product_attention(query, *seen, enable_gqa=grouped)
-
 
 def _turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     first, second = x.chunk(2, dim=-1)

@@ -88,7 +88,7 @@ def save_drafter(
 def load_drafter(
     path: Path, model: Any, fingerprint: str
 ) -> tuple[DraftNetwork, torch.Tensor, DrafterInfo]:
-    """Read a drafter for a model: network in the model's precision, its tokens [Vd], its facts.
+    """Read a drafter for a model: the network, its tokens [Vd], its facts.
 
     Raises:
         PackError: no such file, or not one written by :func:`save_drafter`.
@@ -123,7 +123,9 @@ def load_drafter(
             where=str(path),
             fix="run `tascade drafter` again",
         )
-    return network.to(model.device, model.dtype).eval(), ids, info
+    # A row at a time, float32 is the faster one on a CPU: 1.1 against 1.7 ms at SmolLM2's widths.
+    kind = torch.float32 if model.device.type == "cpu" else model.dtype
+    return network.to(model.device, kind).eval(), ids, info
 
 
 def _check_target(info: DrafterInfo, model: Any, fingerprint: str, path: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from tascade.core import EMPTY_TREE, DraftTree, FloatArray, IntArray, Source
 from tascade.decode.target import Target
@@ -61,16 +62,14 @@ class TrainedDrafter:
         self._ids = ids.to(target.device)
         self._words = target.model.get_input_embeddings()
         self._ends = frozenset(end_tokens)
-        self.seconds, self.hits = 0.0, Trust(1.0, 0.75, weight=1 / 32)
-        self.confidence = Confidence()
-        self._keys, self._values = self._buffers(_FIRST_CAPACITY)
+        self.seconds = 0.0
+        self.forget()
+        self._step = _Step(network)
         self.start(np.empty(0, np.int32))
 
-    def _buffers(self, capacity: int) -> tuple[torch.Tensor, torch.Tensor]:
-        shape = self.network.shape
-        size = (1, shape.kv_heads, capacity, shape.head_dim)
-        kind = self.network.fc.weight
-        return tuple(torch.zeros(size, dtype=kind.dtype, device=kind.device) for _ in "kv")  # type: ignore[return-value]
+    def forget(self) -> None:
+        """Forget how often it was right."""
+        self.hits, self.confidence = Trust(1.0, 0.75, weight=1 / 32), Confidence()
 
     def start(self, prompt: IntArray) -> None:
         """Begin a request; nothing is run before a draft is asked for."""
@@ -137,7 +136,7 @@ class TrainedDrafter:
             self._first = self._read = states.start
         if self._read < states.end:
             last = states.end
-            taps = states.behind(self._read)[None].to(self.network.fc.weight.dtype)
+            taps = states.behind(self._read).to(self.network.fc.weight.dtype)
             words = self._context[self._read + 1 : last + 1]
             self._output = self._pass(words, self.network.fuse(taps), self._read)
             self._read = last
@@ -149,26 +148,12 @@ class TrainedDrafter:
         return output, at
 
     def _pass(self, words: Sequence[int], states: torch.Tensor, at: int) -> torch.Tensor:
-        """Rows from place ``at`` on behind those read: the output [1, 1, d] of the last one."""
-        n, end = len(words), at + len(words) - self._first
-        if end > self._keys.shape[2]:
-            old = self._keys, self._values
-            self._keys, self._values = self._buffers(2 * end)
-            for new, was in zip((self._keys, self._values), old, strict=True):
-                new[:, :, : was.shape[2]] = was
-        ids = torch.tensor([list(words)], device=self._ids.device)
-        embedded = self._words(ids).to(states)
-        positions = torch.arange(at, at + n, device=states.device)
-        mixed = self.network.mix(embedded, states)
-        key, value = self.network.keys(mixed, positions)
-        self._keys[:, :, end - n : end], self._values[:, :, end - n : end] = key, value
-        query = self.network.queries(mixed[:, -1:], positions[-1:])
-        seen = self._keys[:, :, :end], self._values[:, :, :end]
-        attended = self.network.attend(query, seen)
-        return self.network.finish(states[:, -1:], attended)
+        """Rows from place ``at`` on behind those read: the output [1, d] of the last one."""
+        ids = torch.tensor(words, device=self._ids.device)
+        return self._step(self._words(ids).to(states), states, at, at - self._first)
 
     def _likeliest(self, output: torch.Tensor) -> tuple[list[int], list[float]]:
-        scores = self.network.say(output[0, 0]).float()
+        scores = functional.linear(output[0], self.network.head.weight).float()
         best, places = scores.topk(min(BRANCHES, len(self._ids)))
         chances = (best - scores.logsumexp(-1)).exp()
         return self._ids[places].tolist(), chances.tolist()
@@ -184,6 +169,70 @@ class TrainedDrafter:
                 break
         self._levels = []
         self._context += said
+
+
+class _Step:
+    """:meth:`DraftNetwork.unroll` for rows that come one after the other, with their keys kept.
+
+    Matrices that read the same are one, and turns are looked up: at such sizes a step's time is the
+    number of its operations. Where the network's weights change, make it anew.
+    """
+
+    def __init__(self, network: DraftNetwork) -> None:
+        net, self._shape = network, network.shape
+        self._net = net
+        self._qkv = torch.cat((net.q.weight, net.k.weight, net.v.weight))
+        self._gate_up = torch.cat((net.gate.weight, net.up.weight))
+        nothing = self._qkv.new_zeros(self._shape.kv_heads, 0, self._shape.head_dim)
+        self._keys, self._values, self._cos = nothing, nothing, self._qkv.new_zeros(0)
+        self._sin = self._cos
+
+    def _make_room(self, capacity: int) -> None:
+        old = self._keys, self._values
+        size = (self._shape.kv_heads, max(capacity, _FIRST_CAPACITY), self._shape.head_dim)
+        self._keys, self._values = (self._qkv.new_zeros(size) for _ in "kv")
+        for new, was in zip((self._keys, self._values), old, strict=True):
+            new[:, : was.shape[1]] = was
+
+    def _turns(self, end: int) -> tuple[torch.Tensor, torch.Tensor]:
+        if len(self._cos) < end:
+            places = torch.arange(2 * max(end, _FIRST_CAPACITY), dtype=torch.float32)
+            angle = places[:, None] * self._net.turns
+            angle = torch.cat((angle, angle), dim=-1)[:, None]
+            self._cos, self._sin = angle.cos().to(self._qkv), angle.sin().to(self._qkv)
+        return self._cos, self._sin
+
+    def __call__(
+        self, words: torch.Tensor, states: torch.Tensor, at: int, slot: int
+    ) -> torch.Tensor:
+        """The output [1, d] of the last of some rows.
+
+        Args:
+            words: [n, d] embeddings of the token behind each row.
+            states: [n, d] as :meth:`DraftNetwork.mix` takes them.
+            at: place of the first row in the text.
+            slot: rows that are kept already, which all of these see.
+        """
+        net, shape, n = self._net, self._shape, len(words)
+        end, heads = slot + n, shape.heads + shape.kv_heads
+        if end > self._keys.shape[1]:
+            self._make_room(2 * end)
+        made = functional.linear(net.mix(words, states), self._qkv).view(n, -1, shape.head_dim)
+        cos, sin = (part[at : at + n] for part in self._turns(at + n))
+        first, second = made[:, :heads].chunk(2, dim=-1)
+        turned = made[:, :heads] * cos + torch.cat((-second, first), dim=-1) * sin
+        self._keys[:, slot:end] = turned[:, shape.heads :].transpose(0, 1)
+        self._values[:, slot:end] = made[:, heads:].transpose(0, 1)
+        attended = functional.scaled_dot_product_attention(
+            turned[-1, : shape.heads, None][None],
+            self._keys[None, :, :end],
+            self._values[None, :, :end],
+            enable_gqa=shape.heads != shape.kv_heads,
+        )
+        x = states[-1:] + net.o(attended.view(1, -1))
+        gate, up = functional.linear(net.mlp_norm(x), self._gate_up).chunk(2, dim=-1)
+        output: torch.Tensor = net.norm(x + net.down(functional.silu(gate) * up))
+        return output
 
 
 def _best_first(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -68,7 +68,8 @@ class NgramDrafter:
         self._end_tokens = np.asarray(end_tokens, np.int32)
         self._recent = HashChain(16, bits=16)
         self._examples, self._request = HashChain(4096), HashChain(4096)
-        self._tree, self._memo, self._work = new_tree(), new_memo(), new_work()
+        self._buffers = new_tree(), new_memo(), new_work()
+        self._spare: Any = None
         self._passed = np.zeros(MAX_NODES, np.int8)
         self._matched: IntArray | None = None
         self._nodes = -1
@@ -121,6 +122,29 @@ class NgramDrafter:
             self._index_prompt(self._prompt)
         if self._pending:
             self._catch_up()
+        tree = self._grow(limit, floor, (self._output_tail, self._request_tail), self._buffers)
+        self._nodes = len(tree)
+        return tree
+
+    def beyond(self, path: Sequence[int], limit: int, floor: float = 0.0) -> DraftTree:
+        """What would be drafted after these tokens, if they came next; for after :meth:`propose`.
+
+        Nothing is learned from it.
+
+        Args:
+            path: tokens [T], one at least, which are not committed.
+            limit: most nodes.
+            floor: see ``Drafter.propose``.
+        """
+        ahead = np.asarray(path[::-1][:DEPTH], np.int32)
+        tails = self._output_tail, self._request_tail
+        longer = tuple(np.concatenate((ahead, tail))[:DEPTH] for tail in tails)
+        if self._spare is None:
+            self._spare = new_tree(), new_memo(), new_work()
+        return self._grow(limit, floor, longer, self._spare)
+
+    def _grow(self, limit: int, floor: float, tails: Any, buffers: Any) -> DraftTree:
+        tree, memo, work = buffers
         n = grow_tree(
             min(limit, MAX_NODES),
             floor,
@@ -131,20 +155,20 @@ class NgramDrafter:
                 self._examples.arrays(),
                 self._request.arrays(),
             ),
-            (self._output_tail, self._request_tail),
+            tails,
             self.calibration.arrays(),
-            self._tree,
-            self._memo,
-            self._work,
+            tree,
+            memo,
+            work,
         )
-        self._nodes = n
-        return DraftTree(*(array[:n].copy() for array in self._tree[:4]))
+        return DraftTree(*(array[:n].copy() for array in tree[:4]))
 
     def commit(self, tokens: IntArray, verified: int, path: Sequence[int]) -> None:
         """Learn from the outcome and move on by ``tokens``."""
         if self.adapt and self._nodes >= 0:
             state = self.calibration.arrays()
-            update_calibration(tokens, self._nodes, self._tree, state, self._memo, self._passed)
+            tree, memo, _ = self._buffers
+            update_calibration(tokens, self._nodes, tree, state, memo, self._passed)
         self._nodes = -1
         self._pending.append(tokens)
 
