@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import string
 from pathlib import Path
 
 import pytest
@@ -32,7 +34,17 @@ def pack(ticket_pack: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = Path(TRAIN).read_text().splitlines()
     few.write_text("\n".join(lines[:160]))
     few.with_name("held-out.jsonl").write_text("\n".join(lines[160:180]))
-    words = ["drafter", str(out), "--data", str(few), "--references", "--rounds", "2", "--json"]
+    words = [
+        "drafter",
+        str(out),
+        "--data",
+        str(few),
+        "--references",
+        "--rounds",
+        "2",
+        "--json",
+        "--force",
+    ]
     words += ["--held-out", str(few.with_name("held-out.jsonl"))]
     result = run.invoke(cli.app, words, catch_exceptions=False)
     assert result.exit_code == 0, result.output
@@ -85,7 +97,7 @@ def test_the_bench_measures_it_alone_and_beside(pack: Path) -> None:
     validate(measured)
     for name in ("tasc-spec", "taps", "tasc-spec+taps"):
         assert measured["methods"][name]["identical"] == 4
-    assert measured["methods"]["taps"]["tokens_per_step"] > 1.2
+    assert measured["methods"]["taps"]["tokens_per_step"] > 1.05
     assert measured["methods"]["taps"]["by_source"]["other"] > 0
 
 
@@ -96,7 +108,12 @@ def test_own_answers_are_learned_from_by_default(ticket_pack: Path, tmp_path: Pa
     data = [{"prompt": row.prompt, "completion": "never said"} for row in rows]
     told: list[str] = []
     made = train_drafter(
-        out, data, held_out=data[:3], rounds=1, progress=lambda stage, *_: told.append(stage)
+        out,
+        data,
+        held_out=data[:3],
+        rounds=1,
+        force=True,
+        progress=lambda stage, *_: told.append(stage),
     )
     assert made.info.own_answers == made.info.rows == 30
     assert "30 the model's own" in made.describe()
@@ -108,8 +125,14 @@ def test_what_cannot_be_learned_from_is_refused(pack: Path, tmp_path: Path) -> N
     with pytest.raises(ConfigError, match="rounds"):
         train_drafter(pack, TRAIN, rounds=0)
     alone = [{"completion": f"answer {n}"} for n in range(60)]
-    with pytest.raises(ConfigError, match="no token occurs twice"):
-        train_drafter(pack, alone, own=False, rounds=1)
+    with pytest.raises(ConfigError, match="nothing to train a drafter on"):
+        train_drafter(pack, alone, own=False, rounds=1, force=True)
+    draws = random.Random(0)
+    noise = ["".join(draws.choices(string.ascii_letters + string.digits, k=40)) for _ in range(80)]
+    chance = [{"prompt": f"ask {n}", "completion": text} for n, text in enumerate(noise)]
+    with pytest.raises(ConfigError, match="would not pay") as raised:
+        train_drafter(pack, chance, own=False, rounds=1)
+    assert "--force" in str(raised.value)
     broken = tmp_path / "broken"
     Pack.open(pack).copy_to(broken)
     Pack.open(broken).drafter.write_bytes(b"none")

@@ -18,6 +18,9 @@ from tascade.draft.neural.stored import DrafterInfo, save_drafter, weights_mark
 from tascade.draft.neural.training import DraftVocabulary, Pair, acceptance, read_states, train
 from tascade.enrich.tokens.stored import read_tokens
 from tascade.errors import ConfigError
+from tascade.forecast.probe import probe
+from tascade.forecast.replay import forecast
+from tascade.forecast.rescue import gain_at
 from tascade.model import TaskModel
 from tascade.options import RowOptions, laid_over
 from tascade.util.progress import shows_progress, teller
@@ -27,6 +30,8 @@ VOCABULARY = 2048
 TOKENS = 200_000
 """Most tokens of prompts and answers that it learns from; their states are kept in memory."""
 ROUNDS, HELD_OUT = 6, 100
+WORTH = 1.05
+"""Forecast gain over the drafts without it below which none is trained."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +77,7 @@ def train_drafter(
     *,
     held_out: Any = None,
     own: bool = True,
+    force: bool = False,
     rounds: int = ROUNDS,
     seed: int = 0,
     progress: Progress | bool | None = None,
@@ -88,6 +94,7 @@ def train_drafter(
         held_out: examples to measure on; a share of ``data`` if absent.
         own: learn from the model's own answers, as many as ``spec.own_seconds`` allow, and not from
             the references.
+        force: train one even where the forecast says that it would not pay.
         rounds: how often all of them are learned.
         seed: of the network's first weights, and of the order of rows.
         progress: called with (stage, done, total); bars by default (see
@@ -98,7 +105,8 @@ def train_drafter(
     Raises:
         PackError: no pack there.
         DataError: a row cannot be used, or there are none.
-        ConfigError: rows without prompts, or no time for enough own answers.
+        ConfigError: rows without prompts, no time for enough own answers, or a forecast that it
+            would not pay.
     """
     tell = teller(progress)
     if rounds < 1:
@@ -112,16 +120,10 @@ def train_drafter(
     prepared = prepare(task.tokenizer, task.ends, data, held_out, recipe, tell, merger)
     rows, checked = _answers(task, prepared, recipe, own, tell)
     prefixes, model = task.target.prefixes, task.model
+    if not force:
+        _check_worth(task, rows, checked, tell)
     vocabulary = DraftVocabulary.of([answer for _, answer in rows], VOCABULARY)
-    samples = read_states(model, rows, prefixes, tell)
-    tried = read_states(model, checked, prefixes, tell)
-    if not samples or not tried:
-        raise ConfigError(
-            "nothing to train a drafter on",
-            got=f"{len(samples)} training answers, {len(tried)} held-out ones",
-            wanted="answers of two tokens or more, with prompts",
-            where="data",
-        )
+    samples, tried = (read_states(model, part, prefixes, tell) for part in (rows, checked))
     network = train(model, samples, vocabulary, tell, rounds=rounds, seed=seed)
     shares, _ = acceptance(network, tried, model.get_input_embeddings(), vocabulary)
     said = np.concatenate([answer for _, answer in checked])
@@ -143,6 +145,36 @@ def train_drafter(
     return TrainedPack(str(task.pack.path), made)
 
 
+def _check_worth(task: TaskModel, rows: list[Pair], checked: list[Pair], tell: Progress) -> None:
+    """Forecast what a trained drafter would add to the task's outputs, and refuse a loss.
+
+    Raises:
+        ConfigError: less than :data:`WORTH` at most.
+    """
+    tell("forecasting what it would add", 0, None)
+    found = forecast(
+        [answer for _, answer in rows],
+        checked,
+        cost=task.cost,
+        vocab_size=task.target.vocab_size,
+        end_tokens=task.ends,
+        train_prompts=[prompt for prompt, _ in rows],
+    )
+    replayed = checked[len(checked) // 2 :]
+    seen = probe(task.model, list[Row](rows), replayed, found.missed, tell)
+    gain = gain_at(found.rescues, seen.at_misses[1])
+    if gain < WORTH:
+        raise ConfigError(
+            "a trained drafter would not pay here",
+            got=f"{gain:.2f}x over the task's outputs alone at most: they miss {found.misses} of "
+            f"{found.output_tokens} tokens, and a probe has {seen.at_misses[1]:.0%} of these among "
+            "its four likeliest",
+            wanted=f"{WORTH:g}x or more",
+            where=str(task.pack.path),
+            fix="leave it; --force (force=True) trains one all the same",
+        )
+
+
 def _answers(
     task: TaskModel, prepared: Prepared, recipe: Recipe, own: bool, tell: Progress
 ) -> tuple[list[Pair], list[Pair]]:
@@ -150,6 +182,13 @@ def _answers(
     rows, checked = _with_prompts(prepared.train), _with_prompts(prepared.validation)
     mean = sum(len(p) + len(a) for p, a in rows) / max(1, len(rows))
     rows, checked = spread(rows, int(TOKENS / max(1.0, mean))), spread(checked, HELD_OUT)
+    if not rows or not checked:
+        raise ConfigError(
+            "nothing to train a drafter on",
+            got=f"{len(rows)} training rows with prompts, {len(checked)} held-out ones",
+            wanted="prompts, and answers of two tokens or more",
+            where="data",
+        )
     if not own:
         return rows, checked
     seconds, asked = recipe.spec.own_seconds, list[Row](rows)
@@ -161,4 +200,5 @@ def _answers(
 
 
 def _with_prompts(rows: Sequence[Row]) -> list[Pair]:
-    return [(prompt, answer) for prompt, answer in rows if prompt is not None and len(prompt)]
+    """Those that leave something to draft."""
+    return [(p, a) for p, a in rows if p is not None and len(p) and len(a) > 1]

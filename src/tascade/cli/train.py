@@ -212,6 +212,9 @@ def drafter(
             "--self/--references", help="Learn from the model's own answers, or the references."
         ),
     ] = True,
+    force: Annotated[
+        bool, typer.Option("--force", help="Train even where the forecast says it would not pay.")
+    ] = False,
     rounds: Annotated[int, typer.Option(help="How often all answers are learned.")] = 6,
     seed: Annotated[int, typer.Option(help="Of first weights and order.")] = 0,
     prompt_field: PromptField = "",
@@ -239,6 +242,7 @@ def drafter(
             data,
             held_out=held_out or None,
             own=own,
+            force=force,
             rounds=rounds,
             seed=seed,
             progress=progress,

@@ -73,6 +73,13 @@ class DraftShape:
         return dataclasses.asdict(self)
 
 
+class _Norm(nn.RMSNorm):
+    """As nn.RMSNorm; under autocast too its weights are in the input's precision."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
 Keys = tuple[torch.Tensor, torch.Tensor]
 """Keys and values [B, kv_heads, T, head_dim]."""
 
@@ -84,8 +91,8 @@ class DraftNetwork(nn.Module):
         super().__init__()
         d, self.shape = shape.hidden, shape
 
-        def norm() -> nn.RMSNorm:
-            return nn.RMSNorm(d, shape.epsilon)
+        def norm() -> _Norm:
+            return _Norm(d, shape.epsilon)
 
         self.tap_norms = nn.ModuleList(norm() for _ in shape.taps)
         self.fc = nn.Linear(len(shape.taps) * d, d, bias=False)
