@@ -26,11 +26,11 @@ class Taps:
     def __init__(self, model: Any, layers: Sequence[int]) -> None:
         found = _layers(model)
         self._layers = [found[layer] for layer in layers]
-        self.states = torch.empty(0)
+        self.states: tuple[torch.Tensor, ...] = ()
 
     @contextmanager
     def taking(self) -> Iterator[None]:
-        """While the model runs: ``states`` [B, T, taps * d] are those of its last pass."""
+        """While the model runs: ``states``, [B, T, d] of each layer, are those of its last pass."""
         parts: list[torch.Tensor] = []
 
         def take(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -42,7 +42,7 @@ class Taps:
         finally:
             for hook in hooks:
                 hook.remove()
-        self.states = torch.cat(parts, dim=-1)
+        self.states = tuple(parts)
 
 
 def _layers(model: Any) -> nn.ModuleList:
@@ -59,20 +59,26 @@ def _layers(model: Any) -> nn.ModuleList:
     )
 
 
+Piece = tuple[tuple[torch.Tensor, ...], list[int]]
+"""States [n, d] of each tap in one pass, and which rows of them were kept."""
+
+
 class CachedStates:
     """The target's hidden states of the cached tokens, for a drafter that reads them.
 
-    Kept in the pieces that the passes made, and rewound as the keys are. ``start``: the first
-    cached token that they are known of, since a cache may begin with keys alone.
+    Kept as the passes made them, and rewound as the keys are; put together when they are asked for,
+    since they seldom are. ``start``: the first cached token that they are known of, since a cache
+    may begin with keys alone; ``end``: the one behind the last.
     """
 
     def __init__(self) -> None:
         self.start = self.end = 0
-        self._pieces: list[torch.Tensor] = []
-        self._fresh, self._at = torch.empty(0), 0
+        self._pieces: list[Piece] = []
+        self._fresh: tuple[torch.Tensor, ...] = ()
+        self._at = 0
 
-    def passed(self, at: int, states: torch.Tensor) -> None:
-        """A pass over tokens behind the ``at`` cached ones had these states [n, width]."""
+    def passed(self, at: int, states: tuple[torch.Tensor, ...]) -> None:
+        """A pass over tokens behind the ``at`` cached ones had these states, [n, d] of each tap."""
         if not self._pieces:
             self.start = self.end = at
         self._fresh, self._at = states, at
@@ -80,33 +86,34 @@ class CachedStates:
     def keep(self, base: int, slots: Sequence[int]) -> None:
         """As the cache's own ``keep``."""
         behind = base - self._at
-        if behind + len(slots) > 0 and behind >= 0 and len(self._fresh) and self._at == self.end:
-            kept = self._fresh[:behind]
-            if slots:
-                rows = torch.tensor(slots, device=kept.device) + behind
-                kept = torch.cat((kept, self._fresh[rows]))
-            self._pieces.append(kept)
-            self.end += len(kept)
-        self._fresh = torch.empty(0)
+        if self._fresh and self._at == self.end and behind >= 0 and behind + len(slots):
+            self._pieces.append((self._fresh, [*range(behind), *(behind + s for s in slots)]))
+            self.end += behind + len(slots)
+        self._fresh = ()
         self.cut(base + len(slots))
 
     def cut(self, length: int) -> None:
         """Keep those of the first ``length`` cached tokens."""
         while self._pieces and self.end > length:
-            last = self._pieces.pop()
-            self.end -= len(last)
+            states, rows = self._pieces.pop()
+            self.end -= len(rows)
             if self.end < length:
-                self._pieces.append(last[: length - self.end])
+                self._pieces.append((states, rows[: length - self.end]))
                 self.end = length
         if not self._pieces:
             self.start = self.end = length
 
     def behind(self, first: int) -> torch.Tensor:
-        """[n, width] of the cached tokens from number ``first`` on, which is ``start`` or later."""
+        """[n, taps * d] of the cached tokens from number ``first`` on; it is ``start`` or later."""
         found, end = [], self.end
-        for piece in reversed(self._pieces):
-            end -= len(piece)
-            found.append(piece[max(0, first - end) :])
+        for states, rows in reversed(self._pieces):
+            end -= len(rows)
+            wanted = rows[max(0, first - end) :]
+            if wanted != [*range(wanted[0], wanted[0] + len(wanted))]:
+                found.append(torch.cat([state[wanted] for state in states], dim=-1))
+            else:
+                part = slice(wanted[0], wanted[0] + len(wanted))
+                found.append(torch.cat([state[part] for state in states], dim=-1))
             if end <= first:
                 break
         return torch.cat(found[::-1])

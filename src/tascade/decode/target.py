@@ -324,7 +324,7 @@ class Target:
                 logits_to_keep=max(2, 1 + n + fill),
             )
         if self.taps is not None and self.cache.states is not None:
-            self.cache.states.passed(past, self.taps.states[0, : t + n])
+            self.cache.states.passed(past, tuple(part[0] for part in self.taps.states))
         asked = slice(-(1 + n + fill), -fill or None)
         if self._slot is not None:
             self.states = self._slot.states[0, asked]

@@ -52,6 +52,7 @@ class Budget:
         max_nodes: most nodes in a proposal.
         max_pause: most steps between two proposals.
         margin: how much faster than plain a draft has to promise to be.
+        calls_rest: whether no drafter is to be called in this step.
     """
 
     cost: CostTable
@@ -67,7 +68,7 @@ class Budget:
     _idle: int = 0
     _chosen: int = 0
     _promised: float = 0.0
-    _calls_rest: bool = False
+    calls_rest: bool = False
     _trying: bool = False
     _call: tuple[float, float] | None = None
 
@@ -76,7 +77,7 @@ class Budget:
 
     def plan(self) -> tuple[int, float]:
         """(most nodes, floor) for the drafter's proposal; (0, 0.0) to skip the look-up."""
-        self._call, self._calls_rest = None, self._calls.rests()
+        self._call, self.calls_rest = None, self._calls.rests()
         if self._looks.rests():
             return 0, 0.0
         limit = min(self.max_nodes, self.cost.limit - 1)
@@ -133,7 +134,7 @@ class Budget:
             seconds: [K] what the first 1..K of them take it.
             other: [N] survival of the nodes that are there without it.
         """
-        if self._calls_rest:
+        if self.calls_rest:
             return False
         rival = self.rate(other)
         own = self.rate(expected, np.concatenate((np.zeros(1, np.float32), seconds)))

@@ -56,10 +56,10 @@ class MergedDrafter:
         """The tree of both, or of the corpus alone (see ``Drafter.propose``)."""
         tree = self.corpus.propose(limit, floor)
         self._alone = None
-        if limit <= 0 or not self.trained.fits():
-            self.trained.propose(0)
-            return tree
         budget, trained = self.budget, self.trained
+        if limit <= 0 or budget.calls_rest or not trained.fits():
+            trained.propose(0)
+            return tree
         together = self._promise(tree)
         seconds = np.full(len(together), trained.expected()[1][-1])
         if not budget.worth_a_call(together, seconds, tree.survival):

@@ -114,7 +114,7 @@ def read_states(
         known = len(prefixes.of(prompt))
         with taps.taking():
             body(input_ids=ids[None].to(model.device), use_cache=False)
-        states = taps.states[0, known:].to("cpu", torch.bfloat16)
+        states = torch.cat(taps.states, dim=-1)[0, known:].to("cpu", torch.bfloat16)
         samples.append(Sample(ids[known:], len(prompt) - known, states))
     return samples
 
