@@ -119,6 +119,9 @@ def test_own_answers_are_learned_from_by_default(ticket_pack: Path, tmp_path: Pa
     assert "30 the model's own" in made.describe()
     assert list(dict.fromkeys(told))[-2:] == ["reading the model's states", "training the drafter"]
     assert "drafter" in Pack.open(out).info.stages
+    Pack.open(out).drafter.write_bytes(b"of another model")
+    train_drafter(out, data, held_out=data[:3], rounds=1, force=True)  # is replaced, and not asked
+    assert TaskModel.from_pretrained(out, dtype="float32").generate(str(rows[0].prompt))
 
 
 def test_what_cannot_be_learned_from_is_refused(pack: Path, tmp_path: Path) -> None:

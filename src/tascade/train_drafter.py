@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
 import numpy as np
 
-from tascade.answers.own import enough_own, own_held_out
-from tascade.builder import answerer
+from tascade.answers.own import enough_own, own_answers, own_held_out
 from tascade.config import Recipe
 from tascade.core import Progress, Row
 from tascade.data.prepare import Prepared, prepare, spread
@@ -192,7 +192,14 @@ def _answers(
     if not own:
         return rows, checked
     seconds, asked = recipe.spec.own_seconds, list[Row](rows)
-    answer = answerer(task, recipe, tell, temperature=0)
+    answer = partial(
+        own_answers,
+        # Without the drafter that is there, which may be of other weights.
+        task.new_decoder(task.new_drafter(), task.new_budget()),
+        params=task.params(max_new_tokens=recipe.max_new_tokens, temperature=0),
+        seconds=seconds,
+        tell=tell,
+    )
     found, _ = answer(asked)
     enough_own(len(found), asked, "training prompts", seconds)
     held, _ = own_held_out(answer, list[Row](checked), seconds)

@@ -25,6 +25,7 @@ class Taps:
 
     def __init__(self, model: Any, layers: Sequence[int]) -> None:
         found = _layers(model)
+        self.layers = tuple(layers)
         self._layers = [found[layer] for layer in layers]
         self.states: tuple[torch.Tensor, ...] = ()
 

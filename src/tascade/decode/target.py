@@ -103,8 +103,10 @@ class Target:
         Raises:
             UnsupportedModelError: see :class:`tascade.decode.taps.Taps`.
         """
+        if self.taps is not None and self.taps.layers == tuple(layers):
+            return
         self.taps, self.cache.states = Taps(self.model, layers), CachedStates()
-        self.cache.truncate(0)
+        self.cache.truncate(0)  # what is there is read again, by whoever it is of
 
     @property
     def parts(self) -> tuple[Any, HeadLike | None, Prefixes]:

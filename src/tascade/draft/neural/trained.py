@@ -21,7 +21,7 @@ from tascade.pack import Pack
 BRANCHES = 4
 """Tokens that are drafted beside each other at every depth, the likeliest of which goes on."""
 DEPTH = 5
-"""Most tokens that it drafts in a row: the network was trained to go on for so many."""
+"""Most tokens that it drafts in a row: one more than it was trained to (``training.PASSES``)."""
 _FIRST_CAPACITY = 512
 
 
@@ -32,7 +32,7 @@ class TrainedDrafter:
     pass: where it is never asked, a request costs nothing but the states that the target keeps.
 
     Args:
-        network: as trained, in the target's precision.
+        network: as trained.
         ids: [Vd] the tokens that it can say, ascending.
         target: the model that it was trained for; its states are kept from now on.
         end_tokens: ids below which nothing is drafted.
