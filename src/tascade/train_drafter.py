@@ -92,8 +92,8 @@ def train_drafter(
         pack: an adapted task.
         data: training examples with prompts (see :func:`tascade.adapt`).
         held_out: examples to measure on; a share of ``data`` if absent.
-        own: learn from the model's own answers, as many as ``spec.own_seconds`` allow, and not from
-            the references.
+        own: learn from the model's own answers, as many as a quarter of an hour allows, and not
+            from the references.
         force: train one even where the forecast says that it would not pay.
         rounds: how often all of them are learned.
         seed: of the network's first weights, and of the order of rows.

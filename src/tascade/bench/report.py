@@ -36,7 +36,7 @@ Json = Mapping[str, Any]
 
 SOURCES = ("target", "corpus", "context", "both", "other")
 
-_OURS = ("tasc", "tailored")
+_OURS = ("tasc", "tailored", "taps")
 """Methods whose name starts so are tascade's; the others are peers."""
 
 _GUARANTEES = {
