@@ -250,7 +250,7 @@ def test_the_verb_and_the_bench(
 ) -> None:
     # Not in processes of their own, which take long to start.
     monkeypatch.setattr(
-        bench_module, "measure_memory", lambda job, prompts: measure_here(job, prompts).to_json()
+        bench_module, "measure_memory", lambda job, prompts, _: measure_here(job, prompts).to_json()
     )
     copy = tmp_path / "pack"
     Pack.open(pack).copy_to(copy)
