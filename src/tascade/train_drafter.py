@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,15 @@ from tascade.config import Recipe
 from tascade.core import Progress, Row
 from tascade.data.prepare import Prepared, prepare, spread
 from tascade.draft.neural.stored import DrafterInfo, save_drafter, weights_mark
-from tascade.draft.neural.training import DraftVocabulary, Pair, acceptance, read_states, train
+from tascade.draft.neural.training import (
+    DraftVocabulary,
+    Pair,
+    acceptance,
+    draftable,
+    read_states,
+    train,
+    within,
+)
 from tascade.enrich.tokens.stored import read_tokens
 from tascade.errors import ConfigError
 from tascade.forecast.probe import probe
@@ -179,9 +186,8 @@ def _answers(
     task: TaskModel, prepared: Prepared, recipe: Recipe, own: bool, tell: Progress
 ) -> tuple[list[Pair], list[Pair]]:
     """Training rows, as many as there are tokens for, and held-out ones; with own answers."""
-    rows, checked = _with_prompts(prepared.train), _with_prompts(prepared.validation)
-    mean = sum(len(p) + len(a) for p, a in rows) / max(1, len(rows))
-    rows, checked = spread(rows, int(TOKENS / max(1.0, mean))), spread(checked, HELD_OUT)
+    rows = within(draftable(prepared.train), TOKENS)
+    checked = spread(draftable(prepared.validation), HELD_OUT)
     if not rows or not checked:
         raise ConfigError(
             "nothing to train a drafter on",
@@ -203,9 +209,4 @@ def _answers(
     found, _ = answer(asked)
     enough_own(len(found), asked, "training prompts", seconds)
     held, _ = own_held_out(answer, list[Row](checked), seconds)
-    return _with_prompts(found), _with_prompts(held)
-
-
-def _with_prompts(rows: Sequence[Row]) -> list[Pair]:
-    """Those that leave something to draft."""
-    return [(p, a) for p, a in rows if p is not None and len(p) and len(a) > 1]
+    return draftable(found), draftable(held)

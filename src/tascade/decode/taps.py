@@ -46,8 +46,13 @@ class Taps:
         self.states = tuple(parts)
 
 
+def body_of(model: Any) -> Any:
+    """A causal model without its LM head."""
+    return model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
+
+
 def _layers(model: Any) -> nn.ModuleList:
-    body = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
+    body = body_of(model)
     count = int(model.config.get_text_config().num_hidden_layers)
     for module in body.modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:

@@ -20,7 +20,8 @@ from torch import nn
 from torch.nn import functional
 
 from tascade.core import Progress, Row
-from tascade.data.prepare import spread
+from tascade.decode.taps import body_of
+from tascade.draft.neural.training import draftable, within
 from tascade.errors import ConfigError
 from tascade.forecast.statistics import Pair
 
@@ -85,7 +86,7 @@ def probe(
     Raises:
         ConfigError: no training row has a prompt and two tokens of output that others repeat.
     """
-    chosen = _within(train, tokens)
+    chosen = within(draftable(train), tokens)
     total = len(chosen) + len(replayed)
     seen: list[Seen] = []
     for done, pair in enumerate(chosen):
@@ -120,20 +121,14 @@ def probe(
     )
 
 
-def _within(train: Sequence[Row], tokens: int) -> list[Pair]:
-    """As many rows, spread over all, as have so many tokens in all."""
-    usable = [(p, o) for p, o in train if p is not None and len(p) and len(o) > 1]
-    mean = sum(len(p) + len(o) for p, o in usable) / max(1, len(usable))
-    return spread(usable, max(1, int(tokens / max(1.0, mean))))
-
-
 @torch.inference_mode()
 def _read(model: Any, pair: Pair) -> Seen:
     """What a drafter knows before each token of an output but the first, and that token."""
     prompt, output = pair
     ids = torch.from_numpy(np.concatenate((prompt, output)).astype(np.int64))[None]
-    body = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
-    found = body(input_ids=ids.to(model.device), output_hidden_states=True, use_cache=False)
+    found = body_of(model)(
+        input_ids=ids.to(model.device), output_hidden_states=True, use_cache=False
+    )
     layers, at = found.hidden_states, slice(len(prompt) - 1, ids.shape[1] - 2)
     last = len(layers) - 1
     # EAGLE-3's taps, states on their way into these layers; and the final one.

@@ -21,7 +21,7 @@ from tascade.draft.budget import Budget
 from tascade.draft.costs import CostTable
 from tascade.draft.ngram.drafter import NgramDrafter
 from tascade.errors import ConfigError
-from tascade.forecast.rescue import Rescue, misses, rescues
+from tascade.forecast.rescue import Rescue, misses, ratio_of_sums, rescues
 from tascade.forecast.scripted import TableBudget, replay
 from tascade.forecast.statistics import OutputStatistics, Pair, statistics_of
 from tascade.index.corpus import CorpusIndex
@@ -34,7 +34,6 @@ FEWEST = {"references": 30, "own answers": 20}
 """Replayed outputs below which there is no verdict: fewer of the model's own, since it is those
 that drafts must foresee.
 """
-_RESAMPLES = 1000
 
 DRAFT_SECONDS = 150e-6
 """Assumed time of one draft where the cost table holds seconds."""
@@ -262,11 +261,7 @@ class _Tally:
         spent = np.asarray([_spent(made, curve) for made in said]) + drafts / max(1, len(said))
         self.speedup = self.low = self.high = 1.0
         if self.tokens:
-            self.speedup = float(plain.sum() / spent.sum())
-            rng = np.random.default_rng(0)
-            drawn = rng.integers(0, len(said), (_RESAMPLES, len(said)))
-            ratios = plain[drawn].sum(1) / spent[drawn].sum(1)
-            self.low, self.high = map(float, np.percentile(ratios, (2.5, 97.5)))
+            self.speedup, self.low, self.high = ratio_of_sums(plain, spent)
         self.rescues = rescues(said, curve[: 1 + budget.max_nodes], drafts / max(1, len(said)))
         counts = Counter(source for made in said for source in made.sources)
         self.shares = {s.name.lower(): counts[s] / max(1, self.tokens) for s in Source}

@@ -80,12 +80,12 @@ def rescues(
         merged = [_merged(m.steps, lot < share, curve) for m, lot in zip(said, lots, strict=True)]
         steps = np.asarray([count for count, _ in merged])
         spent = np.asarray([seconds for _, seconds in merged]) + call * steps
-        ratio = _ratio(before + rest, spent + rest)
+        ratio = ratio_of_sums(before + rest, spent + rest)
         found.append(Rescue(share, stepped / max(1.0, float(steps.sum())), *ratio))
     return tuple(found)
 
 
-def _ratio(
+def ratio_of_sums(
     before: npt.NDArray[np.float64], after: npt.NDArray[np.float64]
 ) -> tuple[float, float, float]:
     """Of the sums; and its 95 % by resampling the outputs (percentile bootstrap)."""

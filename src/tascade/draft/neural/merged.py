@@ -10,7 +10,7 @@ import numpy as np
 from tascade.core import ROOT, DraftTree, FloatArray, IntArray, Source
 from tascade.draft.budget import Budget
 from tascade.draft.costs import Trust
-from tascade.draft.neural.trained import TrainedDrafter
+from tascade.draft.neural.trained import DEPTH, TrainedDrafter
 from tascade.draft.ngram.drafter import NgramDrafter
 
 _GRAFTS = 3
@@ -61,7 +61,7 @@ class MergedDrafter:
             trained.propose(0)
             return tree
         together = self._promise(tree)
-        seconds = np.full(len(together), trained.expected()[1][-1])
+        seconds = np.full(len(together), trained.seconds * DEPTH)
         if not budget.worth_a_call(together, seconds, tree.survival):
             trained.propose(0)
             return tree
@@ -99,20 +99,18 @@ def _missing(tree: DraftTree) -> float:
 
 def _followed(tree: DraftTree, tokens: Sequence[int]) -> int:
     """How many of these tokens are a path of the tree."""
-    at, depth = ROOT, 0
-    rows = list(zip(tree.tokens.tolist(), tree.parents.tolist(), strict=True))
-    for token in tokens:
-        at = next((i for i, row in enumerate(rows) if row == (token, at)), -2)
-        if at < 0:
-            break
-        depth += 1
-    return depth
+    at, places = int(ROOT), _places(tree)
+    for depth, token in enumerate(tokens):
+        if (token, at) not in places:
+            return depth
+        at = places[token, at]
+    return len(tokens)
 
 
 def _departures(tree: DraftTree, more: DraftTree) -> Iterator[tuple[list[int], list[float]]]:
     """Where the network's likeliest paths leave the tree: tokens to there, and their survival."""
     known = {ROOT: ROOT}
-    place = {row: i for i, row in enumerate(zip(*_columns(tree), strict=True))}
+    place = _places(tree)
     left = 0
     paths: dict[int, tuple[list[int], list[float]]] = {ROOT: ([], [])}
     for i, (token, parent, chance, _) in enumerate(_rows(more)):
@@ -125,8 +123,9 @@ def _departures(tree: DraftTree, more: DraftTree) -> Iterator[tuple[list[int], l
             yield paths[i]
 
 
-def _columns(tree: DraftTree) -> tuple[list[int], list[int]]:
-    return tree.tokens.tolist(), tree.parents.tolist()
+def _places(tree: DraftTree) -> dict[tuple[int, int], int]:
+    """Where each (token, parent) stands."""
+    return {(token, parent): i for i, (token, parent, _, _) in enumerate(_rows(tree))}
 
 
 def _behind(path: list[int], survival: list[float], below: DraftTree) -> DraftTree:

@@ -129,15 +129,13 @@ def load_drafter(
 
 
 def _check_target(info: DrafterInfo, model: Any, fingerprint: str, path: Path) -> None:
-    found = (fingerprint, weights_mark(model))
-    for what, got, wanted in zip(
-        ("tokenizer", "weights"), found, (info.fingerprint, info.target), strict=True
+    for what, got, wanted in (
+        ("another tokenizer", fingerprint, info.fingerprint),
+        ("a model of other weights", weights_mark(model), info.target),
     ):
         if got != wanted:
             raise FingerprintError(
-                f"this drafter was trained for a model of other {what}"
-                if what == "weights"
-                else "this drafter was trained for another tokenizer",
+                f"this drafter was trained for {what}",
                 got=got,
                 wanted=wanted,
                 where=str(path),

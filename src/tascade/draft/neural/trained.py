@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from tascade.core import EMPTY_TREE, DraftTree, FloatArray, IntArray, Source
+from tascade.core import EMPTY_TREE, DraftTree, IntArray, Source
 from tascade.decode.target import Target
 from tascade.draft.costs import Trust
 from tascade.draft.neural.draft_model import Confidence
@@ -77,11 +77,6 @@ class TrainedDrafter:
         self._first = self._read = 0
         self._output: torch.Tensor | None = None
         self._levels: list[tuple[list[int], list[float]]] = []
-
-    def expected(self) -> tuple[FloatArray, FloatArray]:
-        """Survival of the nodes that a draft may have, and the seconds of its first 1..K: [K]."""
-        depth = np.arange(1, DEPTH + 1, dtype=np.float32)
-        return np.float32(min(self.hits.ratio, 1.0)) ** depth, np.float32(self.seconds) * depth
 
     def fits(self) -> bool:
         """Whether there is something to draft from: states, and the token behind them."""

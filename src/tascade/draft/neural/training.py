@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from tascade.core import IntArray, Progress
+from tascade.core import IntArray, Progress, Row
+from tascade.data.prepare import spread
 from tascade.decode.prefixes import Prefixes
-from tascade.decode.taps import Taps
+from tascade.decode.taps import Taps, body_of
 from tascade.draft.neural.network import DraftNetwork, DraftShape
 from tascade.enrich.train.trainer import use_bf16
 from tascade.errors import ConfigError
@@ -88,6 +89,17 @@ class DraftVocabulary:
         return torch.where(self.ids[at] == tokens, at, -1)
 
 
+def draftable(rows: Sequence[Row]) -> list[Pair]:
+    """Those that leave something to draft: with a prompt, and an answer of two tokens or more."""
+    return [(p, a) for p, a in rows if p is not None and len(p) and len(a) > 1]
+
+
+def within(pairs: Sequence[Pair], tokens: int) -> list[Pair]:
+    """As many, one at least and spread over all, as have about so many tokens together."""
+    mean = sum(len(p) + len(a) for p, a in pairs) / max(1, len(pairs))
+    return spread(pairs, max(1, int(tokens / max(1.0, mean))))
+
+
 @torch.inference_mode()
 def read_states(
     model: Any, pairs: Sequence[Pair], prefixes: Prefixes, tell: Progress
@@ -105,7 +117,7 @@ def read_states(
     """
     layers = DraftShape.of(model.config.get_text_config(), 1).taps
     taps, samples = Taps(model, layers), []
-    body = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
+    body = body_of(model)
     for done, (prompt, answer) in enumerate(pairs):
         tell("reading the model's states", done, len(pairs))
         if not len(prompt) or len(answer) < 2:
