@@ -20,17 +20,19 @@ from tascade.config import Recipe
 from tascade.core import IntArray, Progress, Row
 from tascade.data.beginnings import shared_beginnings
 from tascade.data.encode import fingerprint
-from tascade.data.prepare import Prepared, spread
+from tascade.data.prepare import Prepared, prepare, spread
 from tascade.decode.equality import NearTies
 from tascade.decode.loop import AllNodes
 from tascade.decode.target import Target
 from tascade.draft.measure import measure_cost
 from tascade.draft.ngram.warm_up import is_warm, warm_up
 from tascade.enrich.run import Tuned
+from tascade.enrich.tokens.stored import read_tokens
 from tascade.errors import TascadeError
 from tascade.index.corpus import CorpusIndex
 from tascade.index.similar import SimilarIndex
 from tascade.model import TaskModel
+from tascade.options import RowOptions, laid_over
 from tascade.pack import Pack, PackInfo, provenance
 from tascade.tailor.tailored import GUARANTEES
 from tascade.util.files import install_folder
@@ -179,6 +181,23 @@ def answering(
         made.index(prepared.train, recipe, tell)
         check(made.task_model, prepared.asked, recipe, tell)
         yield answerer(made.task_model, recipe, tell, temperature=0)
+
+
+def open_with_rows(
+    pack: str | Path, data: Any, held_out: Any, options: RowOptions, tell: Progress
+) -> tuple[TaskModel, Recipe, Prepared]:
+    """A pack's model with its full head, how rows are read for it, and the rows.
+
+    Raises:
+        PackError: no pack there.
+        DataError: a row cannot be used, or there are none.
+    """
+    tell("loading the model", 0, None)
+    task = TaskModel.from_pretrained(pack, head="full")
+    made, tokens = task.pack, task.pack.info.max_new_tokens
+    recipe = Recipe(max_new_tokens=tokens, chat=task.chat, data=made.reading)
+    recipe, merger = laid_over(recipe, options), read_tokens(made.model)
+    return task, recipe, prepare(task.tokenizer, task.ends, data, held_out, recipe, tell, merger)
 
 
 def calibrate(

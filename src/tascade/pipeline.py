@@ -30,6 +30,7 @@ from tascade.builder import (
     calibrate,
     check,
     half_precision,
+    open_with_rows,
 )
 from tascade.config import Recipe, VocabConfig
 from tascade.core import Progress
@@ -367,13 +368,8 @@ def tailor(
         ConfigError: a setting is out of range, or there was no time for enough own answers.
     """
     config, tell = config or VocabConfig(head="exact"), teller(progress)
-    tell("loading the model", 0, None)
-    task_model = TaskModel.from_pretrained(pack, head="full")
+    task_model, recipe, prepared = open_with_rows(pack, data, held_out, options, tell)
     loaded, made = (task_model.model, task_model.tokenizer), task_model.pack
-    tokens, chat = made.info.max_new_tokens, task_model.chat
-    recipe = laid_over(Recipe(max_new_tokens=tokens, chat=chat, data=made.reading), options)
-    merger = read_tokens(made.model)
-    prepared = prepare(loaded[1], task_model.ends, data, held_out, recipe, tell, merger)
     rows, checked, left_out = prepared.train, prepared.validation, None
     if own:
         answer, seconds = answerer(task_model, recipe, tell), recipe.spec.own_seconds

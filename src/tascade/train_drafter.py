@@ -10,9 +10,10 @@ from typing import Any, Unpack
 import numpy as np
 
 from tascade.answers.own import enough_own, own_answers, own_held_out
+from tascade.builder import open_with_rows
 from tascade.config import Recipe
 from tascade.core import Progress, Row
-from tascade.data.prepare import Prepared, prepare, spread
+from tascade.data.prepare import Prepared, spread
 from tascade.draft.neural.stored import DrafterInfo, save_drafter, weights_mark
 from tascade.draft.neural.training import (
     DraftVocabulary,
@@ -23,13 +24,12 @@ from tascade.draft.neural.training import (
     train,
     within,
 )
-from tascade.enrich.tokens.stored import read_tokens
 from tascade.errors import ConfigError
 from tascade.forecast.probe import probe
 from tascade.forecast.replay import forecast
 from tascade.forecast.rescue import gain_at
 from tascade.model import TaskModel
-from tascade.options import RowOptions, laid_over
+from tascade.options import RowOptions
 from tascade.util.progress import shows_progress, teller
 
 VOCABULARY = 2048
@@ -118,13 +118,8 @@ def train_drafter(
     tell = teller(progress)
     if rounds < 1:
         raise ConfigError("rounds is out of range", got=rounds, wanted="1 or more", where="rounds")
-    tell("loading the model", 0, None)
-    task = TaskModel.from_pretrained(pack, head="full")
+    task, recipe, prepared = open_with_rows(pack, data, held_out, options, tell)
     info = task.pack.info
-    recipe = Recipe(max_new_tokens=info.max_new_tokens, chat=task.chat, data=task.pack.reading)
-    recipe = laid_over(recipe, options)
-    merger = read_tokens(task.pack.model)
-    prepared = prepare(task.tokenizer, task.ends, data, held_out, recipe, tell, merger)
     rows, checked = _answers(task, prepared, recipe, own, tell)
     prefixes, model = task.target.prefixes, task.model
     if not force:
