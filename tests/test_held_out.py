@@ -280,7 +280,7 @@ def test_a_list_of_own_answers_counts_and_is_judged_by_own_answers_alone(
     data = [{"prompt": row.prompt, "completion": "é" * 20} for row in rows]
     Clock(monkeypatch)
     timed = partial(tascade.Recipe, spec=SpecConfig(own_seconds=21.5))
-    monkeypatch.setattr("tascade.pipeline.Recipe", timed)
+    monkeypatch.setattr("tascade.builder.Recipe", timed)
     made = tailor(tmp_path / "pack", data[:40], held_out=data[40:], own=True)
     profile = made.gain.profile
     assert profile.counted == "own"
