@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Generator, Sequence
@@ -162,6 +163,32 @@ def test_an_engine_answers_as_long_as_it_says_the_models_words(
     stages = list(dict.fromkeys(stage for stage, _, _ in events))
     assert stages[:2] == ["answering training prompts", "answering training prompts in stub"]
     assert events[-1][1:] == (40, 40)
+
+
+ENGINE = """
+import sys, time
+from pathlib import Path
+from tascade.integrations import vllm_answers
+vllm_answers._distribution = lambda: "numpy"
+vllm_answers.check_version = print
+vllm_answers._engine = lambda job: time.sleep(600)
+vllm_answers.main(Path(sys.argv[1]))
+"""
+STARTER = """
+import subprocess, sys, time
+child = subprocess.Popen(sys.argv[1:], start_new_session=True, stdout=subprocess.PIPE)
+print(child.stdout.readline())
+"""
+
+
+def test_an_engine_whose_starter_was_killed_ends_while_it_loads(tmp_path: Path) -> None:
+    (tmp_path / "job.json").write_text("{}")
+    np.savez(tmp_path / "prompts.npz", ids=[1], ends=[1], limits=[1])
+    # The engine holds standard error, so the end of that is the end of it.
+    starter = [sys.executable, "-c", STARTER, sys.executable, "-u", "-c", ENGINE, str(tmp_path)]
+    ended = subprocess.run(starter, capture_output=True, text=True, timeout=120, check=True)
+    assert ended.stderr == ""
+    assert ended.stdout.startswith("b'")
 
 
 @pytest.mark.parametrize("fault", ["other words", "fails", "slow"])

@@ -16,7 +16,9 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,17 +31,19 @@ from tascade.integrations.vllm_options import check_version
 
 PROPOSER = "tascade.integrations.vllm.TascadeProposer"
 _CHUNK_SECONDS, _LEAST_CHUNK, _MOST_CHUNK = 15.0, 8, 2048
+_LOOK = 0.5
 
 
 def main(folder: Path) -> None:
     """Answer the prompts of a job, a chunk at a time, as many as its seconds allow.
 
-    It ends early when the process that started it is gone.
+    It ends when the process that started it is gone, whatever it is at.
 
     Raises:
         ConfigError: a vLLM that was not tried, or one for another device than the job's.
     """
-    begin, parent = time.monotonic(), os.getppid()
+    begin = time.monotonic()
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     job = json.loads((folder / "job.json").read_bytes())
     with np.load(folder / "prompts.npz") as arrays:
         prompts = np.split(arrays["ids"], arrays["ends"][:-1])
@@ -49,7 +53,7 @@ def main(folder: Path) -> None:
     done, chunk = 0, int(job["first"])
     with (folder / "answers.jsonl").open("a", encoding="ascii") as file:
         while done < len(prompts):
-            if time.monotonic() - begin > job["seconds"] or os.getppid() != parent:
+            if time.monotonic() - begin > job["seconds"]:
                 break
             start, places = time.monotonic(), range(done, min(done + chunk, len(prompts)))
             asked = [prompts[at].tolist() for at in places]
@@ -61,6 +65,19 @@ def main(folder: Path) -> None:
             rate = len(places) / max(time.monotonic() - start, 1e-3)
             left = job["seconds"] - (time.monotonic() - begin)
             chunk = _next_chunk(len(places), rate, left, int(job["requests"]))
+
+
+def _end_with(parent: int) -> None:
+    """End this process, and those that it started, once ``parent`` is gone.
+
+    Looked at from a thread of its own: loading an engine and a chunk of answers take a minute, in
+    which nobody would read what is written.
+    """
+    while os.getppid() == parent:
+        time.sleep(_LOOK)
+    if os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
+    os._exit(1)
 
 
 def _next_chunk(last: int, rate: float, left: float, requests: int) -> int:
