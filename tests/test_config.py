@@ -38,6 +38,7 @@ def test_a_recipe_survives_yaml(tmp_path: Path) -> None:
         ("spec: 3", "not a mapping"),
         ("spec:\n  shards: 0", "1 or more"),
         ("dtype: float8", "float32"),
+        ("dtype: bf16", "write bfloat16"),
         ("max_new_tokens: true", "wanted: int"),
         ("a: [", "cannot read"),
         ("- 1", "not a mapping"),

@@ -18,7 +18,8 @@ SRC = Path(tascade.__file__).parent
 ROWS = [
     {"cli"},
     {"bench", "serve", "integrations", "testing"},
-    {"pipeline", "train_drafter"},
+    {"pipeline"},
+    {"train_drafter"},
     {"forecast"},
     {"own_answers"},
     {"builder"},

@@ -27,6 +27,7 @@ GIVEN: dict[str, Any] = {
     "prompt_field": "prompt",
     "completion_field": "completion",
     "own_answers": True,
+    "drafter": True,
     "tailor": "exact",
     "system": "Be brief.",
     "chat_template_kwargs": {"mood": "calm"},
@@ -62,7 +63,8 @@ def test_every_flag_of_adapt_is_an_argument_of_it() -> None:
 
 
 def test_each_argument_reaches_the_recipe_of_the_pack(folder: Path, tmp_path: Path) -> None:
-    made = adapt(folder, ROWS, out=tmp_path / "pack", **GIVEN)
+    with pytest.warns(UserWarning, match="no drafter was trained"):
+        made = adapt(folder, ROWS, validation=ROWS[:2], out=tmp_path / "pack", **GIVEN)
     kept = Recipe.from_dict(made.pack.info.recipe, stored=True)
     for name, value in GIVEN.items():
         wanted = {"mood": "calm"} if name == "chat_template_kwargs" else value

@@ -6,6 +6,7 @@ import json
 import random
 import string
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -16,10 +17,11 @@ from tascade.cli import verbs as cli
 from tascade.config import VocabConfig
 from tascade.data.load import load_examples
 from tascade.draft.neural.merged import MergedDrafter
+from tascade.draft.neural.stored import load_drafter
 from tascade.errors import ConfigError, PackError
 from tascade.model import TaskModel
 from tascade.pack import Pack
-from tascade.pipeline import tailor
+from tascade.pipeline import adapt, tailor
 from tascade.train_drafter import train_drafter
 
 run = CliRunner()
@@ -141,3 +143,31 @@ def test_what_cannot_be_learned_from_is_refused(pack: Path, tmp_path: Path) -> N
     Pack.open(broken).drafter.write_bytes(b"none")
     with pytest.raises(PackError, match="trained drafter"):
         TaskModel.from_pretrained(broken).generate("x")
+
+
+def test_adapt_trains_one_where_the_forecast_says_that_it_pays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = list(load_examples(TRAIN))[:60]
+    given: dict[str, Any] = {"validation": list(load_examples(TEST))[:24], "dtype": "float32"}
+    given |= {"max_new_tokens": 40, "drafter": True, "own_answers": True, "tailor": "exact"}
+    given |= {"recipe": {"spec": {"calibration_rows": 2}, "vocab": {"tolerance": 1.0}}}
+    monkeypatch.setattr("tascade.train_drafter.WORTH", 100.0)
+    with pytest.warns(UserWarning, match="no drafter was trained, it would not pay"):
+        without = adapt(bundled.model_path(), data, out=tmp_path / "without", **given)
+    assert not without.pack.drafter.exists()
+    assert without.pack.info.stages == ["tasc-spec", "vocab-tailor"]
+    assert 1.0 <= without.pack.info.drafter["most_gain"] < 100.0
+    monkeypatch.setattr("tascade.train_drafter.WORTH", 0.0)
+    both = adapt(bundled.model_path(), data, out=tmp_path / "with", **given)
+    assert isinstance(both.decoder.drafter, MergedDrafter)
+    assert both.pack.info.stages == ["tasc-spec", "drafter", "vocab-tailor"]
+    stored = load_drafter(both.pack.drafter, both.model, both.pack.info.fingerprint)[2]
+    assert stored.own_answers == stored.rows == len({str(row.prompt) for row in data})
+    opened = TaskModel.from_pretrained(tmp_path / "with", dtype="float32")
+    assert isinstance(opened.decoder.drafter, MergedDrafter)
+    for row in given["validation"][:4]:
+        ids = opened.encode(row.prompt)
+        assert opened.decoder.generate(ids, opened.params()).tokens == (
+            opened.plain.generate(ids, opened.params()).tokens
+        )

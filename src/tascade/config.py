@@ -11,7 +11,7 @@ from typing import Any
 
 from tascade.data.chat import ChatConfig
 from tascade.errors import ConfigError
-from tascade.util.fields import build, check_types, typed
+from tascade.util.fields import at_least, build, check_types, one_of, share, typed
 from tascade.util.files import write_atomic
 from tascade.util.templates import Template
 
@@ -48,8 +48,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_types(self, "data.")
-        _one_of("data.on_error", self.on_error, ("raise", "skip"))
-        _at_least("data.max_examples", self.max_examples, 0)
+        one_of("data.on_error", self.on_error, ("raise", "skip"))
+        at_least("data.max_examples", self.max_examples, 0)
         if self.prompt_template:
             Template.parse(self.prompt_template, "data.prompt_template")
             if self.prompt_field:
@@ -74,6 +74,7 @@ class SpecConfig:
     own_answers: Whether to index the model's own greedy answers to the training prompts instead
         of the reference ones: slower to build, far better drafts.
     own_seconds: Time for own answers.
+    drafter: Whether to train a drafter on the answers too, where that pays (TAPS).
     """
 
     shards: int = 1
@@ -84,15 +85,16 @@ class SpecConfig:
     context: bool = True
     own_answers: bool = False
     own_seconds: float = 900.0
+    drafter: bool = False
 
     def __post_init__(self) -> None:
         check_types(self, "spec.")
-        _at_least("spec.shards", self.shards, 1)
+        at_least("spec.shards", self.shards, 1)
         if self.shards > 8:
             got = self.shards
             raise ConfigError("too many shards", got=got, wanted="1 to 8", where="spec.shards")
         for name in ("calibration_rows", "calibration_seconds", "max_nodes", "own_seconds"):
-            _at_least(f"spec.{name}", getattr(self, name), 0)
+            at_least(f"spec.{name}", getattr(self, name), 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,10 +126,10 @@ class VocabConfig:
                 raise ConfigError(
                     "unknown script", got=name, wanted=", ".join(SCRIPTS), where="vocab.scripts"
                 )
-        _one_of("vocab.head", self.head, ("full", "masked", "exact", "draft-only"))
-        _at_least("vocab.tolerance", self.tolerance, 0)
-        _at_least("vocab.deferred", self.deferred, 0)
-        _one_of("vocab.tables", self.tables, ("file", "device"))
+        one_of("vocab.head", self.head, ("full", "masked", "exact", "draft-only"))
+        at_least("vocab.tolerance", self.tolerance, 0)
+        at_least("vocab.deferred", self.deferred, 0)
+        one_of("vocab.tables", self.tables, ("file", "device"))
 
     @property
     def loads_whole(self) -> bool:
@@ -158,9 +160,9 @@ class GateConfig:
     def __post_init__(self) -> None:
         check_types(self, "tune.gate.")
         for name in ("max_score_drop", "min_agreement", "min_adoption"):
-            _share(f"tune.gate.{name}", getattr(self, name))
-        _at_least("tune.gate.max_length_ratio", self.max_length_ratio, 1)
-        _at_least("tune.gate.max_kl", self.max_kl, 0)
+            share(f"tune.gate.{name}", getattr(self, name))
+        at_least("tune.gate.max_length_ratio", self.max_length_ratio, 1)
+        at_least("tune.gate.max_kl", self.max_kl, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,13 +204,13 @@ class TuneConfig:
 
     def __post_init__(self) -> None:
         check_types(self, "tune.")
-        _one_of("tune.targets", self.targets, ("own", "gold"))
+        one_of("tune.targets", self.targets, ("own", "gold"))
         for name in ("batch", "max_length", "rank"):
-            _at_least(f"tune.{name}", getattr(self, name), 1)
+            at_least(f"tune.{name}", getattr(self, name), 1)
         for name in ("tokens", "prompts", "replay", "epochs", "learning_rate", "seed"):
-            _at_least(f"tune.{name}", getattr(self, name), 0)
+            at_least(f"tune.{name}", getattr(self, name), 0)
         for name in ("min_token_prob", "min_ngram_prob"):
-            _share(f"tune.{name}", getattr(self, name))
+            share(f"tune.{name}", getattr(self, name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,8 +243,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_types(self, "")
-        _one_of("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
-        _at_least("max_new_tokens", self.max_new_tokens, 1)
+        one_of("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
+        at_least("max_new_tokens", self.max_new_tokens, 1)
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Recipe:
@@ -294,23 +296,6 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """Nested plain dictionaries."""
         return dataclasses.asdict(self)
-
-
-def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ConfigError(f"unknown {name}", got=value, wanted=" or ".join(known), where=name)
-
-
-def _at_least(name: str, value: float, least: int) -> None:
-    if value < least:
-        raise ConfigError(
-            f"{name} is out of range", got=value, wanted=f"{least} or more", where=name
-        )
-
-
-def _share(name: str, value: float) -> None:
-    if not 0.0 <= value <= 1.0:
-        raise ConfigError(f"{name} is out of range", got=value, wanted="0 to 1", where=name)
 
 
 RENAMED = {

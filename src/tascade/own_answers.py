@@ -16,9 +16,11 @@ from tascade.builder import PackBuilder, check
 from tascade.config import Recipe
 from tascade.core import Progress, Row
 from tascade.data.prepare import Prepared
+from tascade.decode.loop import Decoder
 from tascade.decode.sampling import SamplingParams
 from tascade.enrich.train.checkpoint import begin_run, model_digest, rows_digest
 from tascade.errors import ConfigError
+from tascade.model import TaskModel
 from tascade.util.files import checksum
 
 _BATCH = {"cpu": 8, "cuda": 32}
@@ -37,8 +39,9 @@ def index_own(
     """Index the model's own greedy answers to the training prompts instead of the references.
 
     The references' index drafts for this pass, so that it runs at the task's speed already. A
-    prompt that time does not reach keeps its reference; the pack says how many do. ``work`` and
-    ``resume``: see :func:`bulk_answerer`.
+    prompt that time does not reach keeps its reference; the pack says how many do. ``work``: a
+    folder to keep the answers in meanwhile (:func:`answers_folder`); ``None`` keeps none.
+    ``resume``: go on with those that a run left there which was stopped.
 
     Raises:
         ConfigError: the run to go on with was another.
@@ -50,7 +53,8 @@ def index_own(
     logged = set(prepared.own)
     at = [place for place in range(len(prepared.train)) if place not in logged]
     asked = [prepared.train[place] for place in at]
-    answer = bulk_answerer(task, asked, recipe, progress, work, resume=resume)
+    kept = None if work is None else _begin(work, task, asked, recipe, resume=resume)
+    answer = bulk_answerer(task_model, task.stored, recipe, progress, kept)
     own, places = answer(asked)
     left = count_prompts(asked) - len(own)
     for place, row in zip(places, own, strict=True):
@@ -83,46 +87,53 @@ def answers_folder(target: Path) -> Path:
 
 
 def bulk_answerer(
-    task: PackBuilder,
-    rows: Sequence[Row],
+    task_model: TaskModel,
+    stored: str,
     recipe: Recipe,
     tell: Progress,
-    work: Path | None = None,
-    *,
-    resume: bool = False,
+    kept: Path | None = None,
+    decoder: Decoder | None = None,
 ) -> Answer:
-    """What answers training prompts for a pack: greedy, in vLLM or batches if sooner.
+    """What answers training prompts with a pack's drafts: greedy, in vLLM or batches if sooner.
 
     Args:
-        task: the pack, with what drafts indexed.
-        rows: whose prompts will be answered.
+        task_model: over the pack.
+        stored: the folder or hub id that another process would load the same model by; empty for
+            one that is in memory alone.
         recipe: its ``max_new_tokens`` and ``spec.own_seconds``.
         tell: called with (stage, done, total).
-        work: a folder to keep the answers in (:func:`answers_folder`); ``None`` keeps none.
-        resume: go on with the answers that a run left there which was stopped.
-
-    Raises:
-        ConfigError: these are another model's, or to other prompts. After a tuning they are thrown
-            away instead.
+        kept: a file of the answers so far, which are not given again.
+        decoder: what answers one by one; the model's own by default.
     """
-    task_model, model = task.task_model, task.loaded[0]
+    model = task_model.model
     params = task_model.params(max_new_tokens=recipe.max_new_tokens, temperature=0)
-    engine = kept = None
-    if not why_not_vllm(model, task.stored, params):
-        engine = VllmEngine(model, task.stored, task.pack)
-    if work is not None:
-        about = _answered_by(task, rows, params)
-        try:
-            begin_run(work, about, resume=resume)
-        except ConfigError:
-            if task.tuned is None:
-                raise
-            begin_run(work, about, resume=False)  # it is the tuning that is gone on with
-        kept = work / "answers.jsonl"
+    engine = None
+    if not why_not_vllm(model, stored, params):
+        engine = VllmEngine(model, stored, task_model.pack)
     size = _BATCH.get(model.device.type, _BATCH["cpu"])
     bulk = Bulk(partial(task_model.batches, size), engine, kept)
     given: dict[str, Any] = {"params": params, "seconds": recipe.spec.own_seconds, "tell": tell}
-    return partial(own_answers, task_model.decoder, bulk=bulk, **given)
+    return partial(own_answers, decoder or task_model.decoder, bulk=bulk, **given)
+
+
+def _begin(
+    work: Path, task: PackBuilder, rows: Sequence[Row], recipe: Recipe, *, resume: bool
+) -> Path:
+    """The file in ``work`` that answers to these rows' prompts are kept in.
+
+    Raises:
+        ConfigError: those that are there are another model's, or to other prompts. After a tuning
+            they are thrown away instead.
+    """
+    params = task.task_model.params(max_new_tokens=recipe.max_new_tokens, temperature=0)
+    about = _answered_by(task, rows, params)
+    try:
+        begin_run(work, about, resume=resume)
+    except ConfigError:
+        if task.tuned is None:
+            raise
+        begin_run(work, about, resume=False)  # it is the tuning that is gone on with
+    return work / "answers.jsonl"
 
 
 def _answered_by(task: PackBuilder, rows: Sequence[Row], params: SamplingParams) -> dict[str, Any]:

@@ -42,8 +42,9 @@ class PackInfo:
     a step by its number of tokens, and in half precision to the counts of rows that round alike;
     ``own_answers`` counts the outputs that are the model's own; ``rows`` says how many were held
     out, calibrated on and compared with plain decoding, and how that came out; ``prefixes`` are
-    token ids that many prompts begin with; ``vocabulary`` is the file of the list of tokens, where
-    there is one.
+    token ids that many prompts begin with; ``drafter`` is what was forecast of a trained drafter
+    before it was trained (see :class:`tascade.train_drafter.Worth`); ``vocabulary`` is the file of
+    the list of tokens, where there is one.
     """
 
     model: str
@@ -57,6 +58,7 @@ class PackInfo:
     own_answers: int = 0
     rows: dict[str, int] = field(default_factory=dict)
     prefixes: list[list[int]] = field(default_factory=list)
+    drafter: dict[str, float] = field(default_factory=dict)
     command: str = ""
     created: str = ""
     tascade: str = ""

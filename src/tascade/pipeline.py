@@ -4,10 +4,11 @@
 2. if asked: tune the model, which then says the task's own tokens
 3. index the training outputs, and the prompts they answered
 4. if asked, or tuned: answer the training prompts, and index those answers instead
-5. if asked: list the tokens that the task needs, and use a head of those
-6. calibrate: decode validation prompts, learning how far each source can be trusted
-7. check: a few answers must equal plain decoding
-8. save, under the final name only when all is done
+5. if asked: train a drafter on the answers that are indexed, where that pays
+6. if asked: list the tokens that the task needs, and use a head of those
+7. calibrate: decode validation prompts, learning how far each source can be trusted
+8. check: a few answers must equal plain decoding
+9. save, under the final name only when all is done
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ from tascade.own_answers import answers_folder, check_logs, index_own
 from tascade.tailor.profile import list_tokens
 from tascade.tailor.savings import Tailoring, head_savings
 from tascade.tailor.tailored import keep_vocabulary, with_vocabulary
+from tascade.train_drafter import network_stage
 from tascade.util.files import folder_beside, remove_folder, temporary_folder
 from tascade.util.places import named_place, place_for
 from tascade.util.progress import shown, shows_progress, teller
@@ -88,8 +90,8 @@ def adapt(
         threads: CPU threads that torch may use meanwhile; 0 leaves its choice.
         progress: called with (stage, done, total); bars by default (see
             :func:`tascade.util.progress.shown`).
-        options: what wins over the recipe: ``own_answers``, ``tailor``, ``dtype``,
-            ``max_new_tokens``, ``system``, ``chat_template_kwargs``, ``on_error``,
+        options: what wins over the recipe: ``own_answers``, ``drafter``, ``tailor``,
+            ``dtype``, ``max_new_tokens``, ``system``, ``chat_template_kwargs``, ``on_error``,
             ``prompt_field``, ``completion_field``, ``prompt_template`` (see
             :class:`tascade.options.AdaptOptions`).
 
@@ -211,6 +213,8 @@ def _stages(recipe: Recipe, tuning: Stage | None, own: Stage) -> Iterator[Stage]
     yield index_references
     if recipe.spec.own_answers:
         yield own
+    if recipe.spec.drafter:
+        yield network_stage
     if recipe.vocab.head != "full":
         yield tailor_head
     yield prove

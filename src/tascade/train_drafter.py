@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
 import numpy as np
 
-from tascade.answers.own import enough_own, own_answers, own_held_out
-from tascade.builder import open_with_rows
+from tascade.answers.own import Answer, enough_own, own_held_out
+from tascade.builder import PackBuilder, open_with_rows
 from tascade.config import Recipe
 from tascade.core import Progress, Row
 from tascade.data.prepare import Prepared, spread
@@ -30,6 +30,7 @@ from tascade.forecast.replay import forecast
 from tascade.forecast.rescue import gain_at
 from tascade.model import TaskModel
 from tascade.options import RowOptions
+from tascade.own_answers import bulk_answerer
 from tascade.util.progress import shows_progress, teller
 
 VOCABULARY = 2048
@@ -77,6 +78,34 @@ class TrainedPack:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Worth:
+    """What a trained drafter would add to the task's outputs, at most.
+
+    misses: of the ``tokens`` of replayed answers, those that the outputs' drafts missed
+    foreseen: shares of these that are a probe's likeliest token, and among its four likeliest
+    gain: in speed, if all of the latter were drafted
+    """
+
+    misses: int
+    tokens: int
+    foreseen: tuple[float, float]
+    gain: float
+
+    @property
+    def pays(self) -> bool:
+        """Whether it is worth training one."""
+        return self.gain >= WORTH
+
+    def describe(self) -> str:
+        """What was found, in a few words."""
+        return (
+            f"{self.gain:.2f}x over the task's outputs alone at most: they miss {self.misses} of "
+            f"{self.tokens} tokens, and a probe has {self.foreseen[1]:.0%} of these among its four "
+            "likeliest"
+        )
+
+
 @shows_progress
 def train_drafter(
     pack: str | Path,
@@ -119,12 +148,126 @@ def train_drafter(
     if rounds < 1:
         raise ConfigError("rounds is out of range", got=rounds, wanted="1 or more", where="rounds")
     task, recipe, prepared = open_with_rows(pack, data, held_out, options, tell)
-    info = task.pack.info
-    rows, checked = _answers(task, prepared, recipe, own, tell)
-    prefixes, model = task.target.prefixes, task.model
-    if not force:
-        _check_worth(task, rows, checked, tell)
+    rows, checked = _learnable(prepared)
+    if own:
+        # Without the drafter that is there, which may be of other weights.
+        alone = task.new_decoder(task.new_drafter(), task.new_budget())
+        answer = bulk_answerer(task, task.pack.model, recipe, tell, decoder=alone)
+        rows, checked = _own(rows, checked, answer, recipe)
+    worth = forecast_drafter(task, rows, checked, tell)
+    if not worth.pays and not force:
+        raise ConfigError(
+            "a trained drafter would not pay here",
+            got=worth.describe(),
+            wanted=f"{WORTH:g}x or more",
+            where=str(task.pack.path),
+            fix="leave it; --force (force=True) trains one all the same",
+        )
+    made = _train(task, rows, checked, tell, own=own, rounds=rounds, seed=seed)
+    task.pack.save()
+    return TrainedPack(str(task.pack.path), made)
+
+
+def network_stage(
+    task: PackBuilder, prepared: Prepared, recipe: Recipe, progress: Progress
+) -> None:
+    """Train a drafter on what the pack indexes, and draft with it too (TAPS).
+
+    Where it would not pay there is none, and a warning says so.
+
+    Raises:
+        ConfigError: rows without prompts, or no time for enough own answers.
+    """
+    task_model, own = task.task_model, recipe.spec.own_answers
+    rows, checked = _learnable(prepared)
+    if own:
+        seconds = recipe.spec.own_seconds
+        enough_own(len(prepared.own), prepared.train, "training prompts", seconds)
+        rows, _ = _learnable(prepared, [prepared.train[at] for at in prepared.own])
+        answer = bulk_answerer(task_model, task.stored, recipe, progress)
+        held, _ = own_held_out(answer, list[Row](checked), seconds)
+        checked = draftable(held)
+    worth = forecast_drafter(task_model, rows, checked, progress)
+    if not worth.pays:
+        said = f"no drafter was trained, it would not pay: {worth.describe()}"
+        warnings.warn(said, stacklevel=2)
+        return
+    _train(task_model, rows, checked, progress, own=own)
+    task_model.reload()
+
+
+def forecast_drafter(
+    task: TaskModel, rows: list[Pair], checked: list[Pair], tell: Progress
+) -> Worth:
+    """Forecast what a drafter trained on ``rows`` would add, and note it in the pack."""
+    tell("forecasting what it would add", 0, None)
+    found = forecast(
+        [answer for _, answer in rows],
+        checked,
+        cost=task.cost,
+        vocab_size=task.target.vocab_size,
+        end_tokens=task.ends,
+        train_prompts=[prompt for prompt, _ in rows],
+    )
+    replayed = checked[len(checked) // 2 :]
+    seen = probe(task.model, list[Row](rows), replayed, found.missed, tell)
+    first, four = seen.at_misses[:2]
+    worth = Worth(found.misses, found.output_tokens, (first, four), gain_at(found.rescues, four))
+    task.pack.note(
+        drafter={
+            "misses": found.misses,
+            "tokens": found.output_tokens,
+            "foreseen": first,
+            "foreseen_among_4": four,
+            "most_gain": worth.gain,
+        }
+    )
+    return worth
+
+
+def _learnable(prepared: Prepared, train: list[Row] | None = None) -> tuple[list[Pair], list[Pair]]:
+    """Training rows, as many as there are tokens for, and held-out ones.
+
+    Raises:
+        ConfigError: there are none of either.
+    """
+    rows = within(draftable(prepared.train if train is None else train), TOKENS)
+    checked = spread(draftable(prepared.validation), HELD_OUT)
+    if not rows or not checked:
+        raise ConfigError(
+            "nothing to train a drafter on",
+            got=f"{len(rows)} training rows with prompts, {len(checked)} held-out ones",
+            wanted="prompts, and answers of two tokens or more",
+            where="data",
+        )
+    return rows, checked
+
+
+def _own(
+    rows: list[Pair], checked: list[Pair], answer: Answer, recipe: Recipe
+) -> tuple[list[Pair], list[Pair]]:
+    """The same prompts, as many as there is time for, with the model's own answers."""
+    asked, seconds = list[Row](rows), recipe.spec.own_seconds
+    found, _ = answer(asked)
+    enough_own(len(found), asked, "training prompts", seconds)
+    held, _ = own_held_out(answer, list[Row](checked), seconds)
+    return draftable(found), draftable(held)
+
+
+def _train(
+    task: TaskModel,
+    rows: list[Pair],
+    checked: list[Pair],
+    tell: Progress,
+    *,
+    own: bool,
+    rounds: int = ROUNDS,
+    seed: int = 0,
+) -> DrafterInfo:
+    """Train a drafter, put it into the pack's folder, and note it as a stage."""
+    model, info = task.model, task.pack.info
     vocabulary = DraftVocabulary.of([answer for _, answer in rows], VOCABULARY)
+    prefixes = task.target.prefixes
     samples, tried = (read_states(model, part, prefixes, tell) for part in (rows, checked))
     network = train(model, samples, vocabulary, tell, rounds=rounds, seed=seed)
     shares, _ = acceptance(network, tried, model.get_input_embeddings(), vocabulary)
@@ -143,65 +286,4 @@ def train_drafter(
     save_drafter(task.pack.drafter, network, vocabulary.ids, made, model.dtype)
     if "drafter" not in info.stages:
         task.pack.note(stages=[*info.stages, "drafter"])
-        task.pack.save()
-    return TrainedPack(str(task.pack.path), made)
-
-
-def _check_worth(task: TaskModel, rows: list[Pair], checked: list[Pair], tell: Progress) -> None:
-    """Forecast what a trained drafter would add to the task's outputs, and refuse a loss.
-
-    Raises:
-        ConfigError: less than :data:`WORTH` at most.
-    """
-    tell("forecasting what it would add", 0, None)
-    found = forecast(
-        [answer for _, answer in rows],
-        checked,
-        cost=task.cost,
-        vocab_size=task.target.vocab_size,
-        end_tokens=task.ends,
-        train_prompts=[prompt for prompt, _ in rows],
-    )
-    replayed = checked[len(checked) // 2 :]
-    seen = probe(task.model, list[Row](rows), replayed, found.missed, tell)
-    gain = gain_at(found.rescues, seen.at_misses[1])
-    if gain < WORTH:
-        raise ConfigError(
-            "a trained drafter would not pay here",
-            got=f"{gain:.2f}x over the task's outputs alone at most: they miss {found.misses} of "
-            f"{found.output_tokens} tokens, and a probe has {seen.at_misses[1]:.0%} of these among "
-            "its four likeliest",
-            wanted=f"{WORTH:g}x or more",
-            where=str(task.pack.path),
-            fix="leave it; --force (force=True) trains one all the same",
-        )
-
-
-def _answers(
-    task: TaskModel, prepared: Prepared, recipe: Recipe, own: bool, tell: Progress
-) -> tuple[list[Pair], list[Pair]]:
-    """Training rows, as many as there are tokens for, and held-out ones; with own answers."""
-    rows = within(draftable(prepared.train), TOKENS)
-    checked = spread(draftable(prepared.validation), HELD_OUT)
-    if not rows or not checked:
-        raise ConfigError(
-            "nothing to train a drafter on",
-            got=f"{len(rows)} training rows with prompts, {len(checked)} held-out ones",
-            wanted="prompts, and answers of two tokens or more",
-            where="data",
-        )
-    if not own:
-        return rows, checked
-    seconds, asked = recipe.spec.own_seconds, list[Row](rows)
-    answer = partial(
-        own_answers,
-        # Without the drafter that is there, which may be of other weights.
-        task.new_decoder(task.new_drafter(), task.new_budget()),
-        params=task.params(max_new_tokens=recipe.max_new_tokens, temperature=0),
-        seconds=seconds,
-        tell=tell,
-    )
-    found, _ = answer(asked)
-    enough_own(len(found), asked, "training prompts", seconds)
-    held, _ = own_held_out(answer, list[Row](checked), seconds)
-    return draftable(found), draftable(held)
+    return made

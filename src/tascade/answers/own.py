@@ -301,12 +301,14 @@ class _Run:
                 for number, ids in said.items():
                     self.take(number, ids)
                 said = {}
-                if begin is not None and self.done > before:
+                if begin is None:
+                    begin, before = time.monotonic(), self.done
+                elif self.done > before:
+                    # Over all since the first: answers come in bursts, some of them small and late.
                     theirs = (time.monotonic() - begin) / (self.done - before)
                     if theirs > pace:
                         return
                     self.foretell(theirs)
-                begin, before = time.monotonic(), self.done
 
 
 def enough_own(reached: int, rows: Sequence[Row], what: str, seconds: float) -> None:

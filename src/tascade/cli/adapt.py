@@ -79,6 +79,10 @@ def adapt(
     tune: Annotated[
         bool, typer.Option("--tune", help="Teach the model the task's tokens first; see `tune`.")
     ] = False,
+    drafter: Annotated[
+        bool,
+        typer.Option("--drafter", help="Train a small network that drafts too, where it pays."),
+    ] = False,
     tailor: Annotated[
         str, typer.Option(help="An LM head of the task's tokens: exact, masked or draft-only.")
     ] = "",
@@ -95,7 +99,7 @@ def adapt(
     options |= given(max_new_tokens=max_new_tokens, on_error=on_error, prompt_field=prompt_field)
     options |= given(completion_field=completion_field, prompt_template=prompt_template)
     options |= given(system=system, chat_template_kwargs=chat_template_kwargs)
-    options |= given(own_answers=own_answers, tailor=tailor)
+    options |= given(own_answers=own_answers, drafter=drafter, tailor=tailor)
     going = {"resume": resume, "overwrite": overwrite}
     made = _make(_recipe(recipe, options), out, tune, going, threads, quiet=json)
     _tell(made, out, json)

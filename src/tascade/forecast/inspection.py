@@ -95,7 +95,7 @@ class Inspection:
         half = next(bound for bound in bounds if bound.share == 0.5)
         return "\n".join(
             (
-                "\na drafter trained on the task (not part of tascade yet), beside these drafts",
+                "\na drafter trained on the task (`tascade drafter`), beside these drafts",
                 f"  missed       {self.forecast.misses} tokens ended a step; one that had half of "
                 f"them would be worth {half.speedup:.2f}x [{half.low:.2f}x to {half.high:.2f}x] "
                 "more, at most",

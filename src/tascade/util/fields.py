@@ -96,6 +96,40 @@ def shown(value: object) -> str:
     return f"{text} ({type(value).__name__})"
 
 
+def one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    """Refuse a value that is none of these.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if value not in known:
+        fix = "".join(f"write {near}" for near in difflib.get_close_matches(value, known, 1, 0.5))
+        wanted = " or ".join(known)
+        raise ConfigError(f"unknown {name}", got=value, wanted=wanted, where=name, fix=fix)
+
+
+def at_least(name: str, value: float, least: int) -> None:
+    """Refuse a number below ``least``.
+
+    Raises:
+        ConfigError: it is.
+    """
+    if value < least:
+        raise ConfigError(
+            f"{name} is out of range", got=value, wanted=f"{least} or more", where=name
+        )
+
+
+def share(name: str, value: float) -> None:
+    """Refuse a number that is no share.
+
+    Raises:
+        ConfigError: it is below 0 or above 1.
+    """
+    if not 0.0 <= value <= 1.0:
+        raise ConfigError(f"{name} is out of range", got=value, wanted="0 to 1", where=name)
+
+
 def _strings(value: object, where: str) -> tuple[str, ...]:
     # A string is a sequence of strings too, its letters, and is not meant so.
     if not isinstance(value, list | tuple) or not all(isinstance(part, str) for part in value):
