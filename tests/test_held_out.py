@@ -252,6 +252,19 @@ def test_too_few_answers_in_time_are_an_error_that_names_the_time(
         make_distill_data(loaded, found, recipe, silent, answering)
 
 
+@pytest.mark.parametrize(
+    ("rows", "usual", "more"),
+    [(39, 0, 0), (40, 2, 5), (600, 30, 67), (1300, 65, 65), (9000, 200, 200)],
+)
+def test_a_forecast_holds_more_of_few_rows_out(rows: int, usual: int, more: int) -> None:
+    data = [{"prompt": f"item {at}", "completion": f"number {at % 7}"} for at in range(rows)]
+    for least, count in ((0, usual), (64, more)):
+        given = byte_tokenizer(), ENDS, data, None, tascade.Recipe(), silent
+        found = prepare(*given, least_held_out=least)
+        assert len(found.validation) == count
+        assert len(found.train) == rows - count
+
+
 def test_gold_targets_need_no_answers_to_training_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = (*tiny(), "tiny")
     recipe = tascade.Recipe(

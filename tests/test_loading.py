@@ -157,6 +157,22 @@ def test_tokens_that_the_model_has_no_row_for_are_warned_of_and_refused() -> Non
         task_model.generate("with <tool>", max_new_tokens=3)
 
 
+def test_a_pack_is_no_model_and_names_its_own(folder: Path, tmp_path: Path) -> None:
+    made = tascade.adapt(folder, ROWS, out=tmp_path / "pack", max_new_tokens=4)
+    for call in (
+        lambda: load_model(tmp_path / "pack"),
+        lambda: tascade.adapt(str(tmp_path / "pack"), ROWS),
+        lambda: tascade.inspect(ROWS * 9, tmp_path / "pack"),
+    ):
+        with pytest.raises(ConfigError, match="this is a pack, and no model") as raised:
+            call()
+        assert raised.value.fix == f"give {made.pack.info.model}"
+    (tmp_path / "pack" / "pack.json").write_text("[")
+    with pytest.raises(ConfigError, match="no model") as raised:
+        load_model(tmp_path / "pack")
+    assert "folder or hub id" in raised.value.fix
+
+
 def test_a_path_that_is_not_there_is_refused_at_once_with_what_is_near(folder: Path) -> None:
     typo = folder.with_name("modle")
     with pytest.raises(ConfigError, match="no such folder") as raised:

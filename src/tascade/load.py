@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tascade.errors import ConfigError, TascadeError, UnsupportedModelError
+from tascade.util.files import read_json
 
+_MOST_BYTES = 16 << 20
 ModelRef = str | Path | tuple[Any, Any]
 """A hub id, a folder, or a loaded ``(model, tokenizer)``."""
 
@@ -50,6 +52,14 @@ def load_model(ref: ModelRef, *, dtype: str = "auto", device: str = "auto") -> t
 def _check_place(name: str) -> None:
     """Refuse what can only be a path, and is none: the hub would be asked for it."""
     path = Path(name).expanduser()
+    if (path / "pack.json").is_file() and not (path / "config.json").is_file():
+        raise ConfigError(
+            "this is a pack, and no model",
+            got=name,
+            wanted="the model that it was made for",
+            where="model",
+            fix=f"give {_model_of(path)}",
+        )
     if path.exists() or not (path.is_absolute() or name.startswith((".", "~"))):
         return
     beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
@@ -61,6 +71,16 @@ def _check_place(name: str) -> None:
         where="model",
         fix=f"did you mean {path.parent / near[0]}?" if near else "check the path",
     )
+
+
+def _model_of(pack: Path) -> str:
+    """The model that a pack names."""
+    if (pack / "model" / "config.json").is_file():
+        return str(pack / "model")
+    try:
+        return str(read_json(pack / "pack.json", _MOST_BYTES)["model"])[:300]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "the model's folder or hub id"
 
 
 def check_ref(ref: object) -> None:

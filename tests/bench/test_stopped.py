@@ -126,6 +126,27 @@ def test_rounds_and_then_rows_are_left_out_where_time_is_short(decoder: Decoder)
     assert bench(decoder, minutes=60.0)["settings"] | {"repeats": 3} == bench(decoder)["settings"]
 
 
+def test_rows_that_turn_out_long_are_fewer(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock is that of the answers: the first chunk's take a second, the others' ten."""
+    now = [0.0]
+    run = DecoderMethod.run
+
+    def slow(method: DecoderMethod, request: Request) -> Generation:
+        now[0] += 1.0 if request.prompt[-1] < 2 else 10.0
+        return run(method, request)
+
+    monkeypatch.setattr(DecoderMethod, "run", slow)
+    monkeypatch.setattr("tascade.bench.timing.time.perf_counter", lambda: now[0])
+    found = bench(decoder, minutes=2.0)
+    seconds = sum(sum(method["seconds"]) for method in found["methods"].values())
+    assert 60 < seconds <= 1.4 * 120
+    assert 2 <= found["data"]["examples"] < 8
+    assert found["settings"]["repeats"] == 2
+    assert bench(decoder, minutes=20.0)["data"]["examples"] == 10
+
+
 def test_the_command_writes_what_it_has_when_it_is_told_to_end(
     ticket_pack: Path, tmp_path: Path
 ) -> None:

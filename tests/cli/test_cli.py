@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from tascade import bundled
 from tascade.bench.schema import validate
 from tascade.cli import verbs as cli
+from tascade.pack import Pack
 
 run = CliRunner()
 TEST = str(bundled.data_path("tickets", "test"))
@@ -58,6 +59,29 @@ def test_bench_then_report(ticket_pack: Path, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     ok("report", ticket_pack, "--out", page)
     assert "tasc-spec" in page.read_text()
+
+
+def test_a_pack_keeps_its_larger_benchmark_and_knows_its_own_rows(
+    ticket_pack: Path, tmp_path: Path
+) -> None:
+    pack, out = tmp_path / "pack", tmp_path / "out.json"
+    Pack.open(ticket_pack).copy_to(pack)
+    Pack.open(pack).bench.unlink(missing_ok=True)
+    words = ["--methods", "tasc-spec", "--repeats", 1, "--max-new-tokens", 6, "--no-memory"]
+    ok("bench", pack, "-d", TEST, "--rows", 3, *words)
+    kept = Pack.open(pack).bench.read_bytes()
+    assert "seen_as" not in json.loads(kept)["data"]
+    train = bundled.data_path("tickets", "train")
+    again = ["bench", pack, "-d", train, "--rows", 2, *words, "--out", out]
+    told = run.invoke(cli.app, [*map(str, again)], catch_exceptions=False)
+    assert "keeps its last benchmark, which had 3 measurements" in told.stderr
+    assert "The pack was made with these rows (train data)" in told.stderr
+    assert Pack.open(pack).bench.read_bytes() == kept
+    assert json.loads(out.read_text())["data"]["seen_as"] == "train"
+    ok("report", pack, out, "--out", tmp_path / "page.html")
+    assert "The pack was made with these rows" in (tmp_path / "page.html").read_text()
+    ok("bench", pack, "-d", TEST, "--rows", 4, *words)
+    assert Pack.open(pack).bench.read_bytes() != kept
 
 
 def test_adapt_from_a_recipe_with_flags_over_it(tmp_path: Path) -> None:

@@ -249,6 +249,16 @@ def test_other_names_are_answered_with_ours(
     assert answer in told.value.fix
 
 
+def test_a_misspelt_option_is_answered_with_what_was_meant(task_model: Any) -> None:
+    for wrong, meant in (("max_new_token", "max_new_tokens"), ("temprature", "temperature")):
+        with pytest.raises(ConfigError, match="unknown sampling option") as told:
+            task_model.generate("x", **{wrong: 1})
+        assert told.value.fix == f"did you mean {meant}?"
+    with pytest.raises(ConfigError) as told:
+        task_model.generate("x", zzz=1)
+    assert not told.value.fix
+
+
 def test_options_that_ask_for_nothing_are_taken(task_model: Any) -> None:
     plain = task_model.generate(PROMPT, max_new_tokens=9)
     nothing = {"pad_token_id": 0, "use_cache": True, "num_beams": 1, "num_return_sequences": 1}

@@ -303,7 +303,7 @@ class _Run:
                 said = {}
                 if begin is None:
                     begin, before = time.monotonic(), self.done
-                elif self.done > before:
+                elif self.done - before >= 2 * _TRIAL:
                     # Over all since the first: answers come in bursts, some of them small and late.
                     theirs = (time.monotonic() - begin) / (self.done - before)
                     if theirs > pace:

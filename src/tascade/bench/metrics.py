@@ -129,19 +129,25 @@ NOISY = 1.5
 """High over low of a speed-up from which a run says little."""
 
 
-def noisy(methods: Mapping[str, Mapping[str, Any]]) -> str:
-    """What to say of a result whose speed-ups lie far apart; nothing of others."""
+def remarks(result: Mapping[str, Any]) -> list[str]:
+    """What makes a result say less than it seems: rows that the pack knew, a machine at work."""
+    said = []
+    if role := result["data"].get("seen_as"):
+        said.append(
+            f"The pack was made with these rows ({role} data): of rows that it has not seen, this "
+            "says nothing. Measure on others."
+        )
     apart = [
         f"{name} {ratio['low']:.2f}x to {ratio['high']:.2f}x"
-        for name, method in methods.items()
+        for name, method in result["methods"].items()
         if (ratio := method.get("speedup")) and ratio["high"] > NOISY * max(ratio["low"], 1e-9)
     ]
-    if not apart:
-        return ""
-    return (
-        f"The machine was not quiet: speed-ups lie far apart ({', '.join(apart)}). "
-        "Measure again while nothing else runs."
-    )
+    if apart:
+        said.append(
+            f"The machine was not quiet: speed-ups lie far apart ({', '.join(apart)}). "
+            "Measure again while nothing else runs."
+        )
+    return said
 
 
 def speedup(seconds: Sequence[float], plain_seconds: Sequence[float]) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -35,7 +36,7 @@ from tascade.load import ModelRef, load_model
 from tascade.model import TaskModel
 from tascade.options import FieldOptions, laid_over
 from tascade.pack import Pack
-from tascade.util.files import write_atomic
+from tascade.util.files import read_json, write_atomic
 from tascade.util.places import UNFINISHED
 from tascade.util.progress import shows_progress, teller
 
@@ -44,7 +45,9 @@ TUNED = ("plain", "tasc-ft", "tasc-ft+spec")
 TRAINED = ("taps", "tasc-spec+taps")
 """Methods of a pack with a trained drafter: alone, and beside the task's outputs."""
 ALL = ("plain", "tasc-paper", "tasc-spec", "hf-generate", "hf-prompt-lookup", "arctic-suffix")
+_log = logging.getLogger("tascade.data")
 _FEW_ROWS = 3
+_MOST_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +154,7 @@ def bench_pack(
         list(ways),
         requests,
         BenchSettings(params, repeats=options.repeats, minutes=options.minutes),
-        about=_about(task_model, pack, source_hash(data, split="test", report=report)),
+        about=_about(task_model, source_hash(data, split="test", report=report)),
         warmup=[_request(task_model, example) for example in warm],
         near_ties=NearTies(target, params),
         memory=memory,
@@ -161,10 +164,34 @@ def bench_pack(
         on_repeat=on_repeat,
     )
     text = json.dumps(result, indent=1).encode()
-    write_atomic(task_model.pack.bench, text)
+    _keep(result, text, opened.bench)
     if out is not None:
         write_atomic(out, text)
     return result
+
+
+def _keep(result: dict[str, Any], text: bytes, place: Path) -> None:
+    """Write a result into the pack, unless that has one of more measurements."""
+    measured = _size(result)
+    try:
+        there = _size(read_json(place, _MOST_BYTES))
+    except (OSError, ValueError, KeyError, TypeError):
+        there = 0
+    if there <= measured:
+        write_atomic(place, text)
+        return
+    _log.info(
+        "the pack keeps its last benchmark, which had %d measurements of a method, and not this "
+        "one, which has %d: --out writes this one elsewhere (remove %s to have it kept)",
+        there,
+        measured,
+        place,
+    )
+
+
+def _size(result: Mapping[str, Any]) -> int:
+    """Rows times repeats."""
+    return int(result["data"]["examples"]) * int(result["settings"]["repeats"])
 
 
 def _rows(data: Any, named: Fields, report: LoadReport) -> list[Example]:
@@ -176,13 +203,16 @@ def _rows(data: Any, named: Fields, report: LoadReport) -> list[Example]:
     return rows
 
 
-def _about(task_model: TaskModel, pack: str | Path, source: Mapping[str, Any]) -> About:
+def _about(task_model: TaskModel, source: Mapping[str, Any]) -> About:
+    info = task_model.pack.info
+    roles = (str(of["role"]) for of in info.data if of.get("sha256") == source["sha256"])
     return About(
-        model=Path(task_model.pack.info.model).name,
+        seen_as=next(roles, ""),
+        model=Path(info.model).name,
         dtype=str(task_model.model.dtype).removeprefix("torch."),
         data_path=source["path"],
         data_sha256=source["sha256"],
-        pack=Path(pack).resolve().name,
+        pack=task_model.pack.name,
         command="tascade bench",  # with its options under settings: results travel, paths do not
     )
 

@@ -27,7 +27,7 @@ from tascade.bench.charts import (
     reliability_chart,
     stacked_chart,
 )
-from tascade.bench.metrics import QUARTILES_FROM, noisy, spread
+from tascade.bench.metrics import QUARTILES_FROM, remarks, spread
 from tascade.bench.schema import promise, validate
 from tascade.bench.tuned import TunedView
 from tascade.util.files import write_atomic
@@ -148,7 +148,7 @@ def _section(result: Json, anchor: str) -> Section:
         lead=lead,
         spread_name=f"{kind} of {repeats} repeats" if repeats > 1 else "a single repeat",
         has_memory=any("memory" in m or "head" in m.get("settings", {}) for m in measured.values()),
-        notes=_notes(measured),
+        notes=[*remarks(result), *_notes(measured)],
         charts=charts,
         legends=legends,
         quality_names={key: _QUALITY_NAMES.get(key, key.replace("_", " ")) for key in names},
@@ -224,8 +224,6 @@ def _notes(measured: Mapping[str, Json]) -> list[str]:
             f"Outputs of {', '.join(faults)} differ from plain decoding by more than a tie up to "
             "rounding. A lossless method must not do that."
         )
-    if said := noisy(measured):
-        notes.append(said)
     plain = measured["plain"]["tokens"]
     others = [
         f"{name} wrote {m['tokens']:,}"

@@ -79,9 +79,11 @@ def run_bench(
     _warm_up(records, warmup, progress)
     stopped = turns.run(lambda: on_repeat and on_repeat(_so_far(about, methods, records, turns)))
     requests = turns.requests
+    traced = False
     if not stopped:  # a stopped trace: what was timed is written, with fewer plots
         with suppress(KeyboardInterrupt):
             _trace(records, requests, progress)
+            traced = True
         turns.forget()
     result = {
         "schema": SCHEMA_VERSION,
@@ -92,7 +94,7 @@ def run_bench(
         "dtype": about.dtype,
         "pack": about.pack,
         "data": _data(about, len(requests)),
-        "settings": settings.to_json() | turns.to_json(),
+        "settings": settings.to_json() | turns.to_json() | ({} if traced else {"traced": False}),
         "methods": _entries(methods, records, requests, near_ties, memory),
     }
     validate(result)
@@ -100,7 +102,8 @@ def run_bench(
 
 
 def _data(about: About, examples: int) -> dict[str, Any]:
-    return {"path": about.data_path, "sha256": about.data_sha256, "examples": examples}
+    said = {"path": about.data_path, "sha256": about.data_sha256, "examples": examples}
+    return said | ({"seen_as": about.seen_as} if about.seen_as else {})
 
 
 def _so_far(

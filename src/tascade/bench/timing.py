@@ -18,6 +18,9 @@ from tascade.core import Generation, Progress
 from tascade.decode.sampling import SamplingParams
 from tascade.errors import ConfigError
 
+_NEARLY = 0.95
+"""A shortage of time below which nothing is left out."""
+
 
 @dataclass(frozen=True, slots=True)
 class BenchSettings:
@@ -56,7 +59,10 @@ class BenchSettings:
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """Where the model, the data and the numbers come from."""
+    """Where the model, the data and the numbers come from.
+
+    ``seen_as``: the role that these very rows had when the pack was made; empty if none.
+    """
 
     model: str
     dtype: str
@@ -64,6 +70,7 @@ class About:
     data_sha256: str
     pack: str | None = None
     command: str = ""
+    seen_as: str = ""
 
 
 @dataclass(slots=True)
@@ -180,17 +187,21 @@ class Turns:
                     record.runs[-1].append(generation)
                     self._tell()
             at += size
-            if not self._fitted:
+            if not self._done and self._settings.minutes:
                 self._fit(sum(sum(record.times[0]) for record in self._records), at)
 
     def _fit(self, seconds: float, measured: int) -> None:
         """Leave out repeats, and then rows, for which there is no time.
 
+        Looked at after each chunk of the first repeat: the first rows may be the short ones.
+
         ``seconds``: what the first ``measured`` rows took, of all methods.
         """
-        self._fitted = True
+        self._fitted, measured = True, min(measured, len(self._rows))
         share = 60 * self._settings.minutes / max(seconds * len(self._rows) / measured, 1e-9)
-        self._repeats = min(self._repeats, max(2, int(share)))
+        if share >= _NEARLY * self._repeats:
+            return
+        self._repeats = min(self._repeats, max(2, int(share / _NEARLY)))
         count = min(len(self._rows), max(measured, int(len(self._rows) * share / self._repeats)))
         others = [*range(measured, len(self._rows))]
         step = len(others) / max(1, count - measured)

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 _LITTLE = 1.3
 """Tokens a step below which drafts are hardly worth it."""
+_BUSY = 0.5
+"""Cores that others keep busy from which a measurement is warned of."""
 _AS_FAST = 110
 """Percent of a half-precision step's time up to which float32 is as good as free."""
 out = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 150)
@@ -220,6 +223,9 @@ def summary(result: Generation) -> str:
 def tell_what_was_left_out(result: dict[str, Any]) -> None:
     """Say on stderr what a benchmark was stopped before, or had no time for."""
     said, rows = result["settings"], result["data"]["examples"]
+    if not said.get("traced", True) and not said.get("stopped"):
+        lacking = "stopped before the acceptance of drafts was looked at: the page lacks its plots"
+        err.print(lacking, style="yellow", soft_wrap=True)
     if "asked_rows" not in said:
         return
     why = "stopped" if said["stopped"] else "what there was time for (--minutes)"
@@ -235,23 +241,38 @@ def print_bench_so_far(so_far: dict[str, Any]) -> None:
     err.print(bench_table(so_far))
 
 
-def tell_noise(result: dict[str, Any]) -> None:
-    """Warn of a result whose speed-ups lie far apart."""
-    from tascade.bench.metrics import noisy
+def tell_remarks(result: dict[str, Any]) -> None:
+    """Warn of what makes a result say less than it seems."""
+    from tascade.bench.metrics import remarks
 
-    if said := noisy(result["methods"]):
+    for said in remarks(result):
         err.print(said, style="yellow", soft_wrap=True)
+
+
+def _busy_cores(seconds: float = 0.3) -> float:
+    """How many cores others keep busy now; 0 where the system does not say."""
+
+    def times() -> tuple[int, int]:
+        spent = [*map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9])]
+        return sum(spent), spent[3] + spent[4]  # idle, and waiting for disks
+
+    try:
+        before = times()
+        time.sleep(seconds)
+        after = times()
+    except (OSError, ValueError, IndexError):
+        return 0.0
+    all_of_them, idle = after[0] - before[0], after[1] - before[1]
+    return (os.cpu_count() or 1) * (1.0 - idle / max(1, all_of_them))
 
 
 def tell_load() -> None:
     """Warn before something is measured on a machine that does other work."""
-    if not hasattr(os, "getloadavg"):
-        return
-    load, cores = os.getloadavg()[0], os.cpu_count() or 1
-    if load > cores / 2:
+    busy = _busy_cores()
+    if busy > _BUSY:
         err.print(
-            f"other work runs here (load {load:.1f} on {cores} cores): what is measured will be "
-            "slower and scatter; --threads 1 may be faster than more",
+            f"other work runs here ({busy:.1f} of {os.cpu_count()} cores are busy): what is "
+            "measured will be slower and scatter; --threads 1 may be faster than more",
             style="yellow",
             soft_wrap=True,
         )

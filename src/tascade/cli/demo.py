@@ -112,7 +112,7 @@ def _task(
     else:
         _show_example(pack, data("test"))
     console.out.print(console.bench_table(result))
-    console.tell_noise(result)
+    console.tell_remarks(result)
     return [result]
 
 

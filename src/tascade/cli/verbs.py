@@ -186,7 +186,7 @@ def bench(
         console.print_json(result)
     else:
         console.out.print(console.bench_table(result))
-        console.tell_noise(result)
+        console.tell_remarks(result)
 
 
 @app.command()

@@ -19,6 +19,7 @@ MOST_HELD_OUT = 2000
 """Held-out rows kept, spread over the file; each use takes its own number of these."""
 _LISTED_ROWS = 100
 _HELD_OUT_SHARE, _HELD_OUT_MOST = 20, 200
+_LEAST_STEP = 8
 T = TypeVar("T")
 
 
@@ -80,12 +81,15 @@ def prepare(
     merger: Merges | None = None,
     size: int | None = None,
     logs: Any = None,
+    *,
+    least_held_out: int = 0,
 ) -> Prepared:
     """Load and encode all examples; hold a share out for calibration if there is no other.
 
     ``merger``: the new tokens of a tuned model, which says its answers in them; ``size``: how many
     token ids the model has rows for; ``logs``: requests with answers that are the model's own,
-    which are trained on too and never held out.
+    which are trained on too and never held out; ``least_held_out``: how many rows to hold out of
+    few examples, an eighth of them at most.
 
     Raises:
         DataError: a row cannot be used, there are none, or none has a prompt to answer. A row that
@@ -123,6 +127,8 @@ def prepare(
         out.validation = list(encoded(kept))
     elif len(out.train) >= 2 * _HELD_OUT_SHARE:
         step = max(_HELD_OUT_SHARE, len(out.train) // _HELD_OUT_MOST)
+        if least_held_out:
+            step = min(step, max(_LEAST_STEP, len(out.train) // least_held_out))
         out.validation = out.train[::step]
         out.train = [row for i, row in enumerate(out.train) if i % step]
         out.held_out_of = len(out.validation)

@@ -7,7 +7,8 @@ that Transformers builds from the file, in its order.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -217,9 +218,15 @@ def sampling_params(
             "unknown sampling option",
             got=", ".join(unknown),
             wanted=", ".join(sorted([*known, "do_sample", *PROCESSED])),
-            fix=answers_to(unknown),
+            fix=answers_to(unknown) or _near(unknown, known | {"do_sample", *PROCESSED}),
         )
     return SamplingParams(**merged, rules=rules if rules.needs_processors else None)
+
+
+def _near(unknown: Sequence[str], known: Iterable[str]) -> str:
+    """What was probably meant by the first of these names."""
+    near = difflib.get_close_matches(unknown[0], sorted(known), 1)
+    return f"did you mean {near[0]}?" if near else ""
 
 
 def _changes_nothing(name: str, value: object) -> bool:

@@ -25,7 +25,7 @@ from tascade.enrich.tokens.mine import MiningRules
 from tascade.enrich.tokens.stored import read_tokens
 from tascade.errors import ConfigError, UnsupportedModelError
 from tascade.forecast.probe import Probe, probe
-from tascade.forecast.replay import Forecast, forecast
+from tascade.forecast.replay import FEWEST, Forecast, forecast
 from tascade.forecast.rescue import gain_at
 from tascade.load import ModelRef, load_model
 from tascade.options import ReadOptions, laid_over
@@ -147,7 +147,8 @@ def inspect(
     tell("loading the model", 0, None)
     loaded, tokenizer, name = load_model(model, dtype=recipe.dtype)
     ends = end_tokens(loaded, tokenizer)
-    prepared = prepare(tokenizer, ends, data, held_out, recipe, tell, read_tokens(name))
+    given = tokenizer, ends, data, held_out, recipe, tell, read_tokens(name)
+    prepared = prepare(*given, least_held_out=2 * FEWEST["references"] + 4)
     chosen = spread(prepared.validation, _ROWS)
     rows = [_with_prompt(row, options.get("max_new_tokens") or None) for row in chosen]
     prepared.require_held_out(str(data))

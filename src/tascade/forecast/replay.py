@@ -34,6 +34,10 @@ FEWEST = {"references": 30, "own answers": 20}
 """Replayed outputs below which there is no verdict: fewer of the model's own, since it is those
 that drafts must foresee.
 """
+_NEXT = {
+    "references": "; give 60 held-out rows (--held-out), or have the model say some (--answers 20)",
+    "own answers": "; have it say more (--answers)",
+}
 
 DRAFT_SECONDS = 150e-6
 """Assumed time of one draft where the cost table holds seconds."""
@@ -286,7 +290,8 @@ def _verdict(tally: _Tally, s: OutputStatistics, answers: str, replayed: int) ->
     if replayed < (least := FEWEST[answers]):
         return (
             "cannot tell",
-            f"{replayed} held-out {answers} are too few, {least} or more would do; on these {span}",
+            f"{replayed} held-out {answers} are too few, {least} or more would do; on these {span}"
+            + _NEXT[answers],
         )
     if tally.speedup >= PROFITS:
         return "profits", f"{gain}; {seen}"
