@@ -98,10 +98,32 @@ class Noting(TrainedDrafter):
 
     seen: list[tuple[int, torch.Tensor, list[int]]]
 
-    def _likeliest(self, output: torch.Tensor) -> tuple[list[int], list[float]]:
-        found = super()._likeliest(output)
-        self.seen.append((len(self._context) - 40, output[0], found[0]))
+    def _try(self) -> float:
+        self.seen = []  # set anew after the first passes, which draft nothing
+        return super()._try()
+
+    def _likeliest(self, outputs: torch.Tensor) -> list[tuple[list[int], list[float]]]:
+        found = super()._likeliest(outputs)
+        if hasattr(self, "_context"):
+            self.seen.append((len(self._context) - 40, outputs, found[0][0]))
         return found
+
+
+class Along(Noting):
+    """Goes along what the model will say, up to a wrong token every third time."""
+
+    wanted: list[int]
+    paths: list[tuple[int, list[int]]]
+
+    def propose(self, limit: int, floor: float = 0.0) -> DraftTree:
+        said = len(self._context) - 40
+        path = self.wanted[said : said + min(6, limit)]
+        if len(self.paths) % 3 == 2:
+            path = [*path[:2], 7, 8][:limit]
+        if limit <= 0 or not path or not self.fits():
+            return super().propose(0)
+        self.paths.append((said, path))
+        return self.draft_along(path, [0.9**depth for depth in range(len(path))], limit, floor)
 
 
 def test_the_network_sees_what_it_was_taught_on() -> None:
@@ -126,7 +148,54 @@ def test_the_network_sees_what_it_was_taught_on() -> None:
             hidden = torch.where(torch.arange(batch.taps.shape[1]) <= row, 0.0, -torch.inf)
             made = net.unroll(given, batch.taps, row, hidden[:, None, None])
             for (output, _), taught in zip(levels, made, strict=True):
-                torch.testing.assert_close(output, taught[0, 0], atol=2e-2, rtol=2e-2)
+                torch.testing.assert_close(output[0], taught[0, 0], atol=2e-2, rtol=2e-2)
+
+
+def test_along_a_path_it_says_what_it_was_taught_and_no_word_changes() -> None:
+    for family in ("llama", "gemma2", "gpt_neox"):
+        target, net = Target(model(family)), network(family)
+        wanted = plain(family, torch.float32, 40, False)
+        trained = Along(net, IDS, target)
+        trained.seen, trained.paths, trained.wanted = [], [], list(wanted)
+        made = Decoder(target, trained, AllNodes(20)).generate(prompt(40), GREEDY)
+        assert made.tokens == wanted
+        assert len(made.steps) < len(wanted) / 2
+        pairs: list[Pair] = [(prompt(40), np.asarray(wanted, np.int32))]
+        batch = Batch.of(read_states(model(family), pairs, Prefixes(()), lambda *_: None), DEPTH)
+        words = model(family).get_input_embeddings()
+        assert len(trained.seen) == len(trained.paths) > 5
+        for (place, outputs, _), (said, path) in zip(trained.seen, trained.paths, strict=True):
+            assert place == said
+            row = torch.tensor([[40 + place - 2]])
+            given = [words(batch.words(0)), *words(torch.tensor(path))[:, None, None]]
+            hidden = torch.where(torch.arange(batch.taps.shape[1]) <= row, 0.0, -torch.inf)
+            taught = net.unroll(given, batch.taps, row, hidden[:, None, None], along=True)
+            same = torch.cat([part[0] for part in taught])
+            torch.testing.assert_close(outputs, same, atol=2e-2, rtol=2e-2)
+
+
+def test_a_drafter_of_random_weights_is_soon_asked_no_more() -> None:
+    """By a clock of its own: a call takes as long as a fifth of a step for each look at it."""
+    now, calls = [0.0], list[int]()
+
+    def clock() -> float:
+        now[0] += 0.1
+        return now[0]
+
+    class Told(TrainedDrafter):
+        def draft(self, limit: int, floor: float, step: float = np.inf) -> DraftTree:
+            calls.append(len(self._context))
+            return super().draft(limit, floor, step)
+
+    target, budget = Target(model("llama")), Budget(CostTable.flat(64))
+    trained = Told(network("llama"), IDS, target, clock=clock)
+    drafter = MergedDrafter(NgramDrafter(None, use_context=False), trained, budget)
+    params = SamplingParams(max_new_tokens=600, temperature=3.0, seed=1)
+    made = Decoder(target, drafter, budget).generate(prompt(40), params)
+    assert made.tokens == Decoder(target, NoDrafter()).generate(prompt(40), params).tokens
+    assert calls
+    assert sum(at > 40 + 64 for at in calls) <= 8
+    assert now[0] < 0.03 * len(made.steps)
 
 
 def test_streams_take_turns_and_kept_prefixes_are_recalled() -> None:

@@ -125,13 +125,8 @@ def prepare(
         rows = _examples(validation, recipe.data, "validation", out.reports, tell)
         kept, out.held_out_of = thin(rows, MOST_HELD_OUT)
         out.validation = list(encoded(kept))
-    elif len(out.train) >= 2 * _HELD_OUT_SHARE:
-        step = max(_HELD_OUT_SHARE, len(out.train) // _HELD_OUT_MOST)
-        if least_held_out:
-            step = min(step, max(_LEAST_STEP, len(out.train) // least_held_out))
-        out.validation = out.train[::step]
-        out.train = [row for i, row in enumerate(out.train) if i % step]
-        out.held_out_of = len(out.validation)
+    else:
+        _hold_out(out, least_held_out)
     if logs is not None:
         usual = replace(recipe.data, prompt_field="", completion_field="", prompt_template="")
         rows = _examples(logs, usual, "logs", out.reports, tell)
@@ -150,6 +145,18 @@ def prepare(
             fix="add prompts to the examples, or leave --self out",
         )
     return out
+
+
+def _hold_out(out: Prepared, least: int) -> None:
+    """Take a share of the training rows away, spread over all; ``least``: see :func:`prepare`."""
+    if len(out.train) < 2 * _HELD_OUT_SHARE:
+        return
+    step = max(_HELD_OUT_SHARE, len(out.train) // _HELD_OUT_MOST)
+    if least:
+        step = min(step, max(_LEAST_STEP, len(out.train) // least))
+    out.validation = out.train[::step]
+    out.train = [row for i, row in enumerate(out.train) if i % step]
+    out.held_out_of = len(out.validation)
 
 
 def _check_size(row: Row, size: int | None) -> None:

@@ -30,7 +30,8 @@ class NoDrafter:
 # Set with benchmarks/never_slower.py; none was varied by itself.
 _PROBE_NODES = 8
 _DOUBT = 0.25
-_REST_OF_CALLS = 64
+_REST_OF_CALLS, _CALLS_IN_DOUBT = 64, 8
+_DEAR = 0.5
 
 
 @dataclass(slots=True)
@@ -73,7 +74,7 @@ class Budget:
     _call: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        self._looks, self._calls = Backoff(self.max_pause), Backoff(_REST_OF_CALLS)
+        self._looks, self._calls = Backoff(self.max_pause), Backoff(_REST_OF_CALLS, _CALLS_IN_DOUBT)
 
     def plan(self) -> tuple[int, float]:
         """(most nodes, floor) for the drafter's proposal; (0, 0.0) to skip the look-up."""
@@ -138,7 +139,7 @@ class Budget:
             return False
         rival = self.rate(other)
         own = self.rate(expected, np.concatenate((np.zeros(1, np.float32), seconds)))
-        self._trying = own <= self.margin * rival or self._calls.failures > 0
+        self._trying = own <= self.margin * rival or self._calls.failures > _CALLS_IN_DOUBT
         return not self._trying or rival * float(self.cost.upto(1)[0]) < 1.001
 
     def called(self, seconds: float, other: FloatArray) -> None:
@@ -176,4 +177,6 @@ class Budget:
         if saved >= spent or self.call_trust.ratio >= 1.0:
             self._calls.paid()
         else:
+            if seconds > _DEAR * float(curve[0]):  # a dear call has one try, a cheap one some
+                self._calls.failures = max(self._calls.failures, _CALLS_IN_DOUBT)
             self._calls.failed((spent - saved) / float(curve[0]))

@@ -166,15 +166,14 @@ def inspect(
         train_prompts=[prompt for prompt, _ in prepared.train],
         own=own,
     )
-    probed = (prepared.train, own or rows[len(rows) // 2 :], found.missed)
-    foreseen = probe(loaded, *probed, tell) if drafter else None
+    replayed = own or rows[len(rows) // 2 :]
+    foreseen = probe(loaded, prepared.train, replayed, found.missed, tell) if drafter else None
     tell("choosing tokens", 0, None)
     try:
         new = choose_tokens((prepared.train, chosen), (loaded, tokenizer, name), MiningRules())
     except ConfigError:  # a tokenizer of a kind that cannot be extended
         new = None
-    tell("counting tokens", 0, None)
-    vocabulary = _vocabulary((loaded, tokenizer), prepared, float(cost.upto(1)[-1]))
+    vocabulary = _vocabulary((loaded, tokenizer), prepared, float(cost.upto(1)[-1]), tell)
     counts = {
         "rows": prepared.held_out_of,
         "forecast": len(own) or len(rows),
@@ -209,9 +208,10 @@ def _own(
 
 
 def _vocabulary(
-    model: tuple[Any, Any], prepared: Prepared, step_seconds: float
+    model: tuple[Any, Any], prepared: Prepared, step_seconds: float, tell: Progress
 ) -> HeadSavings | None:
     """What ``tascade tailor`` would list with its defaults; ``None`` for heads that must stay."""
+    tell("counting tokens", 0, None)
     if not _replaceable(model[0]):
         return None
     profile = list_tokens(model, prepared.train, prepared.validation, VocabConfig())

@@ -10,18 +10,29 @@ import numpy as np
 from tascade.core import ROOT, DraftTree, FloatArray, IntArray, Source
 from tascade.draft.budget import Budget
 from tascade.draft.costs import Trust
-from tascade.draft.neural.trained import DEPTH, TrainedDrafter
+from tascade.draft.neural.trained import ALONG, DEPTH, TrainedDrafter
 from tascade.draft.ngram.drafter import NgramDrafter
 
 _GRAFTS = 3
 """Departures of the network behind which the task's outputs are asked, each some 0.2 ms."""
+_LIKELY = 0.5
+"""From this chance of its first token on, the network goes along the outputs' likeliest path."""
+_ADDED = 2.0
+"""Tokens that it is expected to add for each miss of the outputs before anything was seen: less
+would have it never asked, and so never known."""
+_SPREAD = 8
+"""Calls that the reading of a prompt is charged to, since all of them profit."""
+_AHEAD = 2
+"""What going along a path takes, in passes of one token."""
 
 
 class MergedDrafter:
     """The task's outputs draft, and the trained network fills in what they lack.
 
     It is asked where the budget expects that what it adds is worth its time; what it added, it
-    learns from what was accepted. Where the network leaves the outputs' tree, the outputs draft on
+    learns from what was accepted. Where the outputs have a likely path, the network goes along it,
+    in one pass, and says what else may follow; where they have none, it drafts by itself. Where the
+    network leaves the outputs' tree, the outputs draft on
     from its tokens. Equal paths are one, and of all nodes the best are verified, so that the merge
     takes no more of them than one drafter would (TAPS' merged trees take twice as many). A
     :class:`Drafter`.
@@ -34,8 +45,9 @@ class MergedDrafter:
         self._reset()
 
     def _reset(self) -> None:
-        self.added = Trust(0.5, 0.5, weight=1 / 32)
+        self.added = Trust(0.5, _ADDED * 0.5, weight=1 / 32)
         self._alone: DraftTree | None = None
+        self._missing, self._owed = 1.0, 0.0
 
     def refresh(self) -> None:
         """Take up what was added to the corpus index since it was opened."""
@@ -60,24 +72,33 @@ class MergedDrafter:
         if limit <= 0 or budget.calls_rest or not trained.fits():
             trained.propose(0)
             return tree
-        together = self._promise(tree)
-        seconds = np.full(len(together), trained.seconds * DEPTH)
+        path, chances = _likeliest_path(tree)
+        along = bool(path) and chances[0] >= _LIKELY
+        missing = _missing(chances if along else ())
+        together = self._promise(tree, missing)
+        seconds = np.full(len(together), trained.seconds * (_AHEAD if along else DEPTH))
         if not budget.worth_a_call(together, seconds, tree.survival):
             trained.propose(0)
             return tree
         started = trained.clock()
-        more = trained.draft(limit, floor, float(budget.cost.upto(1)[0]))
+        if along:
+            more = trained.draft_along(path, chances, limit, floor)
+        else:
+            more = trained.draft(limit, floor, float(budget.cost.upto(1)[0]))
         both = merge(tree, more, limit)
         for path, survival in _departures(tree, more):
             below = self.corpus.beyond(path, limit, min(1.0, floor / max(survival[-1], 1e-6)))
             both = merge(both, _behind(path, survival, below), limit)
-        budget.called(trained.clock() - started, tree.survival)
-        self._alone = tree
+        self._owed += trained.catching_up
+        due = self._owed / _SPREAD
+        self._owed -= due
+        budget.called(trained.clock() - started - trained.catching_up + due, tree.survival)
+        self._alone, self._missing = tree, missing
         return both
 
-    def _promise(self, tree: DraftTree) -> FloatArray:
-        """Survival of the nodes of both: what the network adds, it adds where the tree has none."""
-        extra = self.added.ratio * _missing(tree)
+    def _promise(self, tree: DraftTree, missing: float) -> FloatArray:
+        """Survival of the nodes of both: what the network adds, it adds where the tree misses."""
+        extra = self.added.ratio * missing
         count = max(1, math.ceil(extra))
         more = np.full(count, extra / count, np.float32)
         both: FloatArray = np.sort(np.concatenate((tree.survival, more)))[::-1]
@@ -87,14 +108,27 @@ class MergedDrafter:
         """Tell both what was said; each learns whether it had foreseen it."""
         if self._alone is not None:
             accepted = len(path) - min(len(path), _followed(self._alone, tokens.tolist()))
-            self.added.record(_missing(self._alone), accepted)
+            self.added.record(self._missing, accepted)
         self.corpus.commit(tokens, verified, path)
         self.trained.commit(tokens, verified, path)
 
 
-def _missing(tree: DraftTree) -> float:
-    """The chance that the next token is none that the tree begins with."""
-    return max(0.02, 1.0 - float(tree.survival[tree.parents == ROOT].sum()))
+def _likeliest_path(tree: DraftTree) -> tuple[list[int], list[float]]:
+    """The tokens of the tree's likeliest path, and their survival: :data:`ALONG` at most."""
+    path: list[int] = []
+    survival: list[float] = []
+    at = int(ROOT)
+    for i, (token, parent, chance, _) in enumerate(_rows(tree)):  # the likeliest child comes first
+        if parent == at and len(path) < ALONG:
+            path.append(token)
+            survival.append(chance)
+            at = i
+    return path, survival
+
+
+def _missing(survival: Sequence[float]) -> float:
+    """The chance that a path of such survival ends before its last token; 1 without any."""
+    return max(0.02, 1.0 - survival[-1]) if survival else 1.0
 
 
 def _followed(tree: DraftTree, tokens: Sequence[int]) -> int:

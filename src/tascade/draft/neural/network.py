@@ -2,6 +2,9 @@
 
 Row ``i`` knows the target's states behind token ``i`` and token ``i + 1`` itself, and says token
 ``i + 2``. To go on from what it drafted, it takes its own output in place of the target's states.
+To go along tokens that another drafter proposes, it takes one learned state for all of them: then
+no row waits for the one before, and one pass reads the whole path (P-EAGLE's, arXiv 2602.01469,
+for tokens that are known).
 
 Source: EAGLE-3 (arXiv 2503.01840), section 3; the norms of the states and of the output that is
 fed back are EAGLE-3.1's.
@@ -106,6 +109,7 @@ class DraftNetwork(nn.Module):
         self.up = nn.Linear(d, shape.intermediate, bias=False)
         self.down = nn.Linear(shape.intermediate, d, bias=False)
         self.head = nn.Linear(d, shape.vocabulary, bias=False)
+        self.constant = nn.Parameter(torch.randn(d))
         self.set_turns()
 
     def set_turns(self) -> None:
@@ -168,6 +172,8 @@ class DraftNetwork(nn.Module):
         taps: torch.Tensor,
         rows: torch.Tensor,
         hidden: torch.Tensor,
+        *,
+        along: bool = False,
     ) -> list[torch.Tensor]:
         """Some rows draft on at once, each as if from there: the outputs [B, A, d] of each pass.
 
@@ -179,6 +185,7 @@ class DraftNetwork(nn.Module):
             taps: [B, T, taps * d] the target's states.
             rows: [B, A] which rows draft on; the others are only seen.
             hidden: [B, 1, A, T] 0 where a row may see row j, minus infinity elsewhere.
+            along: have the learned state, not the output before, in later passes.
         """
         times = self.shape.heads // self.shape.kv_heads
         scale, places = self.shape.head_dim**-0.5, torch.arange(taps.shape[1], device=taps.device)
@@ -192,6 +199,7 @@ class DraftNetwork(nn.Module):
         own: list[Keys] = []
         for m in range(len(words)):
             if m:
+                state = self.constant.to(state.dtype).expand_as(state) if along else state
                 mixed = self.mix(words[m], state)
                 key, value = self.keys(mixed, rows + m)
                 own.append((key.repeat_interleave(times, 1), value.repeat_interleave(times, 1)))

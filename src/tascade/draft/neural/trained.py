@@ -22,7 +22,13 @@ BRANCHES = 4
 """Tokens that are drafted beside each other at every depth, the likeliest of which goes on."""
 DEPTH = 5
 """Most tokens that it drafts in a row: one more than it was trained to (``training.PASSES``)."""
+ALONG = 8
+"""Most tokens of another drafter's path that it goes along."""
 _FIRST_CAPACITY = 512
+_TRIES, _MANY = 4, 32
+"""Passes that tell what one takes, the first of which are slow; rows that are read for a request
+once, and not for a draft.
+"""
 
 
 class TrainedDrafter:
@@ -39,7 +45,9 @@ class TrainedDrafter:
         clock: tells seconds.
 
     Attributes:
-        seconds: of drafting one token deeper.
+        seconds: of drafting one token deeper, or along a path of another drafter.
+        catching_up: seconds that the last draft took for what the target had read since long, such
+            as the prompt.
         hits: how many of the likeliest tokens were right, if all before them were.
 
     Raises:
@@ -62,10 +70,18 @@ class TrainedDrafter:
         self._ids = ids.to(target.device)
         self._words = target.model.get_input_embeddings()
         self._ends = frozenset(end_tokens)
-        self.seconds = 0.0
+        self._step, self.catching_up = _Step(network), 0.0
+        self.seconds = min(self._try() for _ in range(_TRIES))
         self.forget()
-        self._step = _Step(network)
         self.start(np.empty(0, np.int32))
+
+    @torch.inference_mode()
+    def _try(self) -> float:
+        """Seconds of drafting one token, out of nothing."""
+        nothing = self.network.head.weight.new_zeros(1, self.network.shape.hidden)
+        started = self.clock()
+        self._likeliest(self._step(nothing, nothing, 0, 0))
+        return self.clock() - started
 
     def forget(self) -> None:
         """Forget how often it was right."""
@@ -77,6 +93,7 @@ class TrainedDrafter:
         self._first = self._read = 0
         self._output: torch.Tensor | None = None
         self._levels: list[tuple[list[int], list[float]]] = []
+        self._followed: list[int] = []
 
     def fits(self) -> bool:
         """Whether there is something to draft from: states, and the token behind them."""
@@ -86,7 +103,7 @@ class TrainedDrafter:
     def propose(self, limit: int, floor: float = 0.0) -> DraftTree:
         """The tree of at most ``limit`` nodes that may pay (see ``Drafter.propose``)."""
         if limit <= 0 or not self.fits():
-            self._levels = []
+            self._levels, self._followed = [], []
             return EMPTY_TREE
         return self.draft(limit, floor)
 
@@ -96,14 +113,15 @@ class TrainedDrafter:
         started = self.clock()
         share = self.seconds / step
         output, at = self._catch_up()
-        self._levels, survival, promised = [], 1.0, 1.0
+        self._levels, self._followed, survival, promised = [], [], 1.0, 1.0
         tokens: list[int] = []
         parents: list[int] = []
         kept: list[float] = []
         above = -1
         for depth in range(DEPTH):
-            words, chances = self._likeliest(output)
+            words, chances = self._likeliest(output)[0]
             self._levels.append((words, chances))
+            self._followed.append(words[0])
             sure = [self.confidence.of(chance) * survival for chance in chances]
             here = len(tokens)
             tokens += words
@@ -117,10 +135,58 @@ class TrainedDrafter:
             if survival * self.hits.ratio < bar or depth + 1 >= limit:
                 break
             output = self._pass([words[0]], output, at + depth + 1)
-        spent = (self.clock() - started) / len(self._levels)
-        gap = min(spent, 4 * self.seconds if self.seconds else spent) - self.seconds
-        self.seconds += gap / (8 if gap > 0 and self.seconds else 1 if not self.seconds else 2)
+        self._spent((self.clock() - started - self.catching_up) / len(self._levels))
         return _best_first(tokens, parents, kept, limit, floor)
+
+    @torch.inference_mode()
+    def draft_along(
+        self, path: Sequence[int], survival: Sequence[float], limit: int, floor: float
+    ) -> DraftTree:
+        """A path that another drafter proposes, with what may stand beside each of its tokens.
+
+        One pass reads the whole path: it says what the network would say behind each of its tokens.
+
+        Args:
+            path: tokens, :data:`ALONG` at most.
+            survival: the chance that all up to each of them are right.
+            limit: most nodes.
+            floor: see ``Drafter.propose``.
+        """
+        started = self.clock()
+        output, at = self._catch_up()
+        ids = torch.tensor(path, device=self._ids.device)
+        states = self.network.constant.expand(len(path), -1)
+        behind = self._step(
+            self._words(ids).to(states), states, at + 1, at + 1 - self._first, every=True
+        )
+        self._levels, self._followed = self._likeliest(torch.cat((output, behind))), list(path)
+        tokens: list[int] = []
+        parents: list[int] = []
+        kept: list[float] = []
+        above, before = -1, 1.0
+        for depth, (words, chances) in enumerate(self._levels):
+            here = above
+            if depth < len(path):
+                here = len(tokens)
+                tokens.append(path[depth])
+                parents.append(above)
+                kept.append(survival[depth])
+            for word, chance in zip(words, chances, strict=True):
+                sure = before * self.confidence.of(chance)
+                if depth < len(path) and word == path[depth]:
+                    kept[here] = max(kept[here], sure)
+                else:
+                    tokens.append(word)
+                    parents.append(above)
+                    kept.append(sure)
+            above, before = here, kept[here] if here >= 0 else before
+        self._spent((self.clock() - started - self.catching_up) / 2)
+        return _best_first(tokens, parents, kept, limit, floor)
+
+    def _spent(self, seconds: float) -> None:
+        """Note what a pass took: cheaper ones are believed sooner than dearer ones."""
+        gap = min(seconds, 4 * self.seconds) - self.seconds
+        self.seconds += gap / (8 if gap > 0 else 2)
 
     def _catch_up(self) -> tuple[torch.Tensor, int]:
         """Read what the target read since; the output of the last row there, and its place."""
@@ -129,12 +195,14 @@ class TrainedDrafter:
             raise TascadeError("the target keeps no states", fix="make the drafter anew")
         if self._read < states.start or self._read > states.end:
             self._first = self._read = states.start
+        self.catching_up = 0.0
         if self._read < states.end:
-            last = states.end
+            started, last, many = self.clock(), states.end, states.end - self._read > _MANY
             taps = states.behind(self._read).to(self.network.fc.weight.dtype)
             words = self._context[self._read + 1 : last + 1]
             self._output = self._pass(words, self.network.fuse(taps), self._read)
             self._read = last
+            self.catching_up = self.clock() - started if many else 0.0
         output, at = self._output, self._read - 1
         assert output is not None
         for token in self._context[self._read + 1 :]:  # known, and to be read by the target yet
@@ -147,22 +215,23 @@ class TrainedDrafter:
         ids = torch.tensor(words, device=self._ids.device)
         return self._step(self._words(ids).to(states), states, at, at - self._first)
 
-    def _likeliest(self, output: torch.Tensor) -> tuple[list[int], list[float]]:
-        scores = functional.linear(output[0], self.network.head.weight).float()
+    def _likeliest(self, outputs: torch.Tensor) -> list[tuple[list[int], list[float]]]:
+        """The likeliest tokens of each output [n, d], and how likely it says they are."""
+        scores = functional.linear(outputs, self.network.head.weight).float()
         best, places = scores.topk(min(BRANCHES, len(self._ids)))
-        chances = (best - scores.logsumexp(-1)).exp()
-        return self._ids[places].tolist(), chances.tolist()
+        chances = (best - scores.logsumexp(-1, keepdim=True)).exp()
+        return list(zip(self._ids[places].tolist(), chances.tolist(), strict=True))
 
     def commit(self, tokens: IntArray, verified: int, path: Sequence[int]) -> None:
         """Learn from the outcome, and go on behind ``tokens``."""
         said: list[int] = tokens.tolist()
-        for token, (words, chances) in zip(said, self._levels, strict=False):
+        for depth, (token, (words, chances)) in enumerate(zip(said, self._levels, strict=False)):
             for word, chance in zip(words, chances, strict=True):
                 self.confidence.learn(chance, word == token)
             self.hits.record(1.0, words[0] == token)
-            if words[0] != token:
+            if self._followed[depth : depth + 1] != [token]:
                 break
-        self._levels = []
+        self._levels, self._followed = [], []
         self._context += said
 
 
@@ -198,7 +267,7 @@ class _Step:
         return self._cos, self._sin
 
     def __call__(
-        self, words: torch.Tensor, states: torch.Tensor, at: int, slot: int
+        self, words: torch.Tensor, states: torch.Tensor, at: int, slot: int, *, every: bool = False
     ) -> torch.Tensor:
         """The output [1, d] of the last of some rows.
 
@@ -207,6 +276,7 @@ class _Step:
             states: [n, d] as :meth:`DraftNetwork.mix` takes them.
             at: place of the first row in the text.
             slot: rows that are kept already, which all of these see.
+            every: give the outputs [n, d] of all.
         """
         net, shape, n = self._net, self._shape, len(words)
         end, heads = slot + n, shape.heads + shape.kv_heads
@@ -218,13 +288,18 @@ class _Step:
         turned = made[:, :heads] * cos + torch.cat((-second, first), dim=-1) * sin
         self._keys[:, slot:end] = turned[:, shape.heads :].transpose(0, 1)
         self._values[:, slot:end] = made[:, heads:].transpose(0, 1)
+        asked = n if every else 1
+        mask = None
+        if asked > 1:
+            mask = torch.arange(end) <= torch.arange(slot, end)[:, None]
         attended = functional.scaled_dot_product_attention(
-            turned[-1, : shape.heads, None][None],
+            turned[-asked:, : shape.heads].transpose(0, 1)[None],
             self._keys[None, :, :end],
             self._values[None, :, :end],
+            attn_mask=None if mask is None else mask.to(self._keys.device),
             enable_gqa=shape.heads != shape.kv_heads,
         )
-        x = states[-1:] + net.o(attended.view(1, -1))
+        x = states[-asked:] + net.o(attended[0].transpose(0, 1).reshape(asked, -1))
         gate, up = functional.linear(net.mlp_norm(x), self._gate_up).chunk(2, dim=-1)
         output: torch.Tensor = net.norm(x + net.down(functional.silu(gate) * up))
         return output

@@ -25,6 +25,8 @@ PASSES = 4
 """Tokens that each row drafts on in training."""
 DECAY = 0.8
 """Weight of each pass against the one before (EAGLE-3, section 3.2)."""
+ALONG_SHARE = 0.35
+"""Share of batches that learn to go along a path, the others to draft by themselves."""
 _RATE, _WARM, _LAST, _CLIP = 5e-4, 0.04, 0.1, 1.0
 _BETAS, _DECAY = (0.9, 0.95), 0.01
 _BATCH_TOKENS, _GRAIN = 2048, 32
@@ -189,15 +191,20 @@ def batches(samples: Sequence[Sample], rng: np.random.Generator) -> Iterator[lis
 
 
 def loss_of(
-    network: DraftNetwork, batch: Batch, words: torch.nn.Module, vocabulary: DraftVocabulary
+    network: DraftNetwork,
+    batch: Batch,
+    words: torch.nn.Module,
+    vocabulary: DraftVocabulary,
+    *,
+    along: bool = False,
 ) -> torch.Tensor:
     """Cross-entropy of what each pass of each row is to say, later passes counting less.
 
-    Tokens that it cannot say are left out.
+    Tokens that it cannot say are left out. ``along``: see :meth:`DraftNetwork.unroll`.
     """
     embedded = [words(batch.words(m)).detach().float() for m in range(len(batch.wanted))]
     total, weight = torch.zeros(()), 0.0
-    outputs = network.unroll(embedded, batch.taps, batch.rows, batch.hidden)
+    outputs = network.unroll(embedded, batch.taps, batch.rows, batch.hidden, along=along)
     for m, (output, wanted) in enumerate(zip(outputs, batch.wanted, strict=True)):
         places = vocabulary.places(wanted)
         known = (places >= 0) & (wanted >= 0)
@@ -274,7 +281,7 @@ def train(
             batch = Batch.of(group)
             adam.zero_grad()
             with torch.autocast("cpu", torch.bfloat16, enabled=half):
-                loss = loss_of(network, batch, words, vocabulary)
+                loss = loss_of(network, batch, words, vocabulary, along=rng.random() < ALONG_SHARE)
             torch.autograd.backward(loss)
             torch.nn.utils.clip_grad_norm_(network.parameters(), _CLIP)
             adam.step()
