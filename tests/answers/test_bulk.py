@@ -172,7 +172,7 @@ from tascade.integrations import vllm_answers
 vllm_answers._distribution = lambda: "numpy"
 vllm_answers.check_version = print
 vllm_answers._engine = lambda job: time.sleep(600)
-vllm_answers.main(Path(sys.argv[1]))
+vllm_answers.run(Path(sys.argv[1]))
 """
 STARTER = """
 import subprocess, sys, time

@@ -36,6 +36,7 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "--chat-template-kwargs": ("", '{"mood": "calm"}'),
     "--self": ("", "yes"),
     "--tune": ("", "yes"),
+    "--drafter": ("", "yes"),
     "--tailor": ("", "exact", "masked", "draft-only"),
     "--resume": ("", "yes"),
     "--overwrite": ("", "yes"),
@@ -102,6 +103,7 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short answers, two steps of training, known step costs: flags are tested, not models."""
     table = CostTable((1, 64), (1e-3, 2e-3))
     monkeypatch.setattr("tascade.model.measure_cost", lambda target: table)
+    monkeypatch.setattr("tascade.train_drafter.WORTH", 0.0)
     wanted = cli_adapt._recipe
 
     def short(*flags: Any) -> Any:
@@ -146,6 +148,7 @@ def test_flags_together_make_a_pack_that_says_what_plain_decoding_says(
         adapted(dict.fromkeys(FLAGS, "") | {"--recipe": "FILE"}, base, out)
     made = adapted(flags, base, out)
     stages = ["tasc-ft"] * bool(flags["--tune"]) + ["tasc-spec"]
+    stages += ["drafter"] * bool(flags["--drafter"])
     stages += ["vocab-tailor"] * bool(flags["--tailor"])
     assert made.pack.info.stages == stages
     limit = 6 if flags["--max-new-tokens"] else 7 if flags["--recipe"] else MOST

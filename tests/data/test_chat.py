@@ -328,8 +328,8 @@ def test_inspect_and_enrich_count_answers_behind_such_prompts(
     for module in (tascade.enrich.choose, tascade.forecast.inspection):
         whole = module.prepare
 
-        def watched(*args: Any, whole: Any = whole) -> Any:
-            seen.append(whole(*args))
+        def watched(*args: Any, whole: Any = whole, **options: Any) -> Any:
+            seen.append(whole(*args, **options))
             return seen[-1]
 
         monkeypatch.setattr(module, "prepare", watched)

@@ -37,13 +37,10 @@ _LOOK = 0.5
 def main(folder: Path) -> None:
     """Answer the prompts of a job, a chunk at a time, as many as its seconds allow.
 
-    It ends when the process that started it is gone, whatever it is at.
-
     Raises:
         ConfigError: a vLLM that was not tried, or one for another device than the job's.
     """
     begin = time.monotonic()
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     job = json.loads((folder / "job.json").read_bytes())
     with np.load(folder / "prompts.npz") as arrays:
         prompts = np.split(arrays["ids"], arrays["ends"][:-1])
@@ -65,6 +62,16 @@ def main(folder: Path) -> None:
             rate = len(places) / max(time.monotonic() - start, 1e-3)
             left = job["seconds"] - (time.monotonic() - begin)
             chunk = _next_chunk(len(places), rate, left, int(job["requests"]))
+
+
+def run(folder: Path) -> None:
+    """:func:`main`, which ends when the process that started this one is gone, whatever it is at.
+
+    Raises:
+        ConfigError: see :func:`main`.
+    """
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    main(folder)
 
 
 def _end_with(parent: int) -> None:
@@ -145,4 +152,4 @@ def _said(
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    run(Path(sys.argv[1]))
