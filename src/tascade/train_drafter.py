@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
@@ -148,7 +149,7 @@ def train_drafter(
     if rounds < 1:
         raise ConfigError("rounds is out of range", got=rounds, wanted="1 or more", where="rounds")
     task, recipe, prepared = open_with_rows(pack, data, held_out, options, tell)
-    rows, checked = _learnable(prepared)
+    rows, checked = _learnable(prepared.train, prepared.validation)
     if own:
         # Without the drafter that is there, which may be of other weights.
         alone = task.new_decoder(task.new_drafter(), task.new_budget())
@@ -179,14 +180,14 @@ def network_stage(
         ConfigError: rows without prompts, or no time for enough own answers.
     """
     task_model, own = task.task_model, recipe.spec.own_answers
-    rows, checked = _learnable(prepared)
+    train = prepared.train
     if own:
-        seconds = recipe.spec.own_seconds
-        enough_own(len(prepared.own), prepared.train, "training prompts", seconds)
-        rows, _ = _learnable(prepared, [prepared.train[at] for at in prepared.own])
+        enough_own(len(prepared.own), train, "training prompts", recipe.spec.own_seconds)
+        train = [train[at] for at in prepared.own]
+    rows, checked = _learnable(train, prepared.validation)
+    if own:
         answer = bulk_answerer(task_model, task.stored, recipe, progress)
-        held, _ = own_held_out(answer, list[Row](checked), seconds)
-        checked = draftable(held)
+        checked = _own_checked(checked, answer, recipe)
     worth = forecast_drafter(task_model, rows, checked, progress)
     if not worth.pays:
         said = f"no drafter was trained, it would not pay: {worth.describe()}"
@@ -225,14 +226,14 @@ def forecast_drafter(
     return worth
 
 
-def _learnable(prepared: Prepared, train: list[Row] | None = None) -> tuple[list[Pair], list[Pair]]:
+def _learnable(train: Sequence[Row], validation: Sequence[Row]) -> tuple[list[Pair], list[Pair]]:
     """Training rows, as many as there are tokens for, and held-out ones.
 
     Raises:
         ConfigError: there are none of either.
     """
-    rows = within(draftable(prepared.train if train is None else train), TOKENS)
-    checked = spread(draftable(prepared.validation), HELD_OUT)
+    rows = within(draftable(train), TOKENS)
+    checked = spread(draftable(validation), HELD_OUT)
     if not rows or not checked:
         raise ConfigError(
             "nothing to train a drafter on",
@@ -250,8 +251,13 @@ def _own(
     asked, seconds = list[Row](rows), recipe.spec.own_seconds
     found, _ = answer(asked)
     enough_own(len(found), asked, "training prompts", seconds)
-    held, _ = own_held_out(answer, list[Row](checked), seconds)
-    return draftable(found), draftable(held)
+    return draftable(found), _own_checked(checked, answer, recipe)
+
+
+def _own_checked(checked: list[Pair], answer: Answer, recipe: Recipe) -> list[Pair]:
+    """The same held-out prompts, as many as there is time for, with the model's own answers."""
+    held, _ = own_held_out(answer, list[Row](checked), recipe.spec.own_seconds)
+    return draftable(held)
 
 
 def _train(
