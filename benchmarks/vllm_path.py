@@ -29,14 +29,27 @@ import time
 from pathlib import Path
 from typing import Any
 
-METHODS = ("plain", "ngram", "suffix", "tascade", "idle")
+METHODS = ("plain", "ngram", "suffix", "tascade", "idle", "network", "joined")
 MOST_SEQUENCES = 32
 LENGTH = 2048
 NOISE_TOKENS = 48
 
 
-def speculative(method: str, pack: str) -> dict[str, Any]:
-    """Engine arguments of a method: ngram as vLLM's guide has it, suffix at its defaults."""
+def speculative(method: str, pack: str, drafter: str) -> dict[str, Any]:
+    """Engine arguments of a method: ngram as vLLM's guide has it, suffix at its defaults.
+
+    ``network`` is the pack's trained drafter alone, as vLLM has it; ``joined`` has both.
+    """
+    ours = {
+        "additional_config": {"tascade": {"pack": pack}},
+        "worker_extension_cls": "tascade.integrations.vllm.WorkerExtension",
+    }
+    if method == "network":
+        config = {"method": "eagle3", "model": drafter, "num_speculative_tokens": 4}
+        return {"speculative_config": config}
+    if method == "joined":
+        config = {"method": "eagle3", "model": drafter, "num_speculative_tokens": 16}
+        return {"speculative_config": config | {"disable_padded_drafter_batch": True}} | ours
     if method == "ngram":
         config = {"method": "ngram", "num_speculative_tokens": 8}
         return {"speculative_config": config | {"prompt_lookup_min": 2, "prompt_lookup_max": 5}}
@@ -48,11 +61,7 @@ def speculative(method: str, pack: str) -> dict[str, Any]:
     if method == "tascade":
         name = "tascade.integrations.vllm.TascadeProposer"
         config = {"method": "custom_class", "model": name, "num_speculative_tokens": 16}
-        return {
-            "speculative_config": config,
-            "additional_config": {"tascade": {"pack": pack}},
-            "worker_extension_cls": "tascade.integrations.vllm.WorkerExtension",
-        }
+        return {"speculative_config": config} | ours
     return {}
 
 
@@ -69,7 +78,7 @@ class Idle:
         return [[] for _ in sampled_token_ids]
 
 
-def work(method: str, model: str, pack: str) -> None:
+def work(method: str, model: str, pack: str, options: argparse.Namespace) -> None:
     """The process of one engine: answers jobs read from standard input, a JSON line each."""
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
@@ -79,23 +88,23 @@ def work(method: str, model: str, pack: str) -> None:
 
     llm = LLM(
         model=model,
-        dtype="float32",
+        dtype=options.dtype,
         max_num_seqs=MOST_SEQUENCES,
         max_model_len=LENGTH,
         enable_prefix_caching=False,
         seed=0,
-        **speculative(method, pack),
+        **speculative(method, pack, str(options.drafter)),
     )
     kept: set[str] = set()
     say(out, {"ready": True})
     for line in sys.stdin:
         job = json.loads(line)
-        result = drive(llm, **job["run"]) if "run" in job else {}
+        result = drive(llm, options.tokens, **job["run"]) if "run" in job else {}
         if job.get("forget") and method == "suffix":
             forget(llm, kept)
         elif method == "suffix":
             kept = answers_of(llm)
-        if job.get("stats") and method == "tascade":
+        if job.get("stats") and method in ("tascade", "joined"):
             result["stats"] = llm.collective_rpc("tascade_stats")[0]
         say(out, result)
 
@@ -122,12 +131,14 @@ def say(out: int, message: dict[str, Any]) -> None:
     os.write(out, (json.dumps(message) + "\n").encode())
 
 
-def drive(llm: Any, prompts: list[list[int]], concurrency: int, workload: str) -> dict[str, Any]:
-    """Answer all prompts, ``concurrency`` of them under way at a time."""
+def drive(
+    llm: Any, most: int, prompts: list[list[int]], concurrency: int, workload: str
+) -> dict[str, Any]:
+    """Answer all prompts, ``concurrency`` of them under way at a time, ``most`` tokens each."""
     from vllm import SamplingParams
 
     options: dict[str, Any] = {"temperature": 2.0 if workload == "sampled" else 0.0}
-    lengths = [256] * len(prompts)
+    lengths = [most] * len(prompts)
     if workload != "task":  # of many lengths, or plain decoding would go in lockstep
         options["ignore_eos"] = True
         lengths = [NOISE_TOKENS + (37 * i) % (2 * NOISE_TOKENS) for i in range(len(prompts))]
@@ -158,6 +169,8 @@ class Worker:
     def __init__(self, method: str, model: Path, options: argparse.Namespace) -> None:
         command = [sys.executable, __file__, "--work", method, "--model", str(model)]
         command += ["--shared", str(options.shared), "--packs", str(options.packs)]
+        command += ["--dtype", options.dtype, "--tokens", str(options.tokens)]
+        command += ["--drafter", str(options.drafter)]
         self.process = subprocess.Popen(
             [*command, "--task", options.task],
             stdin=subprocess.PIPE,
@@ -187,6 +200,10 @@ class Worker:
         self.process.wait(60)
 
 
+def model_of(options: argparse.Namespace) -> Path:
+    return Path(options.model or options.shared / "models" / "pilot")
+
+
 def encode(options: argparse.Namespace) -> dict[str, list[list[int]]]:
     """Token ids of the prompts of each split."""
     from transformers import AutoTokenizer
@@ -194,7 +211,7 @@ def encode(options: argparse.Namespace) -> dict[str, list[list[int]]]:
     from tascade.data.encode import encode_prompt
     from tascade.data.load import load_examples
 
-    tokenizer = AutoTokenizer.from_pretrained(options.shared / "models" / "pilot")
+    tokenizer = AutoTokenizer.from_pretrained(model_of(options))
     folder = options.shared / "data" / options.task
     found = {}
     for name in ("train", "validation", "test"):
@@ -203,9 +220,11 @@ def encode(options: argparse.Namespace) -> dict[str, list[list[int]]]:
     return found
 
 
-def rounds(prompts: dict[str, list[list[int]]], concurrency: int, repeats: int) -> Any:
+def rounds(
+    prompts: dict[str, list[list[int]]], concurrency: int, repeats: int, most: int = 0
+) -> Any:
     """The rows of the warming round and of each repeat: of more requests at a time, more rows."""
-    size = min(len(prompts["test"]) // repeats, 32 + 4 * concurrency)
+    size = min(len(prompts["test"]) // repeats, most or 32 + 4 * concurrency)
     blocks = [prompts["test"][i * size : (i + 1) * size] for i in range(repeats)]
     return [prompts["validation"][:size], *blocks]
 
@@ -235,13 +254,13 @@ def shuffled_head(model: Path, folder: Path) -> Path:
     return folder
 
 
-def ratios(seconds: dict[str, list[float]], tokens: dict[str, list[int]], base: str) -> Any:
-    """Speed of tascade against ``base``: median, low and high over the repeats."""
+def ratios(
+    seconds: dict[str, list[float]], tokens: dict[str, list[int]], base: str, ours: str = "tascade"
+) -> Any:
+    """Speed of ``ours`` against ``base``: median, low and high over the repeats."""
     each = [
         (b / n) / (a / m)
-        for a, m, b, n in zip(
-            seconds["tascade"], tokens["tascade"], seconds[base], tokens[base], strict=True
-        )
+        for a, m, b, n in zip(seconds[ours], tokens[ours], seconds[base], tokens[base], strict=True)
     ]
     return {"median": statistics.median(each), "low": min(each), "high": max(each)}
 
@@ -283,9 +302,11 @@ def measure(
             ]
             row |= {"identical": sum(same), "differing": len(same) - sum(same)}
         result["methods"][method] = row
-    result["tascade_against"] = {
-        base: ratios(seconds, tokens, base) for base in names if base != "tascade"
-    }
+    for ours in ("tascade", "joined"):
+        if ours in names:
+            result[f"{ours}_against"] = {
+                base: ratios(seconds, tokens, base, ours) for base in names if base != ours
+            }
     return result
 
 
@@ -294,7 +315,7 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
     from vllm import __version__
 
     with tempfile.TemporaryDirectory() as folder:
-        model = options.shared / "models" / "pilot"
+        model = model_of(options)
         if options.workload != "task":
             model = shuffled_head(model, Path(folder) / "shuffled")
         workers = {method: Worker(method, model, options) for method in options.methods}
@@ -304,12 +325,16 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
         workers["suffix"].ask(run=warm)
     results = []
     for concurrency in options.concurrency:
-        rows = rounds(prompts, concurrency, options.repeats)
+        rows = rounds(prompts, concurrency, options.repeats, options.rows)
         if options.workload != "task":
             rows = noise_rounds(concurrency, options.repeats)
         results.append(measure(workers, rows, concurrency, options))
         print(json.dumps(brief(results[-1])), flush=True)
-    stats = workers["tascade"].ask(stats=True)["stats"]
+    stats = {
+        method: workers[method].ask(stats=True)["stats"]
+        for method in ("tascade", "joined")
+        if method in workers
+    }
     for worker in workers.values():
         worker.close()
     arguments = [
@@ -325,17 +350,19 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
         "machine": machine_info() | {"vllm": __version__},
         "settings": {
             "task": options.task,
-            "dtype": "float32",
+            "dtype": options.dtype,
+            "max_tokens": options.tokens,
             "max_num_seqs": MOST_SEQUENCES,
             "suffix_warmed_with": f"own answers to {len(prompts['train'])} training prompts",
         },
         "results": results,
-        "tascade": stats,
+        **stats,
     }
 
 
 def brief(result: dict[str, Any]) -> dict[str, Any]:
-    against = {k: round(v["median"], 2) for k, v in result["tascade_against"].items()}
+    ours = "joined_against" if "joined_against" in result else "tascade_against"
+    against = {k: round(v["median"], 2) for k, v in result[ours].items()}
     speeds = {k: round(v["tokens_per_second"]) for k, v in result["methods"].items()}
     differing = {k: v.get("differing") for k, v in result["methods"].items()}
     workload, concurrency = result["workload"], result["concurrency"]
@@ -355,11 +382,15 @@ def main() -> None:
     parser.add_argument("--verbose", action="store_true", help="show what the engines print")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--work", choices=METHODS, help=argparse.SUPPRESS)
-    parser.add_argument("--model", help=argparse.SUPPRESS)
+    parser.add_argument("--model", help="the pilot by default")
+    parser.add_argument("--drafter", default="", help="folder of `tascade export`")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--tokens", type=int, default=256, help="most tokens of an answer")
+    parser.add_argument("--rows", type=int, default=0, help="rows of a repeat, if not by load")
     options = parser.parse_args()
     if options.work:
         pack = str(options.packs / options.task)
-        work(options.work, options.model, pack)
+        work(options.work, options.model, pack, options)
         return
     found = report(options)
     if options.json:

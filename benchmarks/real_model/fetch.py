@@ -9,6 +9,7 @@ HuggingFaceTB/SmolLM2-135M-Instruct.
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 import tempfile
@@ -34,7 +35,9 @@ def gguf_file(folder: Path) -> Path:
 
 def main() -> None:
     """Write model and tokenizer to the folder that is named."""
-    out = Path(sys.argv[1])
+    parser = argparse.ArgumentParser(description="Write SmolLM2-135M-Instruct to a folder.")
+    parser.add_argument("out", type=Path)
+    out = parser.parse_args().out
     with tempfile.TemporaryDirectory() as folder:
         file = gguf_file(Path(folder))
         given = {"gguf_file": file.name}

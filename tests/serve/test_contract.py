@@ -19,8 +19,10 @@ import httpx
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
+from typer.testing import CliRunner
 
 from conftest import Running
+from tascade.cli import verbs as cli
 from tascade.errors import ConfigError
 from tascade.model import TaskModel
 from tascade.pack import Pack
@@ -145,6 +147,29 @@ def test_the_vllm_command_names_model_drafter_and_pack(ticket_pack: Path) -> Non
     for path in (config["model"], words[words.index("--worker-extension-cls") + 1]):
         module, name = path.rsplit(".", 1)
         assert hasattr(__import__(module, fromlist=[name]), name)
+
+
+def test_an_exported_drafter_is_vllms_own_and_the_pack_drafts_beside(
+    ticket_pack: Path, tmp_path: Path
+) -> None:
+    pack = Pack.open(ticket_pack)
+    with pytest.raises(ConfigError, match="no drafter was exported"):
+        vllm_command(pack, drafter=str(tmp_path))
+    (tmp_path / "config.json").write_text("{}")
+    words = vllm_command(pack, drafted=8, drafter=str(tmp_path))
+    assert json.loads(words[words.index("--speculative-config") + 1]) == {
+        "method": "eagle3",
+        "model": str(tmp_path),
+        "num_speculative_tokens": 8,
+        "disable_padded_drafter_batch": True,
+    }
+    named = json.loads(words[words.index("--additional-config") + 1])
+    assert named == {"tascade": {"pack": str(ticket_pack.resolve())}}
+    assert "--worker-extension-cls" in words
+    asked = ["serve", str(ticket_pack), "--engine", "builtin", "--drafter", str(tmp_path)]
+    refused = CliRunner().invoke(cli.app, asked)
+    assert isinstance(refused.exception, ConfigError)
+    assert "--engine vllm" in str(refused.exception)
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,9 @@ def serve(
     learn: Annotated[
         str, typer.Option(help="Folder in which finished answers become drafts; off if absent.")
     ] = "",
+    drafter: Annotated[
+        str, typer.Option(help="vLLM: folder of `tascade export`, whose network drafts too.")
+    ] = "",
     dtype: Dtype = "auto",
     threads: Threads = 0,
     only_print: Annotated[
@@ -54,13 +57,23 @@ def serve(
 
     Options not named here are passed on to `vllm serve`.
     """
+    from tascade.errors import ConfigError
     from tascade.serve.command import choose_engine, names_of, need_packages, run_builtin
 
     if only_print or choose_engine(engine, context.args) == "vllm":
         shown = ("--dtype", dtype) if dtype != "auto" else ()
         given = {"model": model, "name": name, "host": host, "port": port, "learn": learn}
+        given["drafter"] = drafter
         _serve_in_vllm(pack, only_print, drafted=drafted, extra=[*shown, *context.args], **given)
         return
+    if drafter:
+        raise ConfigError(
+            "this is an option of vLLM's engine",
+            got="--drafter, and the built-in engine",
+            wanted="nothing: the built-in engine drafts with the pack's own network as it is",
+            where="--drafter",
+            fix="leave it out, or use --engine vllm",
+        )
     need_packages()
     from tascade.serve.engine import Settings
 

@@ -15,6 +15,7 @@ from tascade.cli.flags import (
     Json,
     ModelOpt,
     OnError,
+    OtherModel,
     PackArg,
     PromptField,
     PromptTemplate,
@@ -248,6 +249,29 @@ def drafter(
             progress=progress,
             **options,
         )
+    if json:
+        console.print_json(made.to_json())
+    else:
+        console.say(made.describe())
+
+
+def export(
+    pack: PackArg,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the drafter.")],
+    model: OtherModel = "",
+    depth: Annotated[
+        int, typer.Option("--num-speculative-tokens", help="Tokens that vLLM drafts in a row.")
+    ] = 4,
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; compare the folder with the pack.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Write a pack's trained drafter as an EAGLE-3 folder, which vLLM loads by itself."""
+    from tascade.cli import console
+    from tascade.draft.neural.export import export_drafter
+
+    made = export_drafter(pack, out, model=model or None, depth=depth, check=check)
     if json:
         console.print_json(made.to_json())
     else:

@@ -240,6 +240,7 @@ app.command()(cli_train.enrich)
 app.command()(cli_train.tune)
 app.command()(cli_train.tailor)
 app.command()(cli_train.drafter)
+app.command()(cli_train.export)
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 app.command(context_settings=_PASS_ON)(cli_serve.serve)
 app.command()(cli_serve.learned)

@@ -31,6 +31,7 @@ from tascade.draft.ngram.sources import Task, open_task
 from tascade.errors import ConfigError
 from tascade.index.learned import AppendedWatch
 from tascade.index.traffic import TrafficLearner
+from tascade.integrations.vllm_network import join
 from tascade.integrations.vllm_options import (
     Options,
     check_parallel,
@@ -184,7 +185,7 @@ class TascadeProposer:
             mend_empty_top_k()
         self._names = list(options.packs)
         self._adapters = options.adapters
-        packs = [Pack.open(path) for path in options.packs.values()]
+        self.packs = packs = [Pack.open(path) for path in options.packs.values()]
         tokenizer = _tokenizer(model)
         found = fingerprint(tokenizer)
         for pack in packs:
@@ -306,24 +307,36 @@ class WorkerExtension:
     def tascade_bind(self) -> bool:
         """Bind the proposer to its worker; says whether there was one to bind."""
         runner = self.model_runner
-        proposer = getattr(runner, "drafter", None)
-        if not isinstance(proposer, TascadeProposer):
+        proposer = self._tascade_proposer()
+        if proposer is None:
             return False
         proposer.bind(lambda: runner.input_batch, lambda: runner.requests)
         return True
 
+    def _tascade_proposer(self) -> TascadeProposer | None:
+        """The pack's proposer: vLLM's drafter, or beside the network that vLLM drafts with."""
+        runner = self.model_runner
+        drafter = getattr(runner, "drafter", None)
+        config = getattr(runner, "speculative_config", None)
+        if getattr(config, "method", None) == "eagle3" and not hasattr(drafter, "tascade"):
+            join(runner, TascadeProposer(runner.vllm_config))
+        found = getattr(drafter, "tascade", drafter)
+        return found if isinstance(found, TascadeProposer) else None
+
     def tascade_stats(self) -> dict[str, Any]:
         """What was drafted, accepted and spent so far, and the step costs learned."""
-        proposer = getattr(self.model_runner, "drafter", None)
-        if not isinstance(proposer, TascadeProposer):
+        proposer = self._tascade_proposer()
+        if proposer is None:
             return {}
         drafter = proposer.drafter
+        beside = getattr(self.model_runner.drafter, "network_stats", dict)
         costs = drafter.budget.costs.observed() if drafter.budget else []
         return {
             **asdict(drafter.stats),
             "costs": costs,
             "failures": proposer.failures,
             "unknown_packs": proposer.unknown_packs,
+            **beside(),
         }
 
 

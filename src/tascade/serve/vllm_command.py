@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tascade.data.chat import ChatConfig
 from tascade.data.encode import system_template
@@ -26,20 +27,31 @@ def vllm_command(
     port: int = 8000,
     drafted: int = 16,
     learn: str = "",
+    drafter: str = "",
     extra: Sequence[str] = (),
 ) -> list[str]:
     """The command and its arguments; ``extra`` is passed on as it stands, and comes last.
 
     What a pack holds decides the command: its model, the drafter that its corpus feeds, and what
     its prompts take along into the chat template. The API calls the model by ``name``, or as vLLM
-    would, and by the pack's folder.
+    would, and by the pack's folder. ``drafter``: the folder that the pack's trained drafter was
+    exported to, which then drafts too.
 
     Raises:
-        ConfigError: ``extra`` would take the place of what prompts take along; or the tokenizer
-            whose template is to have a system prompt cannot be loaded.
+        ConfigError: ``extra`` would take the place of what prompts take along; the tokenizer whose
+            template is to have a system prompt cannot be loaded; or no drafter was exported to the
+            folder.
         PackError: ``pack.json`` has a wrong chat section.
     """
-    speculative = {"method": "custom_class", "model": PROPOSER, "num_speculative_tokens": drafted}
+    speculative: dict[str, Any] = {
+        "method": "custom_class",
+        "model": PROPOSER,
+        "num_speculative_tokens": drafted,
+    }
+    if drafter:
+        # Its proposer takes the tokens from the host, where the outputs' drafts are made.
+        network = {"method": "eagle3", "model": exported_folder(drafter)}
+        speculative |= network | {"disable_padded_drafter_batch": True}
     options = {"pack": str(Path(pack.path).resolve())}
     if learn:
         options["learn"] = str(Path(learn).resolve())
@@ -59,6 +71,24 @@ def vllm_command(
         *("--worker-extension-cls", EXTENSION),
         *extra,
     ]
+
+
+def exported_folder(name: str) -> str:
+    """The whole path of a folder that a drafter was exported to.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    folder = Path(name).expanduser().resolve()
+    if not (folder / "config.json").is_file():
+        raise ConfigError(
+            "no drafter was exported to this folder",
+            got=name,
+            wanted="a folder that `tascade export` wrote",
+            where="--drafter",
+            fix="tascade export PACK --out FOLDER",
+        )
+    return str(folder)
 
 
 def _chat_options(chat: ChatConfig, model: str, extra: Sequence[str]) -> list[str]:

@@ -153,13 +153,7 @@ class TrainedDrafter:
             floor: see ``Drafter.propose``.
         """
         started = self.clock()
-        output, at = self._catch_up()
-        ids = torch.tensor(path, device=self._ids.device)
-        states = self.network.constant.expand(len(path), -1)
-        behind = self._step(
-            self._words(ids).to(states), states, at + 1, at + 1 - self._first, every=True
-        )
-        self._levels, self._followed = self._likeliest(torch.cat((output, behind))), list(path)
+        self._levels, self._followed = self._likeliest(self._read_along(path)), list(path)
         tokens: list[int] = []
         parents: list[int] = []
         kept: list[float] = []
@@ -188,27 +182,66 @@ class TrainedDrafter:
         gap = min(seconds, 4 * self.seconds) - self.seconds
         self.seconds += gap / (8 if gap > 0 else 2)
 
-    def _catch_up(self) -> tuple[torch.Tensor, int]:
-        """Read what the target read since; the output of the last row there, and its place."""
+    def _behind(self) -> int:
+        """How many tokens the target has read since this did.
+
+        Raises:
+            TascadeError: the target keeps no states.
+        """
         states = self.target.cache.states
         if states is None:
             raise TascadeError("the target keeps no states", fix="make the drafter anew")
         if self._read < states.start or self._read > states.end:
             self._first = self._read = states.start
+        return states.end - self._read
+
+    def _unread(self) -> tuple[list[int], torch.Tensor]:
+        """The rows of these, one or more: the tokens behind them, and their states [n, d]."""
+        states = self.target.cache.states
+        assert states is not None
+        taps = states.behind(self._read).to(self.network.fc.weight.dtype)
+        return self._context[self._read + 1 : states.end + 1], self.network.fuse(taps)
+
+    def _catch_up(self) -> tuple[torch.Tensor, int]:
+        """Read what the target read since; the output of the last row there, and its place."""
         self.catching_up = 0.0
-        if self._read < states.end:
-            started, last, many = self.clock(), states.end, states.end - self._read > _MANY
-            taps = states.behind(self._read).to(self.network.fc.weight.dtype)
-            words = self._context[self._read + 1 : last + 1]
-            self._output = self._pass(words, self.network.fuse(taps), self._read)
-            self._read = last
-            self.catching_up = self.clock() - started if many else 0.0
+        if self._behind():
+            started = self.clock()
+            words, states = self._unread()
+            self._output = self._pass(words, states, self._read)
+            self._read += len(words)
+            self.catching_up = self.clock() - started if len(words) > _MANY else 0.0
         output, at = self._output, self._read - 1
         assert output is not None
         for token in self._context[self._read + 1 :]:  # known, and to be read by the target yet
             at += 1
             output = self._pass([token], output, at)
         return output, at
+
+    def _read_along(self, path: Sequence[int]) -> torch.Tensor:
+        """The outputs [1 + n, d] of the last row that is known, and behind each token of a path.
+
+        One pass reads the path, and what the target read since: 1.4 ms less at SmolLM2's widths.
+        """
+        behind, words = self._behind(), list[int]()
+        rows = self.network.constant.expand(len(path), -1)
+        if 0 < behind <= _MANY and len(self._context) == self._read + behind + 1:
+            self.catching_up = 0.0
+            words, states = self._unread()
+            known, at, rows = [], self._read, torch.cat((states, rows))
+        else:
+            output, before = self._catch_up()
+            known, at = [output], before + 1
+        both = self._rows([*words, *path], rows, at)
+        if words:
+            self._read += len(words)
+            self._output = both[len(words) - 1, None]
+        return torch.cat((*known, both[max(0, len(words) - 1) :]))
+
+    def _rows(self, words: Sequence[int], states: torch.Tensor, at: int) -> torch.Tensor:
+        """Rows from place ``at`` on behind those read: the outputs [n, d] of all."""
+        ids = torch.tensor(words, device=self._ids.device)
+        return self._step(self._words(ids).to(states), states, at, at - self._first, every=True)
 
     def _pass(self, words: Sequence[int], states: torch.Tensor, at: int) -> torch.Tensor:
         """Rows from place ``at`` on behind those read: the output [1, d] of the last one."""

@@ -120,7 +120,7 @@ class BatchDrafter:
         self._lanes = RowThreads(threads, lambda: _new_work(most))
         self._last = np.full(requests, -1, np.int64)
         self._since = np.zeros(requests, np.int64)
-        self._alone = 0
+        self._alone = self._others = 0
         self._claimed = np.zeros(requests, np.int8)
         self._seen = np.zeros(requests, np.int64)
         self._slot_of = np.zeros(requests, np.int64)
@@ -210,6 +210,27 @@ class BatchDrafter:
             budget.drafted_in(self._ended - start, int(self._counts.sum()))
         return drafts
 
+    def promises(self, drafts: Sequence[Sequence[int]]) -> list[float]:
+        """How many tokens of each row's draft, just made, are expected to be accepted."""
+        survival, slots = self._slots.survival, self._slot_of
+        return [
+            float(survival[slots[row], : len(draft)].sum()) if draft else 0.0
+            for row, draft in enumerate(drafts)
+        ]
+
+    def replaced(self, rows: Sequence[int], tokens: int) -> None:
+        """For some rows another drafter's tokens, so many in all, are verified in place of ours.
+
+        Nothing is learned from how ours did, and what the other one took is no part of the step.
+        """
+        for slot in self._slot_of[list(rows)].tolist():
+            if slot >= 0:
+                self.stats.drafted -= int(self._slots.given[slot])
+                self._slots.given[slot] = 0
+        self._others = tokens
+        if self._ended:
+            self._ended = time.perf_counter()
+
     def _find(
         self,
         ids: IntArray,
@@ -232,7 +253,9 @@ class BatchDrafter:
         known, accepted, given, promised = self._outcome.tolist()
         if self.budget is not None and known + self._alone == len(fresh) and self._ended:
             # Only then: a step that read a prompt says nothing about drafts.
-            self.budget.costs.observe(len(fresh), int(given), now - self._ended)
+            count = int(given) + self._others
+            self.budget.costs.observe(len(fresh), count, now - self._ended)
+        self._others = 0
         if self.budget is not None:
             self.budget.judge(promised, int(accepted))
         leave_strange(ids, lengths, slot_of, self._slots.known, self._vocabulary)
