@@ -334,15 +334,18 @@ def test_half_precision_says_what_holds_and_what_float32_would_take() -> None:
     if made.target.counts is not None:
         most = made.target.counts.most
         assert made.pack.info.rows["rows_alike"] == most
-        assert f"up to {most} rows" in rows_used(made.pack.info.rows)
+        for percent, told in ((60, True), (95, False)):
+            said = rows_used({**made.pack.info.rows, "float32_percent": percent})
+            assert f"up to {most} rows" in said
+            assert ("--dtype float32" in said) is told
     made.target.counts = None  # as on a machine where none agree
     rows = made.pack.info.rows | half_precision(made)
     rows.pop("rows_alike", None)
     assert rows["float32_percent"] > 0
     said = rows_used({**rows, "float32_percent": 97})
     assert "up to rounding" in said
-    assert "a float32 step took 97% of" in said
-    assert "a float32 step took" not in rows_used({**rows, "float32_percent": 140})
+    assert "a float32 pass over 16 tokens took 97% of" in said
+    assert "a float32 pass" not in rows_used({**rows, "float32_percent": 140})
     whole = tascade.adapt((model[0].float(), model[1]), toy_examples(40), recipe=recipe)
     assert "float32_percent" not in whole.pack.info.rows
     assert "rounding" not in rows_used(whole.pack.info.rows)

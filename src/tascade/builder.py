@@ -40,7 +40,8 @@ from tascade.util.progress import in_time
 
 MAX_PROMPTS = 500_000
 _CHECKED_ROWS, _CHECKED_TOKENS, _CHECKED_NODES = 4, 64, 16
-_MOST_COPIED = 2 << 30
+_MOST_COPIED, _DRAFT = 2 << 30, 16
+"""Bytes of a model that is copied to be timed in float32, and tokens in the pass that is timed."""
 _REPLAYED = 4
 _SLOW_ROWS = 3
 """Outputs replayed for each prompt that would be decoded: a replay runs no model."""
@@ -277,6 +278,9 @@ def check(
     # A budget may decide that no draft pays here, and then there would be nothing to compare.
     drafted = task_model.new_decoder(task_model.new_drafter(), AllNodes(_CHECKED_NODES))
     near_ties = NearTies(task_model.target, params)
+    if task_model.model.dtype != torch.float32:
+        tell("comparing how half precision rounds by the rows of a pass", 0, None)
+        task_model.target.begin()
     prompts = spread([prompt for prompt, _ in rows if prompt is not None], _CHECKED_ROWS)
     differing = ties = 0
     for done, prompt in enumerate(prompts):
@@ -309,19 +313,20 @@ def check(
 def half_precision(task_model: TaskModel) -> dict[str, int]:
     """In how many rows half precision rounds alike here (``rows_alike``), if it does.
 
-    Else what a float32 step takes, in percent of one in the model's half precision
-    (``float32_percent``): there drafts change no word, while rounding may, and where both are as
-    fast it is better to know. On a CPU, and for a model whose copy has room, up to
-    :data:`_MOST_COPIED` bytes; else nothing.
+    And what a float32 pass over a draft takes, in percent of one in the model's half precision
+    (``float32_percent``): CPUs that have no instructions for the latter may take twice as long, and
+    where rounding is not alike words are the same in float32 alone. On a CPU, and for a model whose
+    copy has room, up to :data:`_MOST_COPIED` bytes.
     """
     import torch
 
     model = task_model.model
     size = 4 * sum(part.numel() for part in model.parameters())
     half = model.dtype in (torch.bfloat16, torch.float16)
-    if task_model.target.counts is not None:
-        return {"rows_alike": task_model.target.counts.most}
+    counts = task_model.target.counts
+    found = {} if counts is None else {"rows_alike": counts.most}
     if not half or model.device.type != "cpu" or size > _MOST_COPIED:
-        return {}
+        return found
     whole = measure_cost(Target(copy.deepcopy(model).float()), seconds=1.0)
-    return {"float32_percent": round(100 * float(whole.upto(1)[-1] / task_model.cost.upto(1)[-1]))}
+    seconds = (float(cost.upto(_DRAFT)[-1]) for cost in (whole, task_model.cost))
+    return found | {"float32_percent": round(100 * next(seconds) / next(seconds))}

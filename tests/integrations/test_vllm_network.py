@@ -84,21 +84,21 @@ def stored() -> StoredDrafter:
 
 
 def loaded(stored: StoredDrafter, **changes: Any) -> Any:
-    fc = SimpleNamespace(weight=changes.get("fc", stored.tensors["fc.weight"]))
+    norm = SimpleNamespace(weight=changes.get("norm", stored.tensors["norm.weight"]))
     offsets = changes.get("offsets", stored.ids - torch.arange(len(stored.ids)))
-    return SimpleNamespace(draft_id_to_target_id=offsets, model=SimpleNamespace(fc=fc))
+    return SimpleNamespace(draft_id_to_target_id=offsets, model=SimpleNamespace(norm=norm))
 
 
 def test_what_vllm_loaded_is_compared_with_the_pack(stored: StoredDrafter) -> None:
     taps = list(stored.shape.taps)
     check_loaded(loaded(stored), taps, stored)
-    half = stored.tensors["fc.weight"].to(torch.bfloat16)
-    check_loaded(loaded(stored, fc=half), taps, stored)
+    half = stored.tensors["norm.weight"].to(torch.bfloat16)
+    check_loaded(loaded(stored, norm=half), taps, stored)
     planted: list[tuple[dict[str, Any], list[int], str]] = [
         ({}, [tap + 1 for tap in taps], "other states"),
         ({"offsets": None}, taps, "other tokens"),
         ({"offsets": torch.zeros(40, dtype=torch.long)}, taps, "other tokens"),
-        ({"fc": stored.tensors["fc.weight"] + 1}, taps, "other weights"),
+        ({"norm": stored.tensors["norm.weight"] + 1}, taps, "other weights"),
     ]
     for changes, where, named in planted:
         with pytest.raises(ConfigError, match=named):

@@ -30,7 +30,7 @@ _LITTLE = 1.3
 """Tokens a step below which drafts are hardly worth it."""
 _BUSY = 0.5
 """Cores that others keep busy from which a measurement is warned of."""
-_AS_FAST = 110
+_AS_FAST, _SOONER = 110, 80
 """Percent of a half-precision step's time up to which float32 is as good as free."""
 out = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 150)
 err = Console(stderr=True, highlight=False, emoji=False, width=None if sys.stderr.isatty() else 150)
@@ -161,14 +161,19 @@ def rows_used(rows: dict[str, int], own: int = 0) -> str:
     if "rows_alike" in rows:
         text += (
             f"\nhalf precision rounds alike in passes of up to {rows['rows_alike']} rows here: "
-            "answers are plain decoding's, but at ties in a branch beside the likeliest"
+            "answers are plain decoding's"
         )
-    if "float32_percent" in rows:
+        if (percent := rows.get("float32_percent", 100)) <= _SOONER:
+            text += (
+                f"; but a float32 pass over 16 tokens took {percent}% of a "
+                "half-precision one's time here: with --dtype float32 drafts may gain more"
+            )
+    elif "float32_percent" in rows:
         text += "\nin half precision answers are the model's up to rounding"
         if (percent := rows["float32_percent"]) <= _AS_FAST:
             text += (
-                f"; a float32 step took {percent}% of a half-precision one's time here: with "
-                "--dtype float32 they are identical"
+                f"; a float32 pass over 16 tokens took {percent}% of a "
+                "half-precision one's time here: with --dtype float32 they are identical"
             )
     if rows.get("references_kept"):
         text += (

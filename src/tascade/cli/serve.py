@@ -44,9 +44,7 @@ def serve(
     learn: Annotated[
         str, typer.Option(help="Folder in which finished answers become drafts; off if absent.")
     ] = "",
-    drafter: Annotated[
-        str, typer.Option(help="vLLM: folder of `tascade export`, whose network drafts too.")
-    ] = "",
+    drafter: Annotated[str, typer.Option(help="vLLM: an exported network, drafts too.")] = "",
     dtype: Dtype = "auto",
     threads: Threads = 0,
     only_print: Annotated[
@@ -57,7 +55,6 @@ def serve(
 
     Options not named here are passed on to `vllm serve`.
     """
-    from tascade.errors import ConfigError
     from tascade.serve.command import choose_engine, names_of, need_packages, run_builtin
 
     if only_print or choose_engine(engine, context.args) == "vllm":
@@ -66,14 +63,7 @@ def serve(
         given["drafter"] = drafter
         _serve_in_vllm(pack, only_print, drafted=drafted, extra=[*shown, *context.args], **given)
         return
-    if drafter:
-        raise ConfigError(
-            "this is an option of vLLM's engine",
-            got="--drafter, and the built-in engine",
-            wanted="nothing: the built-in engine drafts with the pack's own network as it is",
-            where="--drafter",
-            fix="leave it out, or use --engine vllm",
-        )
+    _refuse_network(drafter)
     need_packages()
     from tascade.serve.engine import Settings
 
@@ -94,6 +84,20 @@ def serve(
         cors_origins=tuple(cors_origin or ()),
     )
     run_builtin(pack, settings, model=model, dtype=dtype, learn=learn)
+
+
+def _refuse_network(drafter: str) -> None:
+    """The built-in engine has no use for an exported network."""
+    from tascade.errors import ConfigError
+
+    if drafter:
+        raise ConfigError(
+            "this is an option of vLLM's engine",
+            got="--drafter, and the built-in engine",
+            wanted="nothing: the built-in engine drafts with the pack's own network as it is",
+            where="--drafter",
+            fix="leave it out, or use --engine vllm",
+        )
 
 
 def _serve_in_vllm(pack: Path, only_print: bool, **options: Any) -> None:

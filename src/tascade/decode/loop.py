@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from tascade.core import EMPTY_TREE, Drafter, DraftTree, FloatArray, Generation, IntArray, StepStats
+from tascade.decode.row_counts import DOUBT
 from tascade.decode.sampling import Processor, Sampler, SamplingParams
 from tascade.decode.stop import ExtraStop, StopRule, bounded
 from tascade.decode.supported import check_ids
@@ -294,6 +295,7 @@ class Decoder:
             len(result.tokens),
             request.prefix,
             lambda new: request.stop.is_last(result.tokens + new),
+            doubt=None if self.target.counts is None else DOUBT,
         )
         seconds = time.perf_counter() - start
         self.commit(request, base, tree, outcome)

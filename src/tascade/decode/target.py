@@ -176,14 +176,19 @@ class Target:
         finally:
             self.head = head
 
-    def _logits_behind(self, ids: list[int], n: int) -> torch.Tensor:
-        past = len(ids) - n
+    def _logits_behind(
+        self, ids: list[int], past: int, counts: Sequence[int]
+    ) -> dict[int, torch.Tensor]:
         self.cache.truncate(0)
         self.forward(ids[:past])
-        logits = self.forward(ids[past : past + 1], DraftTree.chain(ids[past + 1 :]))
+        found = {}
+        for n in counts:
+            logits = self.forward(ids[past : past + 1], DraftTree.chain(ids[past + 1 : past + n]))
+            assert isinstance(logits, torch.Tensor)
+            found[n] = logits
+            self.cache.truncate(past)
         self.cache.truncate(0)
-        assert isinstance(logits, torch.Tensor)
-        return logits
+        return found
 
     def unread(self, request: Request) -> list[int]:
         """The request's tokens that the next forward must read: those whose keys are not cached.

@@ -38,6 +38,8 @@ def walk(
     position: int,
     prefix: Prefix,
     is_last: Callable[[list[int]], bool],
+    *,
+    doubt: float | None = None,
 ) -> Walk:
     """Take, at each node, the token plain decoding takes; follow the child that holds it.
 
@@ -51,6 +53,10 @@ def walk(
         position: index in the output of the first token to choose.
         prefix: gives the ids a logits processor wants to see.
         is_last: whether these newly committed tokens end the request.
+        doubt: where a node out of place rounds otherwise than plain decoding (see
+            :data:`tascade.decode.row_counts.DOUBT`): what is chosen behind it must be so far ahead,
+            as a share of the row's largest logit. Else the walk ends with the node's own token, and
+            the next pass, in which it is in place, chooses. ``None`` where all nodes are alike.
     """
     children = {
         (parent, token): i
@@ -82,3 +88,18 @@ def walk(
         if child is None:
             return out
         node = child
+        # Nodes are in depth-first order: one is in place where nothing but its path is before it.
+        if (
+            doubt is not None
+            and child >= len(out.path)
+            and (best is None or not _is_clear(logits, child + 1, doubt))
+        ):
+            return out
+
+
+def _is_clear(logits: torch.Tensor | SmallLogits, row: int, doubt: float) -> bool:
+    """Whether a row's largest logit is far enough ahead of the others."""
+    if isinstance(logits, SmallLogits):
+        return False
+    first, second = logits[row].float().topk(2).values.tolist()
+    return bool(first - second > doubt * float(logits[row].abs().max()))

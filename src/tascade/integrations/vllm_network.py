@@ -139,11 +139,11 @@ def check_loaded(network: Any, taps: Sequence[int], stored: StoredDrafter) -> No
         if offsets is None
         else offsets.cpu() + torch.arange(len(offsets))
     )
-    fc = network.model.fc.weight.detach().cpu()
+    norm = network.model.norm.weight.detach().cpu()  # matrices may be packed for the CPU by now
     wrong = {
         "states": (tuple(taps), stored.shape.taps),
         "tokens": (said.tolist(), stored.ids.tolist()),
-        "weights": (fc.float().tolist(), stored.tensors["fc.weight"].to(fc.dtype).float().tolist()),
+        "weights": (norm.tolist(), stored.tensors["norm.weight"].to(norm.dtype).tolist()),
     }
     for what, (got, wanted) in wrong.items():
         if got != wanted:
@@ -237,7 +237,7 @@ def _joined(theirs: type) -> type:
             budget = self.tascade.drafter.budget
             if not offers or budget is None:
                 return DEPTH if offers else 0
-            curve = budget.costs.curve(len(offers))
+            curve = None if budget.wants_plain else budget.costs.curve(len(offers))
             # Until a step without drafts was seen, there is nothing to compare with.
             return 0 if curve is None else self.account.depth(offers, partial(_seconds_of, curve))
 

@@ -154,7 +154,6 @@ def _config(network: DraftNetwork, target: Any, name: str, depth: int) -> dict[s
     method = {"proposal_type": "greedy", "speculative_tokens": depth}
     return {
         "architectures": ["Eagle3DraftModel"],
-        "model_type": "speculator_model",
         "speculators_model_type": "eagle3",
         "speculators_version": "0.9.0",
         "draft_vocab_size": shape.vocabulary,

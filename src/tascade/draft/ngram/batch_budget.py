@@ -26,6 +26,9 @@ class BatchBudget:
     ``cost(B, n)`` seconds. The nodes of all requests compete: the surest are taken as long as the
     rate rises. While nothing pays, drafts are made ever more rarely, down to one step in
     ``max_pause``; they are learned from whether they are verified or not.
+
+    Attributes:
+        wants_plain: whether the step just planned is to show what one without drafts costs.
     """
 
     def __init__(self, most: int, max_pause: int = 32) -> None:
@@ -36,6 +39,7 @@ class BatchBudget:
         self._draft_seconds = self._node_seconds = 0.0
         self._rates: dict[int, float] = {}
         self._visits: dict[int, int] = {}
+        self.wants_plain = False
         self._compile()
 
     @staticmethod
@@ -49,7 +53,8 @@ class BatchBudget:
 
     def plan(self, rows: int) -> tuple[int, float]:
         """(most tokens to draft for a request, least survival worth drafting); (0, 1.0) to skip."""
-        curve = None if self._needs_plain(rows) else self.costs.curve(rows)
+        self.wants_plain = self._needs_plain(rows)
+        curve = None if self.wants_plain else self.costs.curve(rows)
         if curve is None:
             return 0, 1.0
         sizes, seconds = curve
