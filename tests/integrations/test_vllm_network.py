@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from types import SimpleNamespace
 from typing import Any
 
@@ -63,18 +62,6 @@ def test_it_learns_from_what_became_of_its_drafts() -> None:
     assert (made.drafted, made.accepted) == (4 * 2600, 4 * 2000)
 
 
-def test_acceptance_far_below_the_packs_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        fine, fallen = NetworkAccount([0.8]), NetworkAccount([0.8])
-        for i in range(1000):
-            fine.judge([5], [5, 6] if i % 5 else [7])
-        assert not caplog.records
-        for i in range(1000):
-            fallen.judge([5], [5, 6] if i % 3 else [7])
-    assert len(caplog.records) == 1
-    assert "66% of its first 256 tokens" in caplog.text
-
-
 @pytest.fixture
 def stored() -> StoredDrafter:
     ids = torch.arange(3, 43)
@@ -105,7 +92,14 @@ def test_what_vllm_loaded_is_compared_with_the_pack(stored: StoredDrafter) -> No
             check_loaded(loaded(stored, **changes), where, stored)
 
 
-def test_a_config_that_keeps_the_tokens_on_the_device_is_refused() -> None:
-    runner = SimpleNamespace(speculative_config=SimpleNamespace(disable_padded_drafter_batch=False))
-    with pytest.raises(ConfigError, match="disable_padded_drafter_batch"):
+@pytest.mark.parametrize(
+    ("padded", "workers", "named"),
+    [(True, 1, "disable_padded_drafter_batch"), (False, 2, "one worker only")],
+)
+def test_what_cannot_draft_together_is_refused(padded: bool, workers: int, named: str) -> None:
+    runner = SimpleNamespace(
+        speculative_config=SimpleNamespace(disable_padded_drafter_batch=not padded),
+        parallel_config=SimpleNamespace(world_size=workers),
+    )
+    with pytest.raises(ConfigError, match=named):
         join(runner, None)

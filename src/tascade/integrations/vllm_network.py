@@ -15,7 +15,6 @@ the first, which its cache needs, are run where what they promise is worth their
 from __future__ import annotations
 
 import json
-import logging
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -29,18 +28,17 @@ from tascade.draft.neural.export import DEPTH
 from tascade.draft.neural.stored import StoredDrafter, read_drafter
 from tascade.errors import ConfigError
 
-_log = logging.getLogger(__name__)
 _TRY_EVERY = 64
 """Steps without the network's drafts after which they are tried again."""
-_WATCHED, _FALLEN = 256, 0.05
-"""First tokens after which acceptance is compared with the pack's; how far below is told."""
 
 
 class NetworkAccount:
     """What the network's drafts are worth: by how often they are right, and what they take.
 
     Args:
-        expected: share of its first tokens that were right when it was trained.
+        expected: how often its tokens at each depth were right when it was trained, if all before
+            them were. At first they are believed; where drafts are asked for, they are right less
+            often, since that is behind what the outputs missed.
 
     Attributes:
         right: of its tokens at each depth, how many were accepted if all before them were.
@@ -50,8 +48,7 @@ class NetworkAccount:
     def __init__(self, expected: Sequence[float]) -> None:
         shares = [*expected[:DEPTH], *([expected[-1] if expected else 0.5] * DEPTH)][:DEPTH]
         self.right = [Trust(1.0, share, weight=1 / 64) for share in shares]
-        self.expected = shares[0]
-        self.drafted = self.accepted = self.firsts = self.first_right = 0
+        self.drafted = self.accepted = 0
         self._seconds, self._since = 0.0, 0
 
     @property
@@ -101,21 +98,10 @@ class NetworkAccount:
         for depth, token in enumerate(draft):
             hit = depth < len(said) and said[depth] == token
             self.right[depth].record(1.0, hit)
-            self.firsts += depth == 0
-            self.first_right += hit and depth == 0
             if not hit:
                 break
         self.drafted += len(draft)
         self.accepted += len(said) - 1 if len(said) else 0
-        if self.firsts == _WATCHED and self.first_right / _WATCHED < self.expected - _FALLEN:
-            _log.warning(
-                "the trained drafter was right about %.0f%% of its first %d tokens here, and about "
-                "%.0f%% when it was trained: requests may be of another kind or template, or the "
-                "model is another; `tascade export --check` compares folder, pack and model",
-                100 * self.first_right / _WATCHED,
-                _WATCHED,
-                100 * self.expected,
-            )
 
 
 def _seconds_of(curve: Curve, tokens: int) -> float:
@@ -165,10 +151,21 @@ def join(runner: Any, tascade: Any) -> None:
             (:class:`tascade.integrations.vllm.TascadeProposer`).
 
     Raises:
-        ConfigError: the speculative config is one that hands no tokens over.
+        ConfigError: the speculative config is one that hands no tokens over, or there are several
+            workers.
         PackError: the pack has no drafter, or a damaged one.
     """
-    config = runner.speculative_config
+    config, workers = runner.speculative_config, runner.parallel_config.world_size
+    if workers > 1:
+        # Each decides by its own clock how deep the network drafts, and would wait for the others.
+        raise ConfigError(
+            "network and outputs draft together in one worker only",
+            got=f"{workers} workers",
+            wanted="no tensor or pipeline parallelism",
+            where="parallel_config",
+            fix="serve the exported drafter by itself (method eagle3, without the worker "
+            "extension), or the pack alone",
+        )
     if not config.disable_padded_drafter_batch:
         raise ConfigError(
             "vLLM hands the tokens over on the device only",
