@@ -156,12 +156,12 @@ def test_positions_of_one_long_request_follow_softmax():
 # --- planted bugs: the test above must be able to fail --------------------------------------
 
 
-def biased_walk(tree, logits, *rest):
+def biased_walk(tree, logits, *rest, **named):
     """Lends the drafted children a little probability."""
     logits = logits.clone()
     for token, parent in zip(tree.tokens.tolist(), tree.parents.tolist(), strict=True):
         logits[parent + 1, token] += 0.15
-    return TRUE_WALK(tree, logits, *rest)
+    return TRUE_WALK(tree, logits, *rest, **named)
 
 
 TRUE_WALK = loop_module.walk
