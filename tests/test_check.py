@@ -44,8 +44,8 @@ def plant(monkeypatch: pytest.MonkeyPatch, spoil: Any) -> None:
     """Have verification take other tokens, wherever a draft is verified."""
     walk = loop.walk
 
-    def spoilt(tree: Any, logits: Any, *given: Any) -> Any:
-        return walk(tree, spoil(logits) if len(tree) else logits, *given)
+    def spoilt(tree: Any, logits: Any, *given: Any, **named: Any) -> Any:
+        return walk(tree, spoil(logits) if len(tree) else logits, *given, **named)
 
     monkeypatch.setattr(loop, "walk", spoilt)
 
