@@ -344,7 +344,11 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
         options.workload,
         "--repeats",
         str(options.repeats),
+        "--methods",
+        *options.methods,
     ]
+    arguments += ["--dtype", options.dtype, "--tokens", str(options.tokens)]
+    arguments += ["--rows", str(options.rows)] if options.rows else []
     return {
         "command": " ".join(["python benchmarks/vllm_path.py", *arguments]),
         "machine": machine_info() | {"vllm": __version__},

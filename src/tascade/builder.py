@@ -328,5 +328,5 @@ def half_precision(task_model: TaskModel) -> dict[str, int]:
     if not half or model.device.type != "cpu" or size > _MOST_COPIED:
         return found
     whole = measure_cost(Target(copy.deepcopy(model).float()), seconds=1.0)
-    seconds = (float(cost.upto(_DRAFT)[-1]) for cost in (whole, task_model.cost))
-    return found | {"float32_percent": round(100 * next(seconds) / next(seconds))}
+    ratio = float(whole.upto(_DRAFT)[-1] / task_model.cost.upto(_DRAFT)[-1])
+    return found | {"float32_percent": round(100 * ratio)}

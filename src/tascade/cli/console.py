@@ -31,7 +31,9 @@ _LITTLE = 1.3
 _BUSY = 0.5
 """Cores that others keep busy from which a measurement is warned of."""
 _AS_FAST, _SOONER = 110, 80
-"""Percent of a half-precision step's time up to which float32 is as good as free."""
+"""Percent of a half-precision pass's time up to which float32 is as good as free, and up to which
+it is worth a word where half precision says the same words.
+"""
 out = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 150)
 err = Console(stderr=True, highlight=False, emoji=False, width=None if sys.stderr.isatty() else 150)
 

@@ -307,6 +307,10 @@ class WorkerExtension:
     def tascade_bind(self) -> bool:
         """Bind the proposer to its worker; says whether there was one to bind."""
         runner = self.model_runner
+        drafter = getattr(runner, "drafter", None)
+        config = getattr(runner, "speculative_config", None)
+        if getattr(config, "method", None) == "eagle3" and not hasattr(drafter, "tascade"):
+            join(runner, TascadeProposer(runner.vllm_config))
         proposer = self._tascade_proposer()
         if proposer is None:
             return False
@@ -315,11 +319,7 @@ class WorkerExtension:
 
     def _tascade_proposer(self) -> TascadeProposer | None:
         """The pack's proposer: vLLM's drafter, or beside the network that vLLM drafts with."""
-        runner = self.model_runner
-        drafter = getattr(runner, "drafter", None)
-        config = getattr(runner, "speculative_config", None)
-        if getattr(config, "method", None) == "eagle3" and not hasattr(drafter, "tascade"):
-            join(runner, TascadeProposer(runner.vllm_config))
+        drafter = getattr(self.model_runner, "drafter", None)
         found = getattr(drafter, "tascade", drafter)
         return found if isinstance(found, TascadeProposer) else None
 

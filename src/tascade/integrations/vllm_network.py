@@ -87,11 +87,8 @@ class NetworkAccount:
     def took(self, seconds: float, depth: int) -> None:
         """Note what drafting so deep took, the pass that is run at any rate included."""
         each = seconds / (depth + 1)
-        self._seconds = (
-            each
-            if not self._seconds
-            else min(4 * self._seconds, each) * 0.1 + (0.9 * self._seconds)
-        )
+        self._seconds = self._seconds or each
+        self._seconds += 0.1 * (min(each, 4 * self._seconds) - self._seconds)
 
     def judge(self, draft: Sequence[int], said: Sequence[int]) -> None:
         """Learn from what became of a draft: ``said`` are the tokens that were sampled then."""

@@ -19,7 +19,7 @@ from safetensors.torch import load, save_file
 
 from tascade.data.encode import fingerprint
 from tascade.draft.neural.network import DraftNetwork
-from tascade.draft.neural.stored import load_drafter
+from tascade.draft.neural.stored import MOST_BYTES, load_drafter
 from tascade.errors import ConfigError, FingerprintError, PackError
 from tascade.load import ModelRef, load_model
 from tascade.pack import Pack
@@ -28,7 +28,7 @@ from tascade.util.files import folder_beside, install_folder, read_json
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 DEPTH = 4
 """Tokens that an engine drafts in a row, if it is not told: as many as training unrolls."""
-_MOST_CONFIG, _MOST_WEIGHTS = 1 << 20, 4 << 30
+_MOST_CONFIG = 1 << 20
 _LAYER = "layers.0."
 _NAMES = {
     "word_norm": f"{_LAYER}input_layernorm",
@@ -219,7 +219,7 @@ def _compare(folder: Path, config: dict[str, Any], tensors: dict[str, torch.Tens
     """
     try:
         held = read_json(folder / CONFIG, _MOST_CONFIG)
-        if (folder / WEIGHTS).stat().st_size > _MOST_WEIGHTS:
+        if (folder / WEIGHTS).stat().st_size > MOST_BYTES:
             raise ValueError(f"{WEIGHTS} is too large")
         found = load((folder / WEIGHTS).read_bytes())
     except (OSError, ValueError, SafetensorError) as error:

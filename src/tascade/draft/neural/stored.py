@@ -19,7 +19,7 @@ from tascade.util.fields import typed
 from tascade.util.files import write_atomic
 
 FORMAT, VERSION = "tascade-drafter", 1
-_MOST_BYTES = 4 << 30
+MOST_BYTES = 4 << 30
 _FEW = 64
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError, ConfigError)
 
@@ -107,7 +107,7 @@ def read_drafter(path: Path) -> StoredDrafter:
         PackError: no such file, or not one written by :func:`save_drafter`.
     """
     try:
-        if path.stat().st_size > _MOST_BYTES:
+        if path.stat().st_size > MOST_BYTES:
             raise ValueError("the file is too large")
         with safe_open(path, "pt") as file:
             about = file.metadata() or {}

@@ -221,7 +221,8 @@ class TrainedDrafter:
     def _read_along(self, path: Sequence[int]) -> torch.Tensor:
         """The outputs [1 + n, d] of the last row that is known, and behind each token of a path.
 
-        One pass reads the path, and what the target read since: 1.4 ms less at SmolLM2's widths.
+        One pass reads the path, and what the target read since: a fifth less time than two of them
+        at SmolLM2's widths (7.2 ms in place of 9.0).
         """
         behind, words = self._behind(), list[int]()
         rows = self.network.constant.expand(len(path), -1)
@@ -232,21 +233,18 @@ class TrainedDrafter:
         else:
             output, before = self._catch_up()
             known, at = [output], before + 1
-        both = self._rows([*words, *path], rows, at)
+        both = self._pass([*words, *path], rows, at, every=True)
         if words:
             self._read += len(words)
             self._output = both[len(words) - 1, None]
         return torch.cat((*known, both[max(0, len(words) - 1) :]))
 
-    def _rows(self, words: Sequence[int], states: torch.Tensor, at: int) -> torch.Tensor:
-        """Rows from place ``at`` on behind those read: the outputs [n, d] of all."""
+    def _pass(
+        self, words: Sequence[int], states: torch.Tensor, at: int, *, every: bool = False
+    ) -> torch.Tensor:
+        """Rows from place ``at`` on behind those read: the output [1, d] of the last, or of all."""
         ids = torch.tensor(words, device=self._ids.device)
-        return self._step(self._words(ids).to(states), states, at, at - self._first, every=True)
-
-    def _pass(self, words: Sequence[int], states: torch.Tensor, at: int) -> torch.Tensor:
-        """Rows from place ``at`` on behind those read: the output [1, d] of the last one."""
-        ids = torch.tensor(words, device=self._ids.device)
-        return self._step(self._words(ids).to(states), states, at, at - self._first)
+        return self._step(self._words(ids).to(states), states, at, at - self._first, every=every)
 
     def _likeliest(self, outputs: torch.Tensor) -> list[tuple[list[int], list[float]]]:
         """The likeliest tokens of each output [n, d], and how likely it says they are."""
