@@ -178,5 +178,18 @@ def test_a_path_that_is_not_there_is_refused_at_once_with_what_is_near(folder: P
     with pytest.raises(ConfigError, match="no such folder") as raised:
         load_model(typo)
     assert str(folder) in str(raised.value)
-    with pytest.raises(ConfigError, match="check the path"):
-        load_model("./nowhere-near/anything")
+    for name in ("./nowhere-near/anything", "models/of/mine"):
+        with pytest.raises(ConfigError, match="check the path"):
+            load_model(name)
+
+
+def test_a_name_that_a_folder_here_nearly_has_is_told_of_before_the_hub_is_asked(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(folder.parent)
+    with (
+        pytest.warns(UserWarning, match=f"hub is asked. Did you mean {folder.name}?"),
+        pytest.raises(ConfigError, match="cannot load the model"),
+    ):
+        load_model(folder.name[:-1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -50,7 +51,10 @@ def load_model(ref: ModelRef, *, dtype: str = "auto", device: str = "auto") -> t
 
 
 def _check_place(name: str) -> None:
-    """Refuse what can only be a path, and is none: the hub would be asked for it."""
+    """Refuse what can only be a path, and is none: the hub would be asked for it, at length.
+
+    Where it may be a hub id too, and a folder of nearly that name is here, this is said at once.
+    """
     path = Path(name).expanduser()
     if (path / "pack.json").is_file() and not (path / "config.json").is_file():
         raise ConfigError(
@@ -60,10 +64,18 @@ def _check_place(name: str) -> None:
             where="model",
             fix=f"give {_model_of(path)}",
         )
-    if path.exists() or not (path.is_absolute() or name.startswith((".", "~"))):
+    if path.exists():
         return
     beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
     near = get_close_matches(path.name, beside, 1)
+    only_path = path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
+    if not only_path:
+        if near and (path.parent / near[0] / "config.json").is_file():
+            meant = (
+                f"no folder {name} here: the hub is asked. Did you mean {path.parent / near[0]}?"
+            )
+            warnings.warn(meant, stacklevel=3)
+        return
     raise ConfigError(
         "no such folder",
         got=name,

@@ -31,6 +31,7 @@ KEYS = {
     "completion_field": "data.completion_field",
     "prompt_template": "data.prompt_template",
     "own_answers": "spec.own_answers",
+    "own_seconds": "spec.own_seconds",
     "drafter": "spec.drafter",
     "tailor": "vocab.head",
     "system": "chat.system",
@@ -76,12 +77,13 @@ class ReadOptions(RowOptions, total=False):
 class AdaptOptions(ReadOptions, total=False):
     """What a pack is made of.
 
-    ``own_answers``: index the model's own answers, not the references; ``drafter``: train a small
-    network that drafts too, where it pays; ``tailor``: an LM head of the task's tokens, ``exact``,
-    ``masked`` or ``draft-only``.
+    ``own_answers``: index the model's own answers, not the references; ``own_seconds``: time for
+    them; ``drafter``: train a small network that drafts too, where it pays; ``tailor``: an LM head
+    of the task's tokens, ``exact``, ``masked`` or ``draft-only``.
     """
 
     own_answers: bool
+    own_seconds: float
     drafter: bool
     tailor: str
 

@@ -496,6 +496,19 @@ def test_a_machine_that_was_not_quiet_is_told_of():
     assert "tasc-spec 5.65x to 23.90x" in render([wild], title="t")
 
 
+def test_where_transformers_is_sooner_than_plain_ours_is_held_against_it():
+    result = full()
+    theirs = dict(result["methods"]["hf-prompt-lookup"])
+    result["methods"]["hf-generate"] = theirs
+    ours = result["methods"]["tasc-spec"]
+    ours["versus"]["hf-generate"] = {"median": 1.1, "low": 1.05, "high": 1.2}
+    plain = result["methods"]["plain"]["tokens_per_second"]
+    said = "against it tasc-spec is 1.10x [1.05-1.20]"
+    for factor, told in ((0.5, False), (1.05, False), (1.5, True)):
+        theirs["tokens_per_second"] = factor * plain
+        assert (said in render([result], title="t")) == told, factor
+
+
 def test_methods_without_others_to_be_held_against_have_no_table():
     alone = change(full(), "methods/tasc-spec/versus", {})
     assert "Methods against each other" not in render([alone], title="t")

@@ -147,6 +147,32 @@ def test_rows_that_turn_out_long_are_fewer(
     assert bench(decoder, minutes=20.0)["data"]["examples"] == 10
 
 
+def test_the_warm_up_and_the_untimed_pass_count_as_time(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock is that of the answers: a second each, the warm-up's too."""
+    now = [0.0]
+    run = DecoderMethod.run
+
+    def slow(method: DecoderMethod, request: Request) -> Generation:
+        now[0] += 1.0
+        return run(method, request)
+
+    monkeypatch.setattr(DecoderMethod, "run", slow)
+    monkeypatch.setattr("tascade.bench.timing.time.perf_counter", lambda: now[0])
+    rows = len(ROWS)
+    assert bench(decoder, minutes=7.1 * rows / 60)["settings"]["repeats"] == 3  # 3 * 2 and 1
+    assert bench(decoder, minutes=6.1 * rows / 60)["settings"]["repeats"] == 2
+    warmed = bench(decoder, minutes=7.1 * rows / 60, warmup=ROWS)
+    assert (warmed["settings"]["repeats"], warmed["data"]["examples"]) == (2, rows)
+
+
+def test_the_last_round_is_shown_once_with_the_rest(decoder: Decoder) -> None:
+    shown: list[dict[str, Any]] = []
+    bench(decoder, on_repeat=shown.append)
+    assert len(shown) == 2
+
+
 def test_the_command_writes_what_it_has_when_it_is_told_to_end(
     ticket_pack: Path, tmp_path: Path
 ) -> None:

@@ -35,6 +35,7 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "--system": ("", "Be brief."),
     "--chat-template-kwargs": ("", '{"mood": "calm"}'),
     "--self": ("", "yes"),
+    "--own-seconds": ("", "600"),
     "--tune": ("", "yes"),
     "--drafter": ("", "yes"),
     "--tailor": ("", "exact", "masked", "draft-only"),

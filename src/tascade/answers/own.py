@@ -228,7 +228,7 @@ class _Run:
         for count, number in enumerate(self.waiting()[:most]):
             if self.left < 0:
                 break
-            if count in (1, _FIRST) and most is None:
+            if count in (1, _FIRST):
                 self.foretell(self._pace(begin, before))
             self.take(number, decoder.generate(self.prompts[number], self.params).tokens)
         return self._pace(begin, before)

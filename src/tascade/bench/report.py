@@ -136,7 +136,7 @@ def _section(result: Json, anchor: str) -> Section:
     dtype = result["dtype"]
     lead = _lead(measured, result["data"]["examples"], dtype)
     repeats = len(methods["plain"]["seconds"])
-    kind = "quartiles" if repeats >= QUARTILES_FROM else "minimum and maximum"
+    kind = "the quartiles" if repeats >= QUARTILES_FROM else "the minimum and maximum"
     styles = _styles(measured, lead)
     charts, legends = _charts(measured, styles, dtype)
     names = {key: None for m in measured.values() for key in m.get("quality", {})}
@@ -146,7 +146,9 @@ def _section(result: Json, anchor: str) -> Section:
         measured=measured,
         skipped={name: m["skipped"] for name, m in methods.items() if "skipped" in m},
         lead=lead,
-        spread_name=f"{kind} of {repeats} repeats" if repeats > 1 else "a single repeat",
+        spread_name=f"{kind} of {repeats} repeats"
+        if repeats > 1
+        else "not known from a single repeat",
         has_memory=any("memory" in m or "head" in m.get("settings", {}) for m in measured.values()),
         notes=[*remarks(result), *_notes(measured)],
         charts=charts,

@@ -15,12 +15,11 @@ from tascade.bench import metrics
 from tascade.bench.machine import machine_info
 from tascade.bench.methods import Method, Request, Skipped
 from tascade.bench.schema import SCHEMA_VERSION, validate
-from tascade.bench.timing import About, BenchSettings, Record, Turns
+from tascade.bench.timing import BASELINE, About, BenchSettings, Record, Turns
 from tascade.core import Generation, Progress, Source
 from tascade.decode.equality import NearTies
 from tascade.errors import ConfigError
 
-BASELINE = "plain"
 OURS = "tasc-spec"
 """Methods whose name starts so are set against every other one."""
 

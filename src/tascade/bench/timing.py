@@ -18,6 +18,7 @@ from tascade.core import Generation, Progress
 from tascade.decode.sampling import SamplingParams
 from tascade.errors import ConfigError
 
+BASELINE = "plain"
 _NEARLY = 0.95
 """A shortage of time below which nothing is left out."""
 
@@ -118,6 +119,7 @@ class Turns:
         self._key = _key(records, requests, about, settings)
         self._rows, self._repeats, self._done = [*range(len(requests))], settings.repeats, 0
         self._fitted, self._stopped = settings.minutes == 0, False
+        self._begin, self._before = time.perf_counter(), 0.0
 
     @property
     def requests(self) -> list[Request]:
@@ -154,6 +156,7 @@ class Turns:
         Raises:
             KeyboardInterrupt: with nothing to show.
         """
+        self._before = time.perf_counter() - self._begin
         try:
             while self._done < self._repeats:
                 self._repeat()
@@ -163,7 +166,8 @@ class Turns:
                         r.method.name: [*zip(r.times, r.runs, strict=True)] for r in self._records
                     }
                     unfinished.save(self._kept, self._key, self._rows, done)
-                on_repeat()
+                if self._done < self._repeats:  # the last one is shown with the rest
+                    on_repeat()
         except KeyboardInterrupt:
             self._cut()
             self._stopped = True
@@ -193,16 +197,21 @@ class Turns:
     def _fit(self, seconds: float, measured: int) -> None:
         """Leave out repeats, and then rows, for which there is no time.
 
-        Looked at after each chunk of the first repeat: the first rows may be the short ones.
+        Looked at after each chunk of the first repeat: the first rows may be the short ones. The
+        warm-up, and the untimed pass over all methods but the baseline at the end, are counted.
 
         ``seconds``: what the first ``measured`` rows took, of all methods.
         """
         self._fitted, measured = True, min(measured, len(self._rows))
-        share = 60 * self._settings.minutes / max(seconds * len(self._rows) / measured, 1e-9)
-        if share >= _NEARLY * self._repeats:
+        left = 60 * self._settings.minutes - self._before
+        share = left / max(seconds * len(self._rows) / measured, 1e-9)
+        plain = sum(sum(r.times[0]) for r in self._records if r.method.name == BASELINE)
+        untimed = 1 - plain / max(seconds, 1e-9)
+        if share >= _NEARLY * (self._repeats + untimed):
             return
-        self._repeats = min(self._repeats, max(2, int(share / _NEARLY)))
-        count = min(len(self._rows), max(measured, int(len(self._rows) * share / self._repeats)))
+        self._repeats = min(self._repeats, max(2, int(share / _NEARLY - untimed)))
+        fitting = int(len(self._rows) * share / (self._repeats + untimed))
+        count = min(len(self._rows), max(measured, fitting))
         others = [*range(measured, len(self._rows))]
         step = len(others) / max(1, count - measured)
         chosen = [others[int(i * step)] for i in range(count - measured)]

@@ -13,6 +13,7 @@ from tascade.cli.flags import (
     ChatKwargs,
     CompletionField,
     Json,
+    OwnSeconds,
     PromptField,
     PromptTemplate,
     RecipesOnError,
@@ -76,6 +77,7 @@ def adapt(
     own_answers: Annotated[
         bool, typer.Option("--self", help="Index the model's own answers, not the references.")
     ] = False,
+    own_seconds: OwnSeconds = 0.0,
     tune: Annotated[
         bool, typer.Option("--tune", help="Teach the model the task's tokens first; see `tune`.")
     ] = False,
@@ -95,11 +97,11 @@ def adapt(
 ) -> None:
     """Learn a task from examples, training-free unless tuned: write a pack."""
     options = given(model=model, data=data, validation=validation, logs=logs)
-    options |= given(dtype=dtype)
     options |= given(max_new_tokens=max_new_tokens, on_error=on_error, prompt_field=prompt_field)
     options |= given(completion_field=completion_field, prompt_template=prompt_template)
     options |= given(system=system, chat_template_kwargs=chat_template_kwargs)
-    options |= given(own_answers=own_answers, drafter=drafter, tailor=tailor)
+    options |= given(own_answers=own_answers, own_seconds=own_seconds)
+    options |= given(dtype=dtype, drafter=drafter, tailor=tailor)
     going = {"resume": resume, "overwrite": overwrite}
     made = _make(_recipe(recipe, options), out, tune, going, threads, quiet=json)
     _tell(made, out, json)

@@ -83,7 +83,7 @@ def reading(config: DataConfig, *sources: tuple[str, str]) -> Iterator[Progress]
     log.setLevel(logging.INFO)
     log.addHandler(notes)
     try:
-        with progress_bar() as progress:
+        with _terminable(), progress_bar() as progress:
             yield progress
     finally:
         log.removeHandler(notes)
@@ -96,8 +96,8 @@ def progress_bar() -> AbstractContextManager[Progress]:
 
 
 @contextmanager
-def ends_early() -> Iterator[None]:
-    """Have a request to terminate be an interrupt, as Ctrl-C is, while this lasts."""
+def _terminable() -> Iterator[None]:
+    """Have a request to terminate be an interrupt, as Ctrl-C is: what is begun is cleaned up."""
 
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
@@ -105,11 +105,18 @@ def ends_early() -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def ends_early() -> Iterator[None]:
+    """Say what an interrupt means where nothing was measured yet."""
+    try:
+        yield
     except KeyboardInterrupt:
         err.print("stopped before every method had answered a row: there is nothing to show")
         raise typer.Exit(130) from None
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def stdin_prompt() -> str:
@@ -180,7 +187,7 @@ def rows_used(rows: dict[str, int], own: int = 0) -> str:
     if rows.get("references_kept"):
         text += (
             f"\n{own} of {own + rows['references_kept']} own answers, references for the rest "
-            "(spec.own_seconds in a recipe gives more time)"
+            "(--own-seconds gives more time)"
         )
     return text
 

@@ -76,6 +76,10 @@ MaxTokens = Annotated[
     int,
     typer.Option("--max-new-tokens", help="Most tokens to generate.", show_default="the pack's"),
 ]
+OwnSeconds = Annotated[
+    float,
+    typer.Option(help="Time for the model's own answers.", show_default="the recipe's, else 900"),
+]
 Resume = Annotated[bool, typer.Option(help="Go on with the run that was stopped.")]
 Seed = Annotated[int, typer.Option(help="Fixes every draw.")]
 TokenCount = Annotated[

@@ -210,6 +210,11 @@ class CompletionRequest(_Options):
         return list(self.prompt)  # type: ignore[arg-type]
 
 
+def default_temperature() -> float:
+    """The temperature of a request that gives none: OpenAI's, at which tokens are drawn."""
+    return float(_Options.model_fields["temperature"].default)
+
+
 class TextPart(BaseModel):
     """A part of a message: text is all this server reads, and what a model refused to say."""
 
