@@ -127,7 +127,7 @@ def about(results: Sequence[Result]) -> list[str]:
         "for token, in every repeat.",
         "",
         *(f"- Machine: {machine}" for machine in distinct(results, machine_line)),
-        *(f"- Settings: {settings}" for settings in distinct(results, settings_line)),
+        *(f"- Settings: {settings}" for settings in settings_lines(results)),
         "- Command: `python benchmarks/main_path.py`; each JSON holds that of its own run.",
     ]
 
@@ -146,13 +146,21 @@ def machine_line(result: Result) -> str:
     )
 
 
-def settings_line(result: Result) -> str:
-    s = result["settings"]
-    how = "greedy" if s["temperature"] == 0 else f"temperature {s['temperature']:g}"
-    return (
-        f"model {result['model']}, {result['data']['examples']} test rows, batch {s['batch']}, "
-        f"{how}, at most {s['max_new_tokens']} new tokens, {s['repeats']} repeats"
-    )
+def settings_lines(results: Sequence[Result]) -> list[str]:
+    """A line for all with like settings, which may differ in their number of repeats."""
+    repeats: dict[str, set[int]] = {}
+    for result in results:
+        s = result["settings"]
+        how = "greedy" if s["temperature"] == 0 else f"temperature {s['temperature']:g}"
+        line = (
+            f"model {result['model']}, {result['data']['examples']} test rows, batch {s['batch']}, "
+            f"{how}, at most {s['max_new_tokens']} new tokens"
+        )
+        repeats.setdefault(line, set()).add(s["repeats"])
+    return [
+        f"{line}, {' or '.join(map(str, sorted(counts)))} repeat{'s' * (max(counts) > 1)}"
+        for line, counts in repeats.items()
+    ]
 
 
 def put_into(text: str, table: str, opening: str = BEGIN, closing: str = END) -> str:
