@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import shutil
 import tempfile
 import time
@@ -24,6 +25,7 @@ from tascade.data.prepare import Prepared, prepare, spread
 from tascade.decode.equality import NearTies
 from tascade.decode.loop import AllNodes
 from tascade.decode.target import Target
+from tascade.draft.costs import CostTable
 from tascade.draft.measure import measure_cost
 from tascade.draft.ngram.warm_up import is_warm, warm_up
 from tascade.enrich.run import Tuned
@@ -39,9 +41,12 @@ from tascade.util.files import install_folder
 from tascade.util.progress import in_time
 
 MAX_PROMPTS = 500_000
+_log = logging.getLogger("tascade.data")
 _CHECKED_ROWS, _CHECKED_TOKENS, _CHECKED_NODES = 4, 64, 16
 _MOST_COPIED, _DRAFT = 2 << 30, 16
 """Bytes of a model that is copied to be timed in float32, and tokens in the pass that is timed."""
+_SOONER = 80
+"""Percent of half precision's time up to which float32 is the better choice."""
 _REPLAYED = 4
 _SLOW_ROWS = 3
 """Outputs replayed for each prompt that would be decoded: a replay runs no model."""
@@ -311,22 +316,47 @@ def check(
 
 
 def half_precision(task_model: TaskModel) -> dict[str, int]:
-    """In how many rows half precision rounds alike here (``rows_alike``), if it does.
+    """In how many rows half precision rounds alike here (``rows_alike``), if it does."""
+    counts = task_model.target.counts
+    return {} if counts is None else {"rows_alike": counts.most}
 
-    And what a float32 pass over a draft takes, in percent of one in the model's half precision
-    (``float32_percent``): CPUs that have no instructions for the latter may take twice as long, and
-    where rounding is not alike words are the same in float32 alone. On a CPU, and for a model whose
-    copy has room, up to :data:`_MOST_COPIED` bytes.
+
+def float32_percent(model: Any, cost: CostTable) -> int | None:
+    """What a float32 pass over a draft takes, in percent of one in the model's half precision.
+
+    CPUs that have no instructions for the latter may take twice as long, and where rounding is not
+    alike words are the same in float32 alone. ``None`` but on a CPU, and for a model whose copy has
+    room, up to :data:`_MOST_COPIED` bytes.
+
+    Args:
+        model: a causal model.
+        cost: what its steps take.
     """
     import torch
 
-    model = task_model.model
     size = 4 * sum(part.numel() for part in model.parameters())
     half = model.dtype in (torch.bfloat16, torch.float16)
-    counts = task_model.target.counts
-    found = {} if counts is None else {"rows_alike": counts.most}
     if not half or model.device.type != "cpu" or size > _MOST_COPIED:
-        return found
+        return None
     whole = measure_cost(Target(copy.deepcopy(model).float()), seconds=1.0)
-    ratio = float(whole.upto(_DRAFT)[-1] / task_model.cost.upto(_DRAFT)[-1])
-    return found | {"float32_percent": round(100 * ratio)}
+    percent = round(100 * float(whole.upto(_DRAFT)[-1] / cost.upto(_DRAFT)[-1]))
+    if percent <= _SOONER:
+        _log.info(
+            "a float32 pass over %d tokens takes %d%% of the time of one in the model's half "
+            "precision here: --dtype float32 is the better choice on this machine",
+            _DRAFT,
+            percent,
+        )
+    return percent
+
+
+def compare_precisions(
+    task: PackBuilder, prepared: Prepared, recipe: Recipe, progress: Progress
+) -> None:
+    """Say it, before all that takes long, where float32 would be the sooner choice here."""
+    if task.task_model.model.dtype.itemsize > 2:
+        return
+    progress("comparing with float32's speed", 0, None)
+    percent = float32_percent(task.task_model.model, task.task_model.cost)
+    if percent is not None:
+        task.pack.note(rows={**task.pack.info.rows, "float32_percent": percent})

@@ -108,8 +108,8 @@ class TaskModel(Shown):
             self.tailored.target.prefixes = self.target.prefixes
         saved = pack.info.costs.get(self.cost_key)
         self._cost = None if saved is None else CostTable(saved["sizes"], saved["seconds"])
-        if saved is not None and "rows_alike" in saved:
-            remember(self.model, saved["rows_alike"])
+        if saved is not None and "equal_rows" in saved:
+            remember(self.model, saved["equal_rows"])
         self._decoder: Decoder | None = None
         self._batches: tuple[int, BatchDecoder] | None = None
 
@@ -244,7 +244,7 @@ class TaskModel(Shown):
     def measured(self) -> dict[str, dict[str, list[float]]]:
         """Step costs and row counts found on this machine, as ``pack.json`` has them."""
         table = self.cost.to_json()
-        return {self.cost_key: table | {"rows_alike": remembered(self.model)}}
+        return {self.cost_key: table | {"equal_rows": remembered(self.model)}}
 
     def params(self, **options: Any) -> SamplingParams:
         """Sampling options: the caller's, the checkpoint's, the pack's token limit, the defaults.

@@ -61,7 +61,9 @@ def index_own(
         prepared.train[at[place]] = row
     prepared.own = sorted([*logged, *(at[place] for place in places)])
     costs = {**pack.info.costs, **task_model.measured}
-    pack.note(costs=costs, own_answers=len(prepared.own), rows={"references_kept": left})
+    pack.note(
+        costs=costs, own_answers=len(prepared.own), rows={**pack.info.rows, "references_kept": left}
+    )
     task.index(prepared.train, recipe, progress)
 
 

@@ -30,6 +30,7 @@ from tascade.builder import (
     answering,
     calibrate,
     check,
+    compare_precisions,
     half_precision,
     open_with_rows,
 )
@@ -211,6 +212,7 @@ def _stages(recipe: Recipe, tuning: Stage | None, own: Stage) -> Iterator[Stage]
     if tuning is not None:
         yield tuning
     yield index_references
+    yield compare_precisions
     if recipe.spec.own_answers:
         yield own
     if recipe.spec.drafter:

@@ -125,7 +125,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": float(median), "low": float(low), "high": float(high)}
 
 
-_SOONER = 1.1
+_SOONER, _ODD = 1.1, 1.15
 NOISY = 1.5
 """High over low of a speed-up from which a run says little."""
 
@@ -144,6 +144,16 @@ def remarks(result: Mapping[str, Any]) -> list[str]:
         for name, method in result["methods"].items()
         if (ratio := method.get("speedup")) and ratio["high"] > NOISY * max(ratio["low"], 1e-9)
     ]
+    odd = [
+        f"{name} {method['speedup']['median']:.2f}x with {method['tokens_per_step']:.2f}"
+        for name, method in result["methods"].items()
+        if method.get("speedup", {}).get("median", 0.0) > _ODD * method.get("tokens_per_step", 1e9)
+    ]
+    if odd:
+        said.append(
+            f"Speed-ups above the tokens a step ({', '.join(odd)}) cannot be right: other work ran "
+            "at times. Measure again while nothing else runs."
+        )
     if apart:
         said.append(
             f"The machine was not quiet: speed-ups lie far apart ({', '.join(apart)}). "

@@ -28,7 +28,7 @@ def report_pack(pack: str | Path, results: Sequence[Path] = (), out: Path | None
         except (OSError, ValueError) as error:
             raise ConfigError(
                 "cannot read a bench result",
-                got=error,
+                got="no such file" if isinstance(error, FileNotFoundError) else error,
                 wanted="JSON written by `tascade bench`",
                 where=str(file),
                 fix="run `tascade bench PACK --data TEST` first",

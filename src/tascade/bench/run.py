@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -20,6 +22,8 @@ from tascade.core import Generation, Progress, Source
 from tascade.decode.equality import NearTies
 from tascade.errors import ConfigError
 
+_WARM_UP = 0.15
+"""The part of a benchmark's time that its warm-up may take, a row for each method apart."""
 OURS = "tasc-spec"
 """Methods whose name starts so are set against every other one."""
 
@@ -75,7 +79,7 @@ def run_bench(
     turns = Turns(records, requests, settings, about, progress, kept)
     if resume:
         turns.resume()
-    _warm_up(records, warmup, progress)
+    _warm_up(records, warmup, progress, 60 * settings.minutes or math.inf)
     stopped = turns.run(lambda: on_repeat and on_repeat(_so_far(about, methods, records, turns)))
     requests = turns.requests
     traced = False
@@ -127,12 +131,16 @@ def _check(methods: Sequence[Method | Skipped], requests: Sequence[Request]) -> 
 
 
 def _warm_up(
-    records: Sequence[Record], warmup: Sequence[Request], progress: Progress | None
+    records: Sequence[Record], warmup: Sequence[Request], progress: Progress | None, seconds: float
 ) -> None:
-    for done, record in enumerate(records):
-        if progress is not None:
-            progress("warming up", done, len(records))
-        for request in warmup:
+    """A row for each method, and more of them within a part of the ``seconds`` there are."""
+    latest = time.monotonic() + _WARM_UP * seconds
+    for at, request in enumerate(warmup):
+        for done, record in enumerate(records):
+            if at and time.monotonic() > latest:
+                return
+            if progress is not None:
+                progress("warming up", at * len(records) + done, len(records) * len(warmup))
             record.method.run(request)
 
 

@@ -53,7 +53,7 @@ MEANING = {
 
 
 class _Notes(logging.Handler):
-    """Shows what is noted about data, a line each, on stderr."""
+    """Shows what is noted about data and machine, a line each, on stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
         err.print(record.getMessage(), markup=False, soft_wrap=True)
@@ -169,9 +169,11 @@ def rows_used(rows: dict[str, int], own: int = 0) -> str:
             )
     if "rows_alike" in rows:
         text += (
-            f"\nhalf precision rounds alike in passes of up to {rows['rows_alike']} rows here: "
-            "answers are plain decoding's"
+            f"\nhalf precision rounds alike in passes of up to {rows['rows_alike']} rows here, as "
+            "far as was tested"
         )
+        if not rows["differing"]:
+            text += ": answers are plain decoding's"
         if (percent := rows.get("float32_percent", 100)) <= _SOONER:
             text += (
                 f"; but a float32 pass over 16 tokens took {percent}% of a "
@@ -314,6 +316,12 @@ def bench_table(result: dict[str, Any]) -> Table:
     return table
 
 
+def _ratio(speedup: dict[str, float], repeats: int) -> str:
+    """A speed-up, with its spread where there is one."""
+    spread = f" [{speedup['low']:.2f}-{speedup['high']:.2f}]" if repeats > 1 else " (one round)"
+    return f"{speedup['median']:.2f}x{spread}"
+
+
 def _bench_row(name: str, method: dict[str, Any], dtype: str) -> Sequence[str]:
     from tascade.bench.schema import promise
 
@@ -327,9 +335,7 @@ def _bench_row(name: str, method: dict[str, Any], dtype: str) -> Sequence[str]:
     return (
         name,
         f"{method['tokens_per_second']:.0f}",
-        f"{speedup['median']:.2f}x [{speedup['low']:.2f}-{speedup['high']:.2f}]"
-        if speedup
-        else "1",
+        _ratio(speedup, len(method["seconds"])) if speedup else "1",
         f"{method['tokens_per_step']:.2f}" if method.get("tokens_per_step") else "",
         f"{draft['p50']:.0f}" if draft else "",
         same,

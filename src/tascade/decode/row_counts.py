@@ -5,7 +5,8 @@ three ways, each found by comparing bits on SmolLM2-135M:
 
 - Attention takes another kernel for a single query. So a pass has two rows at least.
 - Sums over keys are ordered by the number of keys. So that is filled up to a multiple of
-  :data:`KEY_BLOCK`, the keys behind hidden by the mask.
+  :data:`KEY_BLOCK`, the keys behind hidden by the mask. Libraries for CPUs without instructions for
+  bfloat16 order them otherwise from one multiple to the next: there nothing is promised.
 - A matrix product takes another kernel from some number of rows on. Which one is the library's and
   the machine's business: a self-test finds the counts that agree, and no pass has others.
 
@@ -37,11 +38,14 @@ shift the order of attention's sums: by up to 0.6 of logits of some 20, in a sev
 """
 _ENOUGH, _LEAST = 16, 8
 """Rows that leave room for a draft, and fewest that a guarantee is worth a short draft for."""
-_PASTS = (37, 92, 200)
-"""Tokens before the compared rows. Each text is read once, and the cache cut back to it between the
-passes, as in use: right behind a reading keys lie otherwise in memory, and there, on a CPU without
-instructions for bfloat16, two rows came out as four did, while some steps later they did not.
+_PASTS = (32, 96, 192)
+"""Tokens before the compared rows: multiples of :data:`KEY_BLOCK`, so that all counts see as many
+keys. Each text is read once, and the cache cut back to it between the passes, as in use: right
+behind a reading keys lie otherwise in memory, and there, on a CPU without instructions for
+bfloat16, two rows came out as four did, while some steps later they did not.
 """
+_KEYS_FROM = (56, 184, 248, 376, 504, 1016)
+"""Tokens before rows that see one more block of keys in a long pass than in a short one."""
 _SEED = 6_2831
 
 Logits = Callable[[list[int], int, Sequence[int]], dict[int, torch.Tensor]]
@@ -102,19 +106,29 @@ def conditions(model: Any) -> tuple[int, torch.dtype, str]:
 
 def _agreeing(model: Any, logits: Logits) -> RowCounts | None:
     config = model.config.get_text_config()
-    room = getattr(config, "max_position_embeddings", None) or _PASTS[-1] + TESTED[-1]
+    room = int(getattr(config, "max_position_embeddings", None) or 2048) - TESTED[-1]
     draws = torch.Generator().manual_seed(_SEED)
     classes = {count: set(TESTED) for count in TESTED}
-    for past in _PASTS:
-        past = min(past, int(room) - TESTED[-1])
-        if past < 1:
-            return None
+    if room < 1:
+        return None
+
+    def passes(past: int, counts: Sequence[int]) -> dict[int, torch.Tensor]:
         ids = torch.randint(0, int(config.vocab_size), (past + TESTED[-1],), generator=draws)
-        rows = logits(ids.tolist(), past, TESTED)
+        return logits(ids.tolist(), past, counts)
+
+    for past in _PASTS:
+        rows = passes(min(past, room), TESTED)
         for count, agreeing in classes.items():
             agreeing &= _alike(count, rows)
     best: set[int] = max(classes.values(), key=lambda c: (min(max(c), _ENOUGH), -min(c)))
-    return RowCounts(tuple(sorted(best))) if max(best) >= _LEAST else None
+    least, most = min(best), max(best)
+    if most < _LEAST:
+        return None
+    for past in (past for past in _KEYS_FROM if past <= room):
+        rows = passes(past, (least, most))
+        if not torch.equal(rows[least], rows[most][:least]):
+            return None
+    return RowCounts(tuple(sorted(best)))
 
 
 def _alike(count: int, rows: dict[int, torch.Tensor]) -> set[int]:

@@ -131,7 +131,7 @@ class Forecast:
         if self.answers == "references":
             return [
                 "               reference answers stand in for the model's own, which may repeat "
-                "themselves more or less; --answers 20 asks the model"
+                "themselves more or less; --answers 20 asks the model (some minutes)"
             ]
         return ["               the model's own answers"]
 

@@ -107,7 +107,7 @@ def bars(console: Any) -> Iterator[Progress]:
         TimeElapsedColumn(),
         TimeRemainingColumn(elapsed_when_finished=True),
     )
-    with Bars(*columns, console=console, transient=True) as drawn:
+    with Bars(*columns, console=console, transient=True, speed_estimate_period=600) as drawn:
         tasks: dict[str, Any] = {}
         now = ""
 
