@@ -10,7 +10,7 @@ import numpy as np
 from tascade.core import ROOT, DraftTree, FloatArray, IntArray, Source
 from tascade.draft.budget import Budget
 from tascade.draft.costs import Trust
-from tascade.draft.neural.trained import AHEAD, ALONG, TrainedDrafter
+from tascade.draft.neural.trained import ALONG, DEPTH, TrainedDrafter
 from tascade.draft.ngram.drafter import NgramDrafter
 
 _GRAFTS = 3
@@ -22,6 +22,8 @@ _ADDED = 2.0
 would have it never asked, and so never known."""
 _SPREAD = 8
 """Calls that the reading of a prompt is charged to, since all of them profit."""
+_AHEAD = 2
+"""What going along a path takes, in passes of one token."""
 
 
 class MergedDrafter:
@@ -74,7 +76,7 @@ class MergedDrafter:
         along = bool(path) and chances[0] >= _LIKELY
         missing = _missing(chances if along else ())
         together = self._promise(tree, missing)
-        seconds = np.full(len(together), trained.seconds * (AHEAD if along else trained.passes))
+        seconds = np.full(len(together), trained.seconds * (_AHEAD if along else DEPTH))
         if not budget.worth_a_call(together, seconds, tree.survival):
             trained.propose(0)
             return tree

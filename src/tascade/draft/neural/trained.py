@@ -9,27 +9,22 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from tascade.core import EMPTY_TREE, ROOT, DraftTree, IntArray
+from tascade.core import EMPTY_TREE, DraftTree, IntArray, Source
 from tascade.decode.target import Target
 from tascade.draft.costs import Trust
 from tascade.draft.neural.draft_model import Confidence
 from tascade.draft.neural.network import DraftNetwork
-from tascade.draft.neural.network_tree import NetworkTree
-from tascade.draft.neural.step import Step
 from tascade.draft.neural.stored import load_drafter
 from tascade.errors import TascadeError
 from tascade.pack import Pack
 
 BRANCHES = 4
-"""Tokens that are drafted behind each of the nodes which go on, and how many of these there are at
-every depth: the likeliest ones (EAGLE-2, arXiv 2406.16858, section 4.1).
-"""
+"""Tokens that are drafted beside each other at every depth, the likeliest of which goes on."""
 DEPTH = 5
 """Most tokens that it drafts in a row: one more than it was trained to (``training.PASSES``)."""
-AHEAD = 2
-"""What going along such a path takes, in passes of one token."""
 ALONG = 8
 """Most tokens of another drafter's path that it goes along."""
+_FIRST_CAPACITY = 512
 _TRIES, _MANY = 4, 32
 """Passes that tell what one takes, the first of which are slow; rows that are read for a request
 once, and not for a draft.
@@ -37,7 +32,7 @@ once, and not for a draft.
 
 
 class TrainedDrafter:
-    """Drafts a tree from the states of the target's last pass, a depth in each of its own.
+    """Drafts from the states of the target's last pass, a path with alternatives beside it.
 
     What the target has read since the last draft is taken up when the next one is asked for, in one
     pass: where it is never asked, a request costs nothing but the states that the target keeps.
@@ -50,8 +45,7 @@ class TrainedDrafter:
         clock: tells seconds.
 
     Attributes:
-        seconds: of drafting one token deeper, or half of going along another drafter's path.
-        passes: how many such a draft takes, about.
+        seconds: of drafting one token deeper, or along a path of another drafter.
         catching_up: seconds that the last draft took for what the target had read since long, such
             as the prompt.
         hits: how many of the likeliest tokens were right, if all before them were.
@@ -76,7 +70,7 @@ class TrainedDrafter:
         self._ids = ids.to(target.device)
         self._words = target.model.get_input_embeddings()
         self._ends = frozenset(end_tokens)
-        self._step, self.catching_up = Step(network), 0.0
+        self._step, self.catching_up = _Step(network), 0.0
         self.seconds = min(self._try() for _ in range(_TRIES))
         self.forget()
         self.start(np.empty(0, np.int32))
@@ -92,14 +86,14 @@ class TrainedDrafter:
     def forget(self) -> None:
         """Forget how often it was right."""
         self.hits, self.confidence = Trust(1.0, 0.75, weight=1 / 32), Confidence()
-        self.passes = float(DEPTH)
 
     def start(self, prompt: IntArray) -> None:
         """Begin a request; nothing is run before a draft is asked for."""
         self._context: list[int] = prompt.tolist()
         self._first = self._read = 0
         self._output: torch.Tensor | None = None
-        self._tree = NetworkTree()
+        self._levels: list[tuple[list[int], list[float]]] = []
+        self._followed: list[int] = []
 
     def fits(self) -> bool:
         """Whether there is something to draft from: states, and the token behind them."""
@@ -109,7 +103,7 @@ class TrainedDrafter:
     def propose(self, limit: int, floor: float = 0.0) -> DraftTree:
         """The tree of at most ``limit`` nodes that may pay (see ``Drafter.propose``)."""
         if limit <= 0 or not self.fits():
-            self._tree = NetworkTree()
+            self._levels, self._followed = [], []
             return EMPTY_TREE
         return self.draft(limit, floor)
 
@@ -118,27 +112,31 @@ class TrainedDrafter:
         """As :meth:`propose`, where the target takes ``step`` seconds for one token."""
         started = self.clock()
         share = self.seconds / step
-        outputs, at = self._catch_up()
-        known, level = at + 1 - self._first, [ROOT]
-        tree = self._tree = NetworkTree()
-        promised, depth = 1.0, 1
-        while True:
-            said = zip(level, self._likeliest(outputs), strict=True)
-            below = [
-                node for above, words in said for node in tree.say(above, words, self.confidence)
-            ]
-            below = tree.likeliest(below, BRANCHES, self._ends)
-            expected = sum(tree.survival[node] for node in below)
-            promised += expected
-            bar = promised * (floor + share) / (1.0 + depth * share)
-            if depth >= min(DEPTH, limit) or not below or expected * self.hits.ratio < bar:
+        output, at = self._catch_up()
+        self._levels, self._followed, survival, promised = [], [], 1.0, 1.0
+        tokens: list[int] = []
+        parents: list[int] = []
+        kept: list[float] = []
+        above = -1
+        for depth in range(DEPTH):
+            words, chances = self._likeliest(output)[0]
+            self._levels.append((words, chances))
+            self._followed.append(words[0])
+            sure = [self.confidence.of(chance) * survival for chance in chances]
+            here = len(tokens)
+            tokens += words
+            parents += [above] * len(words)
+            kept += sure
+            above, survival = here, sure[0]
+            promised += survival
+            bar = promised * (floor + share) / (1.0 + (depth + 1) * share)
+            if depth + 1 == DEPTH or words[0] in self._ends:
                 break
-            states, seen = tree.rows(below, level, outputs, known)
-            outputs = self._pass([tree.tokens[i] for i in below], states, at + depth, seen=seen)
-            level, depth = below, depth + 1
-        self.passes += (depth - self.passes) / 16
-        self._spent((self.clock() - started - self.catching_up) / depth)
-        return tree.best(limit, floor)
+            if survival * self.hits.ratio < bar or depth + 1 >= limit:
+                break
+            output = self._pass([words[0]], output, at + depth + 1)
+        self._spent((self.clock() - started - self.catching_up) / len(self._levels))
+        return _best_first(tokens, parents, kept, limit, floor)
 
     @torch.inference_mode()
     def draft_along(
@@ -155,14 +153,29 @@ class TrainedDrafter:
             floor: see ``Drafter.propose``.
         """
         started = self.clock()
-        tree = self._tree = NetworkTree()
-        at = ROOT
-        for depth, said in enumerate(self._likeliest(self._read_along(path))):
-            here = tree.put(at, path[depth], survival[depth]) if depth < len(path) else at
-            tree.say(at, said, self.confidence)
-            at = here
-        self._spent((self.clock() - started - self.catching_up) / AHEAD)
-        return tree.best(limit, floor)
+        self._levels, self._followed = self._likeliest(self._read_along(path)), list(path)
+        tokens: list[int] = []
+        parents: list[int] = []
+        kept: list[float] = []
+        above, before = -1, 1.0
+        for depth, (words, chances) in enumerate(self._levels):
+            here = above
+            if depth < len(path):
+                here = len(tokens)
+                tokens.append(path[depth])
+                parents.append(above)
+                kept.append(survival[depth])
+            for word, chance in zip(words, chances, strict=True):
+                sure = before * self.confidence.of(chance)
+                if depth < len(path) and word == path[depth]:
+                    kept[here] = max(kept[here], sure)
+                else:
+                    tokens.append(word)
+                    parents.append(above)
+                    kept.append(sure)
+            above, before = here, kept[here] if here >= 0 else before
+        self._spent((self.clock() - started - self.catching_up) / 2)
+        return _best_first(tokens, parents, kept, limit, floor)
 
     def _spent(self, seconds: float) -> None:
         """Note what a pass took: cheaper ones are believed sooner than dearer ones."""
@@ -227,20 +240,11 @@ class TrainedDrafter:
         return torch.cat((*known, both[max(0, len(words) - 1) :]))
 
     def _pass(
-        self,
-        words: Sequence[int],
-        states: torch.Tensor,
-        at: int,
-        *,
-        every: bool = False,
-        seen: torch.Tensor | None = None,
+        self, words: Sequence[int], states: torch.Tensor, at: int, *, every: bool = False
     ) -> torch.Tensor:
-        """Rows from place ``at`` on behind those kept: the output [1, d] of the last, or of all."""
+        """Rows from place ``at`` on behind those read: the output [1, d] of the last, or of all."""
         ids = torch.tensor(words, device=self._ids.device)
-        slot = at - self._first
-        if seen is not None:
-            slot, seen = seen.shape[1] - len(words), seen.to(self._ids.device)
-        return self._step(self._words(ids).to(states), states, at, slot, every=every, seen=seen)
+        return self._step(self._words(ids).to(states), states, at, at - self._first, every=every)
 
     def _likeliest(self, outputs: torch.Tensor) -> list[tuple[list[int], list[float]]]:
         """The likeliest tokens of each output [n, d], and how likely it says they are."""
@@ -251,9 +255,108 @@ class TrainedDrafter:
 
     def commit(self, tokens: IntArray, verified: int, path: Sequence[int]) -> None:
         """Learn from the outcome, and go on behind ``tokens``."""
-        self._tree.learn(tokens, self.confidence, self.hits)
-        self._tree = NetworkTree()
-        self._context += tokens.tolist()
+        said: list[int] = tokens.tolist()
+        for depth, (token, (words, chances)) in enumerate(zip(said, self._levels, strict=False)):
+            for word, chance in zip(words, chances, strict=True):
+                self.confidence.learn(chance, word == token)
+            self.hits.record(1.0, words[0] == token)
+            if self._followed[depth : depth + 1] != [token]:
+                break
+        self._levels, self._followed = [], []
+        self._context += said
+
+
+class _Step:
+    """:meth:`DraftNetwork.unroll` for rows that come one after the other, with their keys kept.
+
+    Matrices that read the same are one, and turns are looked up: at such sizes a step's time is the
+    number of its operations. Where the network's weights change, make it anew.
+    """
+
+    def __init__(self, network: DraftNetwork) -> None:
+        net, self._shape = network, network.shape
+        self._net = net
+        self._qkv = torch.cat((net.q.weight, net.k.weight, net.v.weight))
+        self._gate_up = torch.cat((net.gate.weight, net.up.weight))
+        nothing = self._qkv.new_zeros(self._shape.kv_heads, 0, self._shape.head_dim)
+        self._keys, self._values, self._cos = nothing, nothing, self._qkv.new_zeros(0)
+        self._sin = self._cos
+
+    def _make_room(self, capacity: int) -> None:
+        old = self._keys, self._values
+        size = (self._shape.kv_heads, max(capacity, _FIRST_CAPACITY), self._shape.head_dim)
+        self._keys, self._values = (self._qkv.new_zeros(size) for _ in "kv")
+        for new, was in zip((self._keys, self._values), old, strict=True):
+            new[:, : was.shape[1]] = was
+
+    def _turns(self, end: int) -> tuple[torch.Tensor, torch.Tensor]:
+        if len(self._cos) < end:
+            places = torch.arange(2 * max(end, _FIRST_CAPACITY), dtype=torch.float32)
+            angle = places[:, None] * self._net.turns
+            angle = torch.cat((angle, angle), dim=-1)[:, None]
+            self._cos, self._sin = angle.cos().to(self._qkv), angle.sin().to(self._qkv)
+        return self._cos, self._sin
+
+    def __call__(
+        self, words: torch.Tensor, states: torch.Tensor, at: int, slot: int, *, every: bool = False
+    ) -> torch.Tensor:
+        """The output [1, d] of the last of some rows.
+
+        Args:
+            words: [n, d] embeddings of the token behind each row.
+            states: [n, d] as :meth:`DraftNetwork.mix` takes them.
+            at: place of the first row in the text.
+            slot: rows that are kept already, which all of these see.
+            every: give the outputs [n, d] of all.
+        """
+        net, shape, n = self._net, self._shape, len(words)
+        end, heads = slot + n, shape.heads + shape.kv_heads
+        if end > self._keys.shape[1]:
+            self._make_room(2 * end)
+        made = functional.linear(net.mix(words, states), self._qkv).view(n, -1, shape.head_dim)
+        cos, sin = (part[at : at + n] for part in self._turns(at + n))
+        first, second = made[:, :heads].chunk(2, dim=-1)
+        turned = made[:, :heads] * cos + torch.cat((-second, first), dim=-1) * sin
+        self._keys[:, slot:end] = turned[:, shape.heads :].transpose(0, 1)
+        self._values[:, slot:end] = made[:, heads:].transpose(0, 1)
+        asked = n if every else 1
+        mask = None
+        if asked > 1:
+            mask = torch.arange(end) <= torch.arange(slot, end)[:, None]
+        attended = functional.scaled_dot_product_attention(
+            turned[-asked:, : shape.heads].transpose(0, 1)[None],
+            self._keys[None, :, :end],
+            self._values[None, :, :end],
+            attn_mask=None if mask is None else mask.to(self._keys.device),
+            enable_gqa=shape.heads != shape.kv_heads,
+        )
+        x = states[-asked:] + net.o(attended[0].transpose(0, 1).reshape(asked, -1))
+        gate, up = functional.linear(net.mlp_norm(x), self._gate_up).chunk(2, dim=-1)
+        output: torch.Tensor = net.norm(x + net.down(functional.silu(gate) * up))
+        return output
+
+
+def _best_first(
+    tokens: list[int], parents: list[int], survival: list[float], limit: int, floor: float
+) -> DraftTree:
+    """A tree of the nodes that may pay, ordered by survival; a parent's is its children's most."""
+    for i, parent in enumerate(parents):
+        if parent >= 0:
+            survival[i] = min(survival[i], survival[parent])
+    order = sorted(range(len(tokens)), key=lambda i: (-survival[i], i))
+    kept, promised = [], 1.0
+    for i in order[:limit]:
+        if survival[i] < floor * promised:
+            break
+        kept.append(i)
+        promised += survival[i]
+    place = {i: at for at, i in enumerate(kept)} | {-1: -1}
+    return DraftTree(
+        np.asarray([tokens[i] for i in kept], np.int32),
+        np.asarray([place[parents[i]] for i in kept], np.int32),
+        np.asarray([survival[i] for i in kept], np.float32),
+        np.full(len(kept), Source.OTHER, np.int8),
+    )
 
 
 def open_trained(pack: Pack, target: Target, end_tokens: Sequence[int]) -> TrainedDrafter:

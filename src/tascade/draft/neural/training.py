@@ -14,7 +14,7 @@ from torch.nn import functional
 from tascade.core import IntArray, Progress, Row
 from tascade.data.prepare import spread
 from tascade.decode.prefixes import Prefixes
-from tascade.decode.taps import Taps
+from tascade.decode.taps import Taps, body_of
 from tascade.draft.neural.network import DraftNetwork, DraftShape
 from tascade.enrich.train.trainer import use_bf16
 from tascade.errors import ConfigError
@@ -30,8 +30,6 @@ ALONG_SHARE = 0.35
 _RATE, _WARM, _LAST, _CLIP = 5e-4, 0.04, 0.1, 1.0
 _BETAS, _DECAY = (0.9, 0.95), 0.01
 _BATCH_TOKENS, _GRAIN = 2048, 32
-LIKELIEST = 16
-"""Of the target's tokens at each place, those that are kept to learn from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +39,11 @@ class Sample:
     ids: [T] prompt and answer, from where the states are known on
     start: where the answer begins
     taps: [T, taps * d]
-    tokens, shares: [A, 16] the target's likeliest tokens at each of the :attr:`answer` places, and
-        their probabilities
     """
 
     ids: torch.Tensor
     start: int
     taps: torch.Tensor
-    tokens: torch.Tensor
-    shares: torch.Tensor
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -125,6 +119,7 @@ def read_states(
     """
     layers = DraftShape.of(model.config.get_text_config(), 1).taps
     taps, samples = Taps(model, layers), []
+    body = body_of(model)
     for done, (prompt, answer) in enumerate(pairs):
         tell("reading the model's states", done, len(pairs))
         if not len(prompt) or len(answer) < 2:
@@ -132,12 +127,9 @@ def read_states(
         ids = torch.from_numpy(np.concatenate((prompt, answer)).astype(np.int64))
         known = len(prefixes.of(prompt))
         with taps.taking():
-            given = ids[None].to(model.device)
-            logits = model(given, use_cache=False, logits_to_keep=len(answer)).logits[0, :-1]
+            body(input_ids=ids[None].to(model.device), use_cache=False)
         states = torch.cat(taps.states, dim=-1)[0, known:].to("cpu", torch.bfloat16)
-        likely = logits.float().softmax(-1).topk(min(LIKELIEST, logits.shape[-1]))
-        shares, tokens = likely.values.cpu(), likely.indices.to("cpu", torch.int32)
-        samples.append(Sample(ids[known:], len(prompt) - known, states, tokens, shares))
+        samples.append(Sample(ids[known:], len(prompt) - known, states))
     return samples
 
 
@@ -149,8 +141,6 @@ class Batch:
     taps: [B, T, taps * d]
     rows: [B, A] those that say a token of the answer, filled up with the last row
     wanted: for each pass, [B, A] what each of them is to say; -1 for nothing
-    tokens, shares: [B, A + passes, 16] the target's likeliest tokens where row ``i`` of pass ``m``
-        speaks at ``i + m``, and their probabilities
     hidden: [B, 1, A, T] 0 where a row may see another, minus infinity elsewhere
     """
 
@@ -158,8 +148,6 @@ class Batch:
     taps: torch.Tensor
     rows: torch.Tensor
     wanted: tuple[torch.Tensor, ...]
-    tokens: torch.Tensor
-    shares: torch.Tensor
     hidden: torch.Tensor
 
     @classmethod
@@ -169,18 +157,14 @@ class Batch:
         ids = torch.full((len(samples), most + passes + 2), -1)
         taps = torch.zeros(len(samples), most, samples[0].taps.shape[1])
         rows = torch.full((len(samples), answer), most - 1)
-        tokens = torch.full((len(samples), answer + passes, samples[0].tokens.shape[1]), -1)
-        shares = torch.zeros(tokens.shape)
         for at, sample in enumerate(samples):
-            tokens[at, : sample.answer] = sample.tokens
-            shares[at, : sample.answer] = sample.shares
             ids[at, : len(sample)] = sample.ids
             taps[at, : len(sample)] = sample.taps
             rows[at, : sample.answer] = torch.arange(sample.first, sample.first + sample.answer)
         wanted = tuple(ids.gather(1, rows + 2 + m) for m in range(passes))
         seen = torch.arange(most) <= rows[..., None]
         hidden = torch.zeros(seen.shape).masked_fill_(~seen, -torch.inf)[:, None]
-        return cls(ids, taps, rows, wanted, tokens, shares, hidden)
+        return cls(ids, taps, rows, wanted, hidden)
 
     def words(self, m: int) -> torch.Tensor:
         """Token ids that follow each row in pass ``m``: [B, T] in the first, [B, A] then."""
