@@ -509,6 +509,14 @@ def test_where_transformers_is_sooner_than_plain_ours_is_held_against_it():
         assert (said in render([result], title="t")) == told, factor
 
 
+def test_more_speed_than_tokens_a_step_is_called_what_it_is():
+    told = "tasc-spec 4.00x with 2.67"
+    for median, said in ((2.6, False), (4.0, True)):
+        ratio = {"median": median, "low": median, "high": median}
+        result = change(full(), "methods/tasc-spec/speedup", ratio)
+        assert (told in render([result], title="t")) == said
+
+
 def test_methods_without_others_to_be_held_against_have_no_table():
     alone = change(full(), "methods/tasc-spec/versus", {})
     assert "Methods against each other" not in render([alone], title="t")

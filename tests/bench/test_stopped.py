@@ -167,6 +167,29 @@ def test_the_warm_up_and_the_untimed_pass_count_as_time(
     assert (warmed["settings"]["repeats"], warmed["data"]["examples"]) == (2, rows)
 
 
+def test_a_slow_warm_up_keeps_to_its_part_of_the_time(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock is that of the answers, ten seconds each: a minute of ten is a row for each."""
+    now, warmed = [0.0], list[float]()
+    run = DecoderMethod.run
+
+    def slow(method: DecoderMethod, request: Request) -> Generation:
+        now[0] += 10.0
+        if request.id == "warm":
+            warmed.append(now[0])
+        return run(method, request)
+
+    monkeypatch.setattr(DecoderMethod, "run", slow)
+    monkeypatch.setattr("tascade.bench.run.time.monotonic", lambda: now[0])
+    rows = [Request([70, 71, first], "wanted", "warm") for first in range(6)]
+    for minutes, runs in ((1.0, 2), (5.0, 5), (0.0, 12)):
+        now[0] = 0.0
+        warmed.clear()
+        bench(decoder, minutes=minutes, warmup=rows)
+        assert len(warmed) == runs, minutes
+
+
 def test_the_last_round_is_shown_once_with_the_rest(decoder: Decoder) -> None:
     shown: list[dict[str, Any]] = []
     bench(decoder, on_repeat=shown.append)
