@@ -300,6 +300,7 @@ def test_inspect_predicts_before_anything_is_built(task_model: TaskModel) -> Non
     )
     assert found.to_dict()["verdict"] == "profits"
     assert "tokens" in found.describe()
+    assert "own answers  about" in found.describe()
     assert found.to_dict()["new_tokens"]["fewer_steps"] > 2
     assert "new tokens would take" in found.describe()
     noise = np.random.default_rng(0).integers(97, 122, (124, 40))

@@ -19,11 +19,14 @@ def test_adapt_that_is_told_to_end_keeps_what_a_resume_needs_and_no_more(tmp_pat
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env) as running:
         assert running.stderr is not None
+        before = []
         for line in running.stderr:
+            before.append(line)
             if "answering training prompts" in line:
                 running.send_signal(signal.SIGTERM)
                 break
         said = running.stderr.read()
         assert running.wait() == 130
+    assert "own answers take about 10 min at most" in "".join(before)
     assert "--resume goes on with what there is" in said
     assert [path.name for path in tmp_path.iterdir()] == [".pack.answers"]

@@ -10,7 +10,7 @@ from typing import Any, Unpack
 
 import numpy as np
 
-from tascade.config import Recipe, VocabConfig
+from tascade.config import Recipe, SpecConfig, VocabConfig
 from tascade.core import IntArray, Progress, Row
 from tascade.data.chat import ChatConfig
 from tascade.data.encode import end_tokens
@@ -35,7 +35,7 @@ from tascade.load import ModelRef, load_model
 from tascade.options import ReadOptions, laid_over
 from tascade.tailor.profile import list_tokens
 from tascade.tailor.savings import HeadSavings, head_savings
-from tascade.util.progress import shows_progress, teller
+from tascade.util.progress import shows_progress, spelt, teller
 
 _ROWS = 200
 _TOGETHER = 8
@@ -81,9 +81,20 @@ class Inspection:
             **self.forecast.to_dict(),
         }
 
+    def _own_answers(self) -> str:
+        """How many own answers fit into the time that ``adapt --self`` takes for them."""
+        f, seconds = self.forecast, SpecConfig().own_seconds
+        each = f.forwards / max(1, f.replayed) * float(self.cost.upto(1)[-1])
+        count = round(seconds / max(each, 1e-6))
+        count = round(count, 2 - len(str(count)))
+        return (
+            f"  own answers  about {count:,} in {spelt(seconds).removeprefix('about ')} (`adapt "
+            "--self`), if they are like these; sooner in vLLM; --own-seconds gives more time"
+        )
+
     def describe(self) -> str:
         """A few lines for a person."""
-        text = f"{self.model} on {self.data}\n{self.forecast.describe()}"
+        text = f"{self.model} on {self.data}\n{self.forecast.describe()}\n{self._own_answers()}"
         if self.drafter is not None:
             text += self._trained_drafter(self.drafter)
         if self.enrichment is not None:
