@@ -45,7 +45,7 @@ _log = logging.getLogger("tascade.data")
 _CHECKED_ROWS, _CHECKED_TOKENS, _CHECKED_NODES = 4, 64, 16
 _MOST_COPIED, _DRAFT = 2 << 30, 16
 """Bytes of a model that is copied to be timed in float32, and tokens in the pass that is timed."""
-_SOONER = 80
+SOONER = 80
 """Percent of half precision's time up to which float32 is the better choice."""
 _REPLAYED = 4
 _SLOW_ROWS = 3
@@ -340,7 +340,7 @@ def float32_percent(model: Any, cost: CostTable) -> int | None:
         return None
     whole = measure_cost(Target(copy.deepcopy(model).float()), seconds=1.0)
     percent = round(100 * float(whole.upto(_DRAFT)[-1] / cost.upto(_DRAFT)[-1]))
-    if percent <= _SOONER:
+    if percent <= SOONER:
         _log.info(
             "a float32 pass over %d tokens takes %d%% of the time of one in the model's half "
             "precision here: --dtype float32 is the better choice on this machine",

@@ -515,6 +515,8 @@ def test_more_speed_than_tokens_a_step_is_called_what_it_is():
         ratio = {"median": median, "low": median, "high": median}
         result = change(full(), "methods/tasc-spec/speedup", ratio)
         assert (told in render([result], title="t")) == said
+    theirs = change(full(), "methods/hf-prompt-lookup/tokens_per_step", 1.0)
+    assert "cannot be right" not in render([theirs], title="t")  # 1.5x, by other code than plain's
 
 
 def test_methods_without_others_to_be_held_against_have_no_table():

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -126,18 +127,25 @@ def test_rounds_and_then_rows_are_left_out_where_time_is_short(decoder: Decoder)
     assert bench(decoder, minutes=60.0)["settings"] | {"repeats": 3} == bench(decoder)["settings"]
 
 
+def clock_of_answers(
+    monkeypatch: pytest.MonkeyPatch, seconds: Callable[[Request], float]
+) -> list[float]:
+    """A time in a list, which only answers take: so many ``seconds`` each."""
+    now, run = [0.0], DecoderMethod.run
+
+    def slow(method: DecoderMethod, request: Request) -> Generation:
+        now[0] += seconds(request)
+        return run(method, request)
+
+    monkeypatch.setattr(DecoderMethod, "run", slow)
+    return now
+
+
 def test_rows_that_turn_out_long_are_fewer(
     decoder: Decoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The clock is that of the answers: the first chunk's take a second, the others' ten."""
-    now = [0.0]
-    run = DecoderMethod.run
-
-    def slow(method: DecoderMethod, request: Request) -> Generation:
-        now[0] += 1.0 if request.prompt[-1] < 2 else 10.0
-        return run(method, request)
-
-    monkeypatch.setattr(DecoderMethod, "run", slow)
+    now = clock_of_answers(monkeypatch, lambda request: 1.0 if request.prompt[-1] < 2 else 10.0)
     monkeypatch.setattr("tascade.bench.timing.time.perf_counter", lambda: now[0])
     found = bench(decoder, minutes=2.0)
     seconds = sum(sum(method["seconds"]) for method in found["methods"].values())
@@ -151,14 +159,7 @@ def test_the_warm_up_and_the_untimed_pass_count_as_time(
     decoder: Decoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The clock is that of the answers: a second each, the warm-up's too."""
-    now = [0.0]
-    run = DecoderMethod.run
-
-    def slow(method: DecoderMethod, request: Request) -> Generation:
-        now[0] += 1.0
-        return run(method, request)
-
-    monkeypatch.setattr(DecoderMethod, "run", slow)
+    now = clock_of_answers(monkeypatch, lambda request: 1.0)
     monkeypatch.setattr("tascade.bench.timing.time.perf_counter", lambda: now[0])
     rows = len(ROWS)
     assert bench(decoder, minutes=7.1 * rows / 60)["settings"]["repeats"] == 3  # 3 * 2 and 1
@@ -171,16 +172,14 @@ def test_a_slow_warm_up_keeps_to_its_part_of_the_time(
     decoder: Decoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The clock is that of the answers, ten seconds each: a minute of ten is a row for each."""
-    now, warmed = [0.0], list[float]()
-    run = DecoderMethod.run
+    warmed: list[Request] = []
 
-    def slow(method: DecoderMethod, request: Request) -> Generation:
-        now[0] += 10.0
+    def ten(request: Request) -> float:
         if request.id == "warm":
-            warmed.append(now[0])
-        return run(method, request)
+            warmed.append(request)
+        return 10.0
 
-    monkeypatch.setattr(DecoderMethod, "run", slow)
+    now = clock_of_answers(monkeypatch, ten)
     monkeypatch.setattr("tascade.bench.run.time.monotonic", lambda: now[0])
     rows = [Request([70, 71, first], "wanted", "warm") for first in range(6)]
     for minutes, runs in ((1.0, 2), (5.0, 5), (0.0, 12)):

@@ -30,10 +30,8 @@ _LITTLE = 1.3
 """Tokens a step below which drafts are hardly worth it."""
 _BUSY = 0.5
 """Cores that others keep busy from which a measurement is warned of."""
-_AS_FAST, _SOONER = 110, 80
-"""Percent of a half-precision pass's time up to which float32 is as good as free, and up to which
-it is worth a word where half precision says the same words.
-"""
+_AS_FAST = 110
+"""Percent of a half-precision pass's time up to which float32 is as good as free."""
 out = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 150)
 err = Console(stderr=True, highlight=False, emoji=False, width=None if sys.stderr.isatty() else 150)
 
@@ -153,6 +151,8 @@ def rows_used(rows: dict[str, int], own: int = 0) -> str:
 
     ``own``: how many of the model's own answers it has.
     """
+    from tascade.builder import SOONER
+
     text = (
         f"calibrated on {rows['calibrated']} of {rows['held_out_of']} held-out rows; "
         f"{rows['checked'] - rows['differing']} of {rows['checked']} answers are plain decoding's"
@@ -174,7 +174,7 @@ def rows_used(rows: dict[str, int], own: int = 0) -> str:
         )
         if not rows["differing"]:
             text += ": answers are plain decoding's"
-        if (percent := rows.get("float32_percent", 100)) <= _SOONER:
+        if (percent := rows.get("float32_percent", 100)) <= SOONER:
             text += (
                 f"; but a float32 pass over 16 tokens took {percent}% of a "
                 "half-precision one's time here: with --dtype float32 drafts may gain more"

@@ -213,11 +213,13 @@ def _own(
     calibrated on the reference of a prompt whose own answer is replayed.
     """
     asked = spread([row for row in rows if len(row[0])], count)
+    if not asked:
+        return [], list(rows)
     prompts = [prompt for prompt, _ in asked]
     params = SamplingParams(max_new_tokens=recipe.max_new_tokens, end_tokens=tuple(ends))
     own: list[tuple[IntArray, IntArray]] = []
-    tell("answering held-out prompts", 0, len(asked))
     stage, latest = "answering held-out prompts", time.monotonic() + recipe.spec.own_seconds
+    tell(stage, 0, len(asked))
     with closing(_answers(loaded, prompts, params)) as said:
         for at, tokens in said:
             own.append((prompts[at], np.asarray(tokens, np.int32)))

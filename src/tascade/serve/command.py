@@ -161,12 +161,12 @@ def names_of(pack: Path, model: str, name: str) -> tuple[str, ...]:
 
 def _tell_when_ready(engine: Engine, port: int) -> None:
     """Say on stderr where to ask and for what, once the first request would be answered at once."""
+    from tascade.serve.requests import default_temperature
+
     engine.ready.wait()
     settings = engine.settings
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     names = ", ".join(settings.names)
-    from tascade.serve.requests import default_temperature
-
     said = f"ready: http://{host}:{port}/v1, model {names}, engine builtin, "
     said += f"temperature {default_temperature():g} where a request gives none\n"
     sys.stderr.write(said)
