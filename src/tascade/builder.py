@@ -38,7 +38,7 @@ from tascade.options import RowOptions, laid_over
 from tascade.pack import Pack, PackInfo, provenance
 from tascade.tailor.tailored import GUARANTEES
 from tascade.util.files import install_folder
-from tascade.util.progress import in_time
+from tascade.util.progress import duration, in_time, spelt
 
 MAX_PROMPTS = 500_000
 _log = logging.getLogger("tascade.data")
@@ -47,8 +47,9 @@ _MOST_COPIED, _DRAFT = 2 << 30, 16
 """Bytes of a model that is copied to be timed in float32, and tokens in the pass that is timed."""
 SOONER = 80
 """Percent of half precision's time up to which float32 is the better choice."""
+_SHORT = 10.0
+"""Seconds that nobody needs to be told of before."""
 _REPLAYED = 4
-_SLOW_ROWS = 3
 """Outputs replayed for each prompt that would be decoded: a replay runs no model."""
 Loaded = tuple[Any, Any, str]
 
@@ -231,8 +232,8 @@ def calibrate(
     done, counts, fits = 0, {"steps": 0, "stepped_tokens": 0}, len(chosen)
     for done, prompt in enumerate(chosen, 1):
         took = time.monotonic() - begin
-        if done > _SLOW_ROWS:  # the first ones wait for kernels
-            fits = min(fits, in_time(done - 1, took, seconds, len(chosen)))
+        if done > 1:
+            fits = in_time(done - 1, took, seconds, len(chosen))
         tell("calibrating", done - 1, max(fits, done))
         said = task_model.decoder.generate(prompt, params)
         counts["steps"] += said.forwards
@@ -260,9 +261,13 @@ def replay_references(task_model: TaskModel, answers: Sequence[IntArray]) -> int
 
 
 def check(
-    task_model: TaskModel, rows: Sequence[Row], recipe: Recipe, tell: Progress
+    task_model: TaskModel,
+    rows: Sequence[Row],
+    recipe: Recipe,
+    tell: Progress,
+    most: int = _CHECKED_ROWS,
 ) -> dict[str, int]:
-    """Compare a few answers with plain decoding's; what it finds is not learned from.
+    """Compare a few answers, ``most``, with plain decoding's; what it finds is not learned from.
 
     A difference at a tie up to rounding (:class:`tascade.decode.equality.NearTies`) is counted and
     let pass. Any other means in float32 that verification is broken. In half precision it need
@@ -286,7 +291,7 @@ def check(
     if task_model.model.dtype != torch.float32:
         tell("comparing how half precision rounds by the rows of a pass", 0, None)
         task_model.target.begin()
-    prompts = spread([prompt for prompt, _ in rows if prompt is not None], _CHECKED_ROWS)
+    prompts = spread([prompt for prompt, _ in rows if prompt is not None], most)
     differing = ties = 0
     for done, prompt in enumerate(prompts):
         tell("comparing with plain decoding", done, len(prompts))
@@ -360,3 +365,31 @@ def compare_precisions(
     percent = float32_percent(task.task_model.model, task.task_model.cost)
     if percent is not None:
         task.pack.note(rows={**task.pack.info.rows, "float32_percent": percent})
+
+
+def foretell(task: PackBuilder, prepared: Prepared, recipe: Recipe, progress: Progress) -> None:
+    """Say how long the rest may take, part by part, before any of it that takes long.
+
+    An upper limit: as if no draft were taken. Tuning and a drafter's training say their own.
+    """
+    progress("measuring the model's steps", 0, None)
+    costs, spec = task.task_model.cost.upto(_CHECKED_NODES), recipe.spec
+    step, length = float(costs[0]), np.mean([len(answer) for _, answer in prepared.train])
+    answer = step * min(float(length), recipe.max_new_tokens)
+    rows = [prompt for prompt, _ in prepared.validation if prompt is not None]
+    passes = (step + float(costs[-1])) * min(_CHECKED_TOKENS, recipe.max_new_tokens)
+    compared = min(_CHECKED_ROWS, len(prepared.asked)) + spec.own_answers
+    parts = {
+        "calibration": min(
+            spec.calibration_seconds, answer * min(len(rows), spec.calibration_rows)
+        ),
+        "comparing with plain decoding": passes * compared,
+    }
+    if spec.own_answers:
+        own = min(spec.own_seconds, answer * len(prepared.asked))
+        parts = {"own answers (--own-seconds)": own, **parts}
+        if recipe.vocab.head != "full":
+            parts["own held-out answers"] = min(spec.own_seconds, answer * len(rows))
+    if sum(parts.values()) >= _SHORT:
+        told = ", ".join(f"{name} {duration(seconds)}" for name, seconds in parts.items())
+        _log.info("this takes %s at most: %s", spelt(sum(parts.values())), told)

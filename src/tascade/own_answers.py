@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -23,9 +22,7 @@ from tascade.enrich.train.checkpoint import begin_run, model_digest, rows_digest
 from tascade.errors import ConfigError
 from tascade.model import TaskModel
 from tascade.util.files import checksum
-from tascade.util.progress import spelt
 
-_log = logging.getLogger("tascade.data")
 _BATCH = {"cpu": 8, "cuda": 32}
 """Size of a batch without drafts, by the kind of device."""
 
@@ -52,13 +49,7 @@ def index_own(
             known before this work than after it.
     """
     task_model, pack = task.task_model, task.pack
-    _log.info(
-        "own answers take %s at most (--own-seconds), calibration behind them %s; comparing with "
-        "plain decoding comes on top, twice",
-        spelt(recipe.spec.own_seconds),
-        spelt(recipe.spec.calibration_seconds),
-    )
-    check(task_model, prepared.asked, recipe, progress)
+    check(task_model, prepared.asked, recipe, progress, most=1)  # all are compared in the end
     logged = set(prepared.own)
     at = [place for place in range(len(prepared.train)) if place not in logged]
     asked = [prepared.train[place] for place in at]

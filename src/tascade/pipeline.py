@@ -31,6 +31,7 @@ from tascade.builder import (
     calibrate,
     check,
     compare_precisions,
+    foretell,
     half_precision,
     open_with_rows,
 )
@@ -213,6 +214,7 @@ def _stages(recipe: Recipe, tuning: Stage | None, own: Stage) -> Iterator[Stage]
         yield tuning
     yield index_references
     yield compare_precisions
+    yield foretell
     if recipe.spec.own_answers:
         yield own
     if recipe.spec.drafter:

@@ -27,6 +27,6 @@ def test_adapt_that_is_told_to_end_keeps_what_a_resume_needs_and_no_more(tmp_pat
                 break
         said = running.stderr.read()
         assert running.wait() == 130
-    assert "own answers take about 10 min at most" in "".join(before)
+    assert "at most: own answers (--own-seconds) " in "".join(before)
     assert "--resume goes on with what there is" in said
     assert [path.name for path in tmp_path.iterdir()] == [".pack.answers"]

@@ -100,9 +100,9 @@ def test_what_adapt_tells_is_what_it_does() -> None:
         "reading train",
         "indexing outputs",
         "indexing prompts",
+        "measuring the model's steps",
         "comparing with plain decoding",
         "answering training prompts",
-        "measuring the model's steps",
         "calibrating",
     ]
     assert [stage for stage in stages if stage in wanted] == wanted
@@ -112,7 +112,10 @@ def test_what_adapt_tells_is_what_it_does() -> None:
     assert begun["answering training prompts"] == 0
 
 
-def test_own_answers_say_how_many_there_is_time_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_own_answers_say_how_many_there_is_time_for(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "tascade.data")
     clock, heard = Clock(), []
     monkeypatch.setattr(answers.time, "monotonic", clock)
 
@@ -129,10 +132,10 @@ def test_own_answers_say_how_many_there_is_time_for(monkeypatch: pytest.MonkeyPa
         seconds=100.0,
         tell=lambda *event: heard.append(event),
     )
-    stages = list(dict.fromkeys(stage for stage, _, _ in heard))
-    assert stages == [
-        "answering training prompts",
-        "answering training prompts, about 50 of 600 in 2 min (all: about 20 min; own_seconds)",
+    assert {stage for stage, _, _ in heard} == {"answering training prompts"}
+    assert [record.getMessage() for record in caplog.records] == [
+        "there is time for about 50 of 600 own answers in 2 min (--own-seconds); all would take "
+        "about 20 min"
     ]
     assert len(found) == 51  # the one under way when time was up
     assert heard[-1][1:] == (51, 51)

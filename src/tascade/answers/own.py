@@ -7,6 +7,7 @@ states they raise tokens per step from 6.1 to 10.2 (test rows; benchmarks/result
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 import warnings
@@ -28,7 +29,7 @@ from tascade.decode.batch import BatchDecoder
 from tascade.decode.loop import Decoder
 from tascade.decode.sampling import SamplingParams
 from tascade.errors import ConfigError, UnsupportedModelError
-from tascade.util.progress import in_time, spelt
+from tascade.util.progress import duration, in_time, spelt
 
 _STAGE = "answering training prompts"
 _FIRST = 2
@@ -42,6 +43,9 @@ ENGINE_SECONDS = 60.0
 TRIAL_SECONDS = 20.0
 """And what is answered sooner than this is not worth a trial of batches."""
 _CLEARLY, _TRIALS = 0.8, 8
+_AS_FORETOLD = 0.25
+"""By how much of itself a foretold number changes before it is said again."""
+_log = logging.getLogger("tascade.data")
 _TOGETHER = 256
 Answer = Callable[[Sequence[Row]], tuple[list[Row], list[int]]]
 """Answers the prompts of rows as :func:`own_answers` does: for stages that need answers."""
@@ -117,7 +121,7 @@ class _Run:
         self.params, self._tell = params, tell
         self._begin, self._seconds = time.monotonic(), seconds
         self.asked = self._reach = count_prompts(rows)
-        self._stage = self._named = _STAGE
+        self._stage, self._foretold = _STAGE, self.asked
         self._places: list[list[int]] = []
         self.prompts: list[IntArray] = []
         self.known: dict[int, IntArray] = {}
@@ -185,19 +189,28 @@ class _Run:
         return min(pace * (self.asked - self.done), self.left)
 
     def foretell(self, pace: float) -> None:
-        """Say how many rows there is time for, where that is not all; ``pace``: seconds a row."""
+        """Say how many rows there is time for, where that is not all; ``pace``: seconds a row.
+
+        It is said again where another way of answering makes it another number.
+        """
         whole = pace * (self.asked - self.done)
-        self._reach, self._named = self.asked, self._stage
+        self._reach = self.asked
         if whole > self.left:
             self._reach = self.done + in_time(1, pace, self.left, self.asked - self.done)
-            needed = spelt(whole + self._seconds - self.left)
-            self._named += f", about {self._reach} of {self.asked} in "
-            self._named += f"{spelt(self._seconds).removeprefix('about ')} (all: {needed}; "
-            self._named += "own_seconds)"
+        if abs(self._reach - self._foretold) > _AS_FORETOLD * self._foretold:
+            self._foretold = self._reach
+            _log.info(
+                "there is time for about %d of %d own answers in %s (--own-seconds); all would "
+                "take %s",
+                self._reach,
+                self.asked,
+                duration(self._seconds),
+                spelt(whole + self._seconds - self.left),
+            )
 
     def show(self) -> None:
         """Tell how far it is."""
-        self._tell(self._named, self.done, max(self._reach, self.done))
+        self._tell(self._stage, self.done, max(self._reach, self.done))
 
     # --- ways ------------------------------------------------------------------------------------
 
@@ -216,7 +229,7 @@ class _Run:
                 self._by_engine(bulk.engine, decoder, pace)
             except EngineError as error:
                 warnings.warn(f"{error}; answering goes on without it", stacklevel=4)
-            self._stage = self._named = _STAGE
+            self._stage = _STAGE
         if bulk.batches is not None and self.needed(pace) > TRIAL_SECONDS:
             with suppress(UnsupportedModelError, torch.OutOfMemoryError):
                 self._in_batches_if_faster(bulk.batches(), pace)
@@ -280,7 +293,7 @@ class _Run:
         compared = list(self.known)[-_TRIAL:]
         numbers = [*compared, *self.waiting()]
         given = [self.prompts[number] for number in numbers]
-        self._stage = self._named = f"{_STAGE} in {engine.name}"
+        self._stage = f"{_STAGE} in {engine.name}"
         self.show()
         said: dict[int, list[int]] = {}
         before = self.done

@@ -348,9 +348,7 @@ def _times(ratio: Json | None) -> str:
 
 def _range(ratio: Json | None) -> str:
     """``low–high×``, to no more digits than the median is shown with."""
-    if not ratio:
-        return _DASH
-    return f"{_speed(ratio['low'])}{_DASH}{_speed(ratio['high'])}×"
+    return f"{_speed(ratio['low'])}{_DASH}{_speed(ratio['high'])}×" if ratio else _DASH
 
 
 def _share(part: float, whole: float) -> str:
@@ -368,13 +366,15 @@ def _label(key: str) -> str:
 
 
 def _plain_text(value: object) -> str:
-    """A setting as text: scalars as they are, the rest as JSON."""
+    """A setting as text: names with their values, lists with commas, the rest as JSON."""
     if value is None:
         return _DASH
+    if isinstance(value, dict) and value:
+        return "; ".join(f"{_label(str(name))}: {_plain_text(of)}" for name, of in value.items())
     if isinstance(value, list | tuple) and all(isinstance(v, int | float | str) for v in value):
-        return ", ".join(map(str, value))
+        return ", ".join(_plain_text(part) for part in value)
     if isinstance(value, str | int | float) and not isinstance(value, bool):
-        return str(value)
+        return str(round(value, 6) if isinstance(value, float) else value)
     return json.dumps(value, ensure_ascii=False, default=str)
 
 

@@ -35,7 +35,7 @@ from tascade.load import ModelRef, load_model
 from tascade.options import ReadOptions, laid_over
 from tascade.tailor.profile import list_tokens
 from tascade.tailor.savings import HeadSavings, head_savings
-from tascade.util.progress import shows_progress, spelt, teller
+from tascade.util.progress import duration, shows_progress, teller
 
 _ROWS = 200
 _TOGETHER = 8
@@ -88,7 +88,7 @@ class Inspection:
         count = round(seconds / max(each, 1e-6))
         count = round(count, 2 - len(str(count)))
         return (
-            f"  own answers  about {count:,} in {spelt(seconds).removeprefix('about ')} (`adapt "
+            f"  own answers  about {count:,} in {duration(seconds)} (`adapt "
             "--self`), if they are like these; sooner in vLLM; --own-seconds gives more time"
         )
 
@@ -102,9 +102,7 @@ class Inspection:
             text += f"\n{count} new tokens would take {fewer:.2f}x fewer steps (`tascade tune`)"
             text += f" on {self.enrichment.held_out} held-out outputs"
         if self.vocabulary is not None:
-            lines = self.vocabulary.describe().splitlines()
-            text += "\nan LM head of the task's tokens (`tascade tailor`)"
-            text += "".join(f"\n  {line}" for line in lines)
+            text += f"\nan LM head of {self.vocabulary.brief()} (`tascade tailor`)"
         return text
 
     def _trained_drafter(self, seen: Probe) -> str:

@@ -133,7 +133,10 @@ class Forecast:
                 "               reference answers stand in for the model's own, which may repeat "
                 "themselves more or less; --answers 20 asks the model (some minutes)"
             ]
-        return ["               the model's own answers"]
+        return [
+            "               the model's own answers, drafted from an index of the references, as "
+            "`adapt` makes it without --self; with --self a step usually yields more"
+        ]
 
 
 def forecast(

@@ -106,6 +106,22 @@ class HeadSavings:
             "time": None if self.time is None else {**asdict(self.time), "best": self.time.best},
         }
 
+    def brief(self) -> str:
+        """One line: what the list saves, and whether it fits."""
+        p, held_out = self.profile, self.profile.held_out
+        text = f"{len(p.ids):,} of {p.vocab_size:,} tokens, {self.saved:.1%} of their bytes less"
+        if self.time is not None:
+            text += f", at best {self.time.best:.2f}x in time"
+        if held_out is not None and held_out.documents:
+            text += f"; held-out answers lack {_lacked(held_out.per_document)}"
+            text += ", too many" * self._too_many
+        return text
+
+    @property
+    def _too_many(self) -> bool:
+        p, held_out = self.profile, self.profile.held_out
+        return held_out is not None and held_out.low > _TOO_MANY * p.tolerance
+
     def describe(self) -> str:
         """A few lines for people."""
         p, held_out = self.profile, self.profile.held_out
@@ -126,7 +142,7 @@ class HeadSavings:
                 f"{_lacked(held_out.per_document)} "
                 f"[95%: {held_out.low:.3f} to {held_out.high:.3f} tokens]"
             )
-            if held_out.low > _TOO_MANY * p.tolerance:
+            if self._too_many:
                 lines.append(
                     f"that is {held_out.per_document / p.tolerance:.0f} times the tolerance of "
                     f"{p.tolerance:g}: the list does not fit answers like these; give more "

@@ -79,12 +79,17 @@ def in_time(done: int, took: float, seconds: float, total: int) -> int:
 
 
 def spelt(seconds: float) -> str:
-    """A duration as people say it: about 40 s, about 3 min, about 2 h."""
+    """An estimated duration as people say it: about 40 s, about 3 min, about 2 h."""
+    return f"about {duration(seconds)}"
+
+
+def duration(seconds: float) -> str:
+    """A duration as people say it: 40 s, 3 min, 2 h."""
     if seconds < 90:
-        return f"about {max(1, round(seconds))} s"
+        return f"{max(1, round(seconds))} s"
     if seconds < 90 * 60:
-        return f"about {round(seconds / 60)} min"
-    return f"about {seconds / 3600:.1f} h"
+        return f"{round(seconds / 60)} min"
+    return f"{seconds / 3600:.1f} h"
 
 
 @contextmanager
@@ -109,17 +114,21 @@ def bars(console: Any) -> Iterator[Progress]:
     )
     with Bars(*columns, console=console, transient=True, speed_estimate_period=600) as drawn:
         tasks: dict[str, Any] = {}
-        now = ""
+        now = told = ""
 
         def show(stage: str, done: int, total: int | None) -> None:
-            nonlocal now
+            nonlocal now, told
             far = "" if total is None else f"{done}/{total}"
-            if stage not in tasks:
+            if stage != now:
                 if now:  # what comes next has begun, so what was before is done
-                    drawn.update(tasks[now], total=1, completed=1)
-                tasks[stage] = drawn.add_task(stage, total=total, far=far)
+                    drawn.update(tasks[now], total=1, completed=1, far=told)
+                if stage in tasks:
+                    drawn.reset(tasks[stage], total=total)
+                else:
+                    tasks[stage] = drawn.add_task(stage, total=total, far=far)
                 now = stage
             drawn.update(tasks[stage], completed=done, total=total, far=far)
+            told = far if done else ""  # what told nothing on its way has no count at its end
 
         yield show
 
