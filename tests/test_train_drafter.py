@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from tascade import bundled
@@ -25,6 +26,7 @@ from tascade.pipeline import adapt, tailor
 from tascade.train_drafter import train_drafter
 
 run = CliRunner()
+LEARNS = "training the drafter"
 TRAIN, TEST = bundled.data_path("tickets", "train"), bundled.data_path("tickets", "test")
 
 
@@ -124,6 +126,50 @@ def test_own_answers_are_learned_from_by_default(ticket_pack: Path, tmp_path: Pa
     Pack.open(out).drafter.write_bytes(b"of another model")
     train_drafter(out, data, held_out=data[:3], rounds=1, force=True)  # is replaced, and not asked
     assert TaskModel.from_pretrained(out, dtype="float32").generate(str(rows[0].prompt))
+
+
+def test_a_run_that_was_stopped_goes_on_with_its_answers_and_its_training(
+    ticket_pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = list(load_examples(TRAIN))[:40]
+    data = [{"prompt": row.prompt, "completion": "never said"} for row in rows]
+    given: dict[str, Any] = {"held_out": data[:3], "rounds": 4, "force": True}
+    monkeypatch.setattr("tascade.draft.neural.training._KEPT_SECONDS", 0.0)
+    monkeypatch.setattr("tascade.draft.neural.training._BATCH_TOKENS", 600)
+
+    class Stop(Exception):
+        pass
+
+    def until(stage: str, least: int) -> Any:
+        def tell(now: str, done: int, total: int | None) -> None:
+            told.append((now, done))
+            if now == stage and done >= least:
+                raise Stop
+
+        return tell
+
+    weights = []
+    for name, stops in (("straight", ()), ("stopped", ("answering training prompts", LEARNS))):
+        out = tmp_path / name
+        Pack.open(ticket_pack).copy_to(out)
+        for at, stage in enumerate(stops):
+            told: list[tuple[str, int]] = []
+            with pytest.raises(Stop):
+                train_drafter(out, data, progress=until(stage, 9), resume=at > 0, **given)
+            assert {p.name for p in tmp_path.iterdir()} == {"straight", name, f".{name}.drafter"}
+        told = []
+        train_drafter(out, data, progress=until("", 0), resume=bool(stops), **given)
+        if stops:
+            assert min(done for stage, done in told if stage == LEARNS) >= 8
+            assert min(done for stage, done in told if stage.startswith("answering")) >= 3
+        assert not (tmp_path / f".{name}.drafter").exists()
+        weights.append(load_file(Pack.open(out).drafter))
+    assert weights[0].keys() == weights[1].keys()
+    assert all((part == weights[1][name]).all() for name, part in weights[0].items())
+    with pytest.raises(Stop):
+        train_drafter(out, data, progress=until(LEARNS, 1), **given)
+    with pytest.raises(ConfigError, match="another"):  # of other rows
+        train_drafter(out, data[:30], resume=True, **given)
 
 
 def test_what_cannot_be_learned_from_is_refused(pack: Path, tmp_path: Path) -> None:

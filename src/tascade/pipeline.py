@@ -53,7 +53,7 @@ from tascade.own_answers import answers_folder, check_logs, index_own
 from tascade.tailor.profile import list_tokens
 from tascade.tailor.savings import Tailoring, head_savings
 from tascade.tailor.tailored import keep_vocabulary, with_vocabulary
-from tascade.train_drafter import network_stage
+from tascade.train_drafter import drafter_folder, network_stage
 from tascade.util.files import folder_beside, remove_folder, temporary_folder
 from tascade.util.places import named_place, place_for
 from tascade.util.progress import shown, shows_progress, teller
@@ -195,7 +195,10 @@ def _make(
         made.pack.note(data=describe_sources(data, validation, prepared.reports, logs))
         made.pack.note(own_answers=len(prepared.own))
         work = None if target is None else answers_folder(target)
-        for stage in _stages(wanted, tuning, partial(index_own, work=work, resume=resume)):
+        kept = None if target is None else drafter_folder(target)
+        own = partial(index_own, work=work, resume=resume)
+        learned = partial(network_stage, work=kept, resume=resume)
+        for stage in _stages(wanted, tuning, own, learned):
             stage(made, prepared, wanted, tell)
         if target is None:
             made.save()
@@ -204,11 +207,12 @@ def _make(
             # What is there now may not be what was there when all this began.
             place_for(target, overwrite=overwrite, used=(name, data, validation, logs))
             made.install(target)
-            shutil.rmtree(answers_folder(target), ignore_errors=True)
+            for left in (answers_folder(target), drafter_folder(target)):
+                shutil.rmtree(left, ignore_errors=True)
     return made
 
 
-def _stages(recipe: Recipe, tuning: Stage | None, own: Stage) -> Iterator[Stage]:
+def _stages(recipe: Recipe, tuning: Stage | None, own: Stage, network: Stage) -> Iterator[Stage]:
     """What is done for a pack, in this order."""
     if tuning is not None:
         yield tuning
@@ -218,7 +222,7 @@ def _stages(recipe: Recipe, tuning: Stage | None, own: Stage) -> Iterator[Stage]
     if recipe.spec.own_answers:
         yield own
     if recipe.spec.drafter:
-        yield network_stage
+        yield network
     if recipe.vocab.head != "full":
         yield tailor_head
     yield prove

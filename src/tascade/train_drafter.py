@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -25,6 +27,7 @@ from tascade.draft.neural.training import (
     train,
     within,
 )
+from tascade.enrich.train.checkpoint import begin_run, has_state, model_digest, rows_digest
 from tascade.errors import ConfigError
 from tascade.forecast.probe import probe
 from tascade.forecast.replay import forecast
@@ -39,6 +42,8 @@ VOCABULARY = 2048
 TOKENS = 200_000
 """Most tokens of prompts and answers that it learns from; their states are kept in memory."""
 ROUNDS, HELD_OUT = 6, 100
+_STATE, _NO_MORE = "state", 1e-6
+"""Where training stands, in the folder of a run; seconds for answers where there are enough."""
 WORTH = 1.05
 """Forecast gain over the drafts without it below which none is trained."""
 
@@ -117,6 +122,7 @@ def train_drafter(
     force: bool = False,
     rounds: int = ROUNDS,
     seed: int = 0,
+    resume: bool = False,
     progress: Progress | bool | None = None,
     **options: Unpack[RowOptions],
 ) -> TrainedPack:
@@ -134,6 +140,8 @@ def train_drafter(
         force: train one even where the forecast says that it would not pay.
         rounds: how often all of them are learned.
         seed: of the network's first weights, and of the order of rows.
+        resume: go on with the answers, and the training, of a run that was stopped; they lie beside
+            the pack (:func:`drafter_folder`).
         progress: called with (stage, done, total); bars by default (see
             :func:`tascade.util.progress.shown`).
         options: how rows are read (see :class:`tascade.options.RowOptions`); the pack's own fields
@@ -142,19 +150,21 @@ def train_drafter(
     Raises:
         PackError: no pack there.
         DataError: a row cannot be used, or there are none.
-        ConfigError: rows without prompts, no time for enough own answers, or a forecast that it
-            would not pay.
+        ConfigError: rows without prompts, no time for enough own answers, a forecast that it would
+            not pay, or a run to go on with that was another.
     """
     tell = teller(progress)
     if rounds < 1:
         raise ConfigError("rounds is out of range", got=rounds, wanted="1 or more", where="rounds")
     task, recipe, prepared = open_with_rows(pack, data, held_out, options, tell)
     rows, checked = _learnable(prepared.train, prepared.validation)
+    work = drafter_folder(task.pack.path)
+    about: dict[str, Any] = {"own answers": own, "max_new_tokens": recipe.max_new_tokens}
+    about |= {"model": model_digest(task.model), "dtype": str(task.model.dtype)}
+    about |= {"rows": rows_digest(rows), "held out": rows_digest(checked)}
+    begin_run(work, about, resume=resume)
     if own:
-        # Without the drafter that is there, which may be of other weights.
-        alone = task.new_decoder(task.new_drafter(), task.new_budget())
-        answer = bulk_answerer(task, task.pack.model, recipe, tell, decoder=alone)
-        rows, checked = _own(rows, checked, answer, recipe)
+        rows, checked = _own(rows, checked, task, recipe, tell, work)
     worth = forecast_drafter(task, rows, checked, tell)
     if not worth.pays and not force:
         raise ConfigError(
@@ -162,19 +172,35 @@ def train_drafter(
             got=worth.describe(),
             wanted=f"{WORTH:g}x or more",
             where=str(task.pack.path),
-            fix="leave it; --force (force=True) trains one all the same",
+            fix="leave it; --force (force=True) trains one all the same, with --resume from the "
+            "answers of this run",
         )
-    made = _train(task, rows, checked, tell, own=own, rounds=rounds, seed=seed)
+    made = _train(task, rows, checked, tell, work, own=own, rounds=rounds, seed=seed)
     task.pack.save()
+    shutil.rmtree(work, ignore_errors=True)
     return TrainedPack(str(task.pack.path), made)
 
 
+def drafter_folder(pack: Path) -> Path:
+    """Where a run keeps its answers, and the state of its training, until it is done."""
+    pack = pack.absolute()
+    return pack.with_name(f".{pack.name}.drafter")
+
+
 def network_stage(
-    task: PackBuilder, prepared: Prepared, recipe: Recipe, progress: Progress
+    task: PackBuilder,
+    prepared: Prepared,
+    recipe: Recipe,
+    progress: Progress,
+    *,
+    work: Path | None = None,
+    resume: bool = False,
 ) -> None:
     """Train a drafter on what the pack indexes, and draft with it too (TAPS).
 
-    Where it would not pay there is none, and a warning says so.
+    Where it would not pay there is none, and a warning says so. ``work``: a folder to keep the
+    state of training in meanwhile, beside the own answers; ``resume``: go on with the one there, if
+    it learned from the same rows.
 
     Raises:
         ConfigError: rows without prompts, or no time for enough own answers.
@@ -193,7 +219,13 @@ def network_stage(
         said = f"no drafter was trained, it would not pay: {worth.describe()}"
         warnings.warn(said, stacklevel=2)
         return
-    _train(task_model, rows, checked, progress, own=own)
+    if work is not None:
+        about = {"model": model_digest(task_model.model), "rows": rows_digest(rows)}
+        try:
+            begin_run(work, about, resume=resume)
+        except ConfigError:  # there was time for more answers: it is these that are learned from
+            begin_run(work, about, resume=False)
+    _train(task_model, rows, checked, progress, work, own=own)
     task_model.reload()
 
 
@@ -245,13 +277,26 @@ def _learnable(train: Sequence[Row], validation: Sequence[Row]) -> tuple[list[Pa
 
 
 def _own(
-    rows: list[Pair], checked: list[Pair], answer: Answer, recipe: Recipe
+    rows: list[Pair],
+    checked: list[Pair],
+    task: TaskModel,
+    recipe: Recipe,
+    tell: Progress,
+    work: Path,
 ) -> tuple[list[Pair], list[Pair]]:
-    """The same prompts, as many as there is time for, with the model's own answers."""
+    """The same prompts, as many as there is time for, with the model's own answers.
+
+    They are kept in ``work``; once training has begun there, no more are asked for.
+    """
+    if has_state(work / _STATE):
+        recipe = replace(recipe, spec=replace(recipe.spec, own_seconds=_NO_MORE))
+    # Without the drafter that is there, which may be of other weights.
+    alone = task.new_decoder(task.new_drafter(), task.new_budget())
+    given = partial(bulk_answerer, task, task.pack.model, recipe, tell, decoder=alone)
     asked, seconds = list[Row](rows), recipe.spec.own_seconds
-    found, _ = answer(asked)
+    found, _ = given(kept=work / "answers.jsonl")(asked)
     enough_own(len(found), asked, "training prompts", seconds)
-    return draftable(found), _own_checked(checked, answer, recipe)
+    return draftable(found), _own_checked(checked, given(kept=work / "held-out.jsonl"), recipe)
 
 
 def _own_checked(checked: list[Pair], answer: Answer, recipe: Recipe) -> list[Pair]:
@@ -265,6 +310,7 @@ def _train(
     rows: list[Pair],
     checked: list[Pair],
     tell: Progress,
+    work: Path | None,
     *,
     own: bool,
     rounds: int = ROUNDS,
@@ -275,7 +321,8 @@ def _train(
     vocabulary = DraftVocabulary.of([answer for _, answer in rows], VOCABULARY)
     prefixes = task.target.prefixes
     samples, tried = (read_states(model, part, prefixes, tell) for part in (rows, checked))
-    network = train(model, samples, vocabulary, tell, rounds=rounds, seed=seed)
+    kept = None if work is None else work / _STATE
+    network = train(model, samples, vocabulary, tell, rounds=rounds, seed=seed, kept=kept)
     shares, _ = acceptance(network, tried, model.get_input_embeddings(), vocabulary)
     said = np.concatenate([answer for _, answer in checked])
     made = DrafterInfo(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -127,7 +125,9 @@ def _make(
     options: dict[str, Any] = {"out": out, "recipe": wanted, **going}
     options["validation"] = rows.validation or None
     sources = (rows.train, "train"), (rows.validation, "validation")
-    with _stopped(out, resume=going["resume"]), console.reading(rows, *sources) as progress:
+    kept = ("answers", "tuning", "drafter")
+    stopped = console.stopped(out, kept, resume=going["resume"])
+    with stopped, console.reading(rows, *sources) as progress:
         use_threads(threads)
         from tascade.own_answers import check_logs
         from tascade.pipeline import adapt as build
@@ -141,23 +141,6 @@ def _make(
     if not quiet:
         console.say(tuned.verdict.describe())
     return made
-
-
-@contextmanager
-def _stopped(out: Path, *, resume: bool) -> Iterator[None]:
-    """Say what there is to go on with: before, where nothing is, and when it is stopped."""
-    from tascade.cli import console
-
-    kept = [out.with_name(f".{out.name}.{kind}") for kind in ("answers", "tuning")]
-    if resume and not any(folder.is_dir() for folder in kept):
-        console.err.print("there is nothing to resume: it begins anew")
-    try:
-        yield
-    except KeyboardInterrupt:
-        left = any(folder.is_dir() for folder in kept)
-        end = "--resume goes on with what there is" if left else "nothing is kept"
-        console.err.print(f"stopped; {end}")
-        raise typer.Exit(130) from None
 
 
 def _tell(made: TaskModel, out: Path, json: bool) -> None:

@@ -108,6 +108,29 @@ def _terminable() -> Iterator[None]:
 
 
 @contextmanager
+def stopped(made: Path, kinds: Sequence[str], *, resume: bool) -> Iterator[None]:
+    """Say what there is to go on with: before, where nothing is, and when it is stopped.
+
+    Args:
+        made: the pack that is made, or trained into; beside it lies what was kept.
+        kinds: how the folders that keep something end.
+        resume: whether to go on was asked for.
+    """
+    made = made.absolute()
+    folders = [made.with_name(f".{made.name}.{kind}") for kind in kinds]
+    if resume and not any(folder.is_dir() for folder in folders):
+        err.print("there is nothing to resume: it begins anew")
+    try:
+        yield
+    except KeyboardInterrupt:
+        left = any(folder.is_dir() for folder in folders)
+        err.print(
+            f"stopped; {'--resume goes on with what there is' if left else 'nothing is kept'}"
+        )
+        raise typer.Exit(130) from None
+
+
+@contextmanager
 def ends_early() -> Iterator[None]:
     """Say what an interrupt means where nothing was measured yet."""
     try:

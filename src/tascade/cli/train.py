@@ -218,6 +218,7 @@ def drafter(
     ] = False,
     rounds: Annotated[int, typer.Option(help="How often all answers are learned.")] = 6,
     seed: Annotated[int, typer.Option(help="Of first weights and order.")] = 0,
+    resume: Resume = False,
     prompt_field: PromptField = "",
     completion_field: CompletionField = "",
     prompt_template: PromptTemplate = "",
@@ -234,7 +235,11 @@ def drafter(
     options = given(on_error=on_error, prompt_field=prompt_field)
     options |= given(completion_field=completion_field, prompt_template=prompt_template)
     rows = laid_over(Recipe(data=Pack.open(pack).reading), options).data
-    with console.reading(rows, (data, "train"), (held_out, "validation")) as progress:
+    sources = (data, "train"), (held_out, "validation")
+    with (
+        console.stopped(pack, ("drafter",), resume=resume),
+        console.reading(rows, *sources) as tell,
+    ):
         use_threads(threads)
         from tascade.train_drafter import train_drafter as run
 
@@ -246,7 +251,8 @@ def drafter(
             force=force,
             rounds=rounds,
             seed=seed,
-            progress=progress,
+            resume=resume,
+            progress=tell,
             **options,
         )
     if json:

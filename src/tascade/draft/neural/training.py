@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from tascade.data.prepare import spread
 from tascade.decode.prefixes import Prefixes
 from tascade.decode.taps import Taps, body_of
 from tascade.draft.neural.network import DraftNetwork, DraftShape
+from tascade.enrich.train.checkpoint import has_state, load_state, save_state
 from tascade.enrich.train.trainer import use_bf16
 from tascade.errors import ConfigError
 
@@ -30,6 +33,7 @@ ALONG_SHARE = 0.35
 _RATE, _WARM, _LAST, _CLIP = 5e-4, 0.04, 0.1, 1.0
 _BETAS, _DECAY = (0.9, 0.95), 0.01
 _BATCH_TOKENS, _GRAIN = 2048, 32
+_KEPT_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +88,10 @@ class DraftVocabulary:
                 where="data",
             )
         return cls(torch.from_numpy(kept.astype(np.int64)))
+
+    def to(self, device: torch.device) -> DraftVocabulary:
+        """The same on a device."""
+        return DraftVocabulary(self.ids.to(device))
 
     def places(self, tokens: torch.Tensor) -> torch.Tensor:
         """Each token's place in ``ids``, or -1."""
@@ -166,6 +174,14 @@ class Batch:
         hidden = torch.zeros(seen.shape).masked_fill_(~seen, -torch.inf)[:, None]
         return cls(ids, taps, rows, wanted, hidden)
 
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device."""
+        wanted = tuple(part.to(device) for part in self.wanted)
+        ids, taps, rows, hidden = (
+            part.to(device) for part in (self.ids, self.taps, self.rows, self.hidden)
+        )
+        return Batch(ids, taps, rows, wanted, hidden)
+
     def words(self, m: int) -> torch.Tensor:
         """Token ids that follow each row in pass ``m``: [B, T] in the first, [B, A] then."""
         if m == 0:
@@ -232,8 +248,10 @@ def acceptance(
         ``i`` drafts from token ``i`` of the answer on, which it knows.
     """
     right, asked, each = np.zeros(passes), np.zeros(passes), []
+    device = network.head.weight.device
+    vocabulary = vocabulary.to(device)
     for sample in samples:
-        batch = Batch.of([sample], passes)
+        batch = Batch.of([sample], passes).to(device)
         drafted = [words(batch.words(0)).float()]
         alive, hits = torch.ones_like(batch.rows, dtype=torch.bool), []
         for m, wanted in enumerate(batch.wanted):
@@ -244,7 +262,7 @@ def acceptance(
             right[m] += int(alive.sum())
             hits.append(alive[0, : sample.answer])
             drafted.append(words(said).float())
-        each.append(torch.stack(hits, 1))
+        each.append(torch.stack(hits, 1).cpu())
     return (right / np.maximum(1, asked)).tolist(), each
 
 
@@ -256,8 +274,12 @@ def train(
     *,
     rounds: int = 6,
     seed: int = 0,
+    kept: Path | None = None,
 ) -> DraftNetwork:
-    """Learn to draft the answers of ``samples``; the network, in float32.
+    """Learn to draft the answers of ``samples``; the network, in float32, where the model is.
+
+    What a step learns follows from ``seed`` and its number alone, so that a run that was stopped
+    goes on with the very steps it would have taken.
 
     Args:
         model: the target; its embeddings are read, and are not changed.
@@ -266,28 +288,51 @@ def train(
         tell: progress.
         rounds: how often all samples are learned.
         seed: of the weights it begins with, and of the order.
+        kept: folder of the state, which is written every minute, and gone on with if it is there.
+
+    Raises:
+        ConfigError: the state there cannot be read, or was left by another run.
     """
     torch.manual_seed(seed)
     network = DraftNetwork(DraftShape.of(model.config.get_text_config(), len(vocabulary.ids)))
     _begin(network, model, vocabulary)
     words, rng = model.get_input_embeddings(), np.random.default_rng(seed)
+    device = words.weight.device
+    network, vocabulary = network.to(device), vocabulary.to(device)
     steps = rounds * sum(1 for _ in batches(samples, np.random.default_rng(seed)))
     adam = torch.optim.AdamW(network.parameters(), lr=_RATE, betas=_BETAS, weight_decay=_DECAY)
-    schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: _share(step, steps))
-    done, half = 0, use_bf16(torch.device("cpu"))
+    named = dict(network.named_parameters())
+    about = {"settings": {"samples": len(samples), "rounds": rounds, "seed": seed}}
+    begun = 0
+    if kept is not None and has_state(kept):
+        begun = int(load_state(kept, named, adam, about)["done"])
+    half, saved = use_bf16(device), time.monotonic()
+    for done, (group, along) in enumerate(_order(samples, rounds, rng)):
+        if done < begun:
+            continue
+        if kept is not None and done > begun and time.monotonic() - saved >= _KEPT_SECONDS:
+            save_state(kept, named, adam, {**about, "done": done})
+            saved = time.monotonic()
+        tell("training the drafter", done, steps)
+        batch = Batch.of(group).to(device)
+        adam.zero_grad()
+        for options in adam.param_groups:
+            options["lr"] = _RATE * _share(done, steps)
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            loss = loss_of(network, batch, words, vocabulary, along=along)
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(network.parameters(), _CLIP)
+        adam.step()
+    return network.eval().requires_grad_(False)
+
+
+def _order(
+    samples: Sequence[Sample], rounds: int, rng: np.random.Generator
+) -> Iterator[tuple[list[Sample], bool]]:
+    """The batches of all rounds, and whether each goes along its answers."""
     for _ in range(rounds):
         for group in batches(samples, rng):
-            tell("training the drafter", done, steps)
-            batch = Batch.of(group)
-            adam.zero_grad()
-            with torch.autocast("cpu", torch.bfloat16, enabled=half):
-                loss = loss_of(network, batch, words, vocabulary, along=rng.random() < ALONG_SHARE)
-            torch.autograd.backward(loss)
-            torch.nn.utils.clip_grad_norm_(network.parameters(), _CLIP)
-            adam.step()
-            schedule.step()
-            done += 1
-    return network.eval().requires_grad_(False)
+            yield group, rng.random() < ALONG_SHARE
 
 
 def _share(step: int, steps: int) -> float:
