@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from tascade import bundled
@@ -20,6 +21,7 @@ from tascade.data.load import load_examples
 from tascade.draft.neural.merged import MergedDrafter
 from tascade.draft.neural.stored import load_drafter
 from tascade.errors import ConfigError, PackError
+from tascade.load import load_model
 from tascade.model import TaskModel
 from tascade.pack import Pack
 from tascade.pipeline import adapt, tailor
@@ -170,6 +172,31 @@ def test_a_run_that_was_stopped_goes_on_with_its_answers_and_its_training(
         train_drafter(out, data, progress=until(LEARNS, 1), **given)
     with pytest.raises(ConfigError, match="another"):  # of other rows
         train_drafter(out, data[:30], resume=True, **given)
+
+
+@pytest.mark.parametrize("planted", ["taps", "rotation"])
+def test_a_drafter_that_reads_other_states_is_told_of(
+    planted: str, pack: Path, prompts: list[str], tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    Pack.open(pack).copy_to(copy)
+    model, tokenizer, _ = load_model(bundled.model_path(), dtype="float32")
+    if planted == "taps":
+        file = Pack.open(copy).drafter
+        with safe_open(file, "pt") as opened:
+            about = dict(opened.metadata())
+        shape = json.loads(about["shape"])
+        assert shape["taps"] == [2, 3]
+        shape["taps"] = [0, 1]
+        save_file(load_file(file), file, about | {"shape": json.dumps(shape)})
+    else:
+        for module in model.modules():
+            if hasattr(module, "inv_freq"):
+                module.inv_freq.mul_(3.0)
+    task = TaskModel.from_pretrained(copy, (model, tokenizer))
+    with pytest.warns(UserWarning, match="reads other states than it learned"):
+        made = task.run(prompts[0])
+    assert made.tokens == task.plain.generate(task.encode(prompts[0]), task.params()).tokens
 
 
 def test_what_cannot_be_learned_from_is_refused(pack: Path, tmp_path: Path) -> None:

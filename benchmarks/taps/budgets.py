@@ -14,19 +14,19 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tascade.bench.machine import machine_info
-from tascade.core import EMPTY_TREE, DraftTree, IntArray
+from tascade.core import EMPTY_TREE, ROOT, DraftTree, IntArray, Source
 from tascade.data.load import load_examples
 from tascade.data.prepare import spread
 from tascade.decode.loop import AllNodes, Decoder
 from tascade.draft.budget import Budget
-from tascade.draft.neural.merged import MergedDrafter, merge
+from tascade.draft.neural.merged import MergedDrafter
 from tascade.draft.neural.trained import TrainedDrafter
 from tascade.draft.ngram.drafter import NgramDrafter
 from tascade.model import TaskModel
@@ -34,8 +34,65 @@ from tascade.model import TaskModel
 NODES = (8, 16, 32)
 
 
+def merge(first: DraftTree, second: DraftTree, limit: int) -> DraftTree:
+    """The best ``limit`` nodes of two trees, equal paths as one.
+
+    A token that both have below a node is as likely as the surer one says. Where what is below a
+    node would then be more than certain, its tokens share what there is.
+    """
+    if not len(second) or not len(first):
+        return (first if len(first) else second).first(limit)
+    below: dict[int, dict[int, int]] = {ROOT: {}}
+    # Of each node: its parent, its token, its share of the parent's survival, its source.
+    nodes: list[list[float]] = []
+    for tree in (first, second):
+        place: dict[int, int] = {ROOT: ROOT}
+        chances: dict[int, float] = {ROOT: 1.0}
+        for i, (token, parent, chance, source) in enumerate(rows_of(tree)):
+            above, chances[i] = place[parent], chance
+            share = chance / max(chances[parent], 1e-9)
+            at = below[above].setdefault(token, len(nodes))
+            place[i] = at
+            if at == len(nodes):
+                nodes.append([above, token, share, source])
+                below[at] = {}
+            else:
+                nodes[at][2:] = max(nodes[at][2], share), Source.BOTH
+    survival: dict[int, float] = {ROOT: 1.0}
+    for at, node in enumerate(nodes):  # parents come first
+        above, share = int(node[0]), node[2]
+        total = sum(nodes[child][2] for child in below[above].values())
+        survival[at] = survival[above] * share / max(1.0, total)
+    order = sorted(range(len(nodes)), key=lambda at: (-survival[at], at))[:limit]
+    final = {at: i for i, at in enumerate(order)} | {ROOT: ROOT}
+    return DraftTree(
+        np.asarray([nodes[at][1] for at in order], np.int32),
+        np.asarray([final[int(nodes[at][0])] for at in order], np.int32),
+        np.asarray([survival[at] for at in order], np.float32),
+        np.asarray([nodes[at][3] for at in order], np.int8),
+    )
+
+
+def rows_of(tree: DraftTree) -> Iterator[tuple[int, int, float, int]]:
+    columns = (tree.tokens, tree.parents, tree.survival, tree.source)
+    return zip(*(column.tolist() for column in columns), strict=True)
+
+
+class Everything(AllNodes):
+    """Verifies all that is drafted, and counts what that promised."""
+
+    promised = 0.0
+
+    def choose(self, survival: Any) -> int:
+        count = super().choose(survival)
+        self.promised += float(survival[:count].sum())
+        return count
+
+
 class Always(Budget):
-    """Asks every drafter at every step, and verifies all that they draft."""
+    """Asks every drafter at every step, verifies all that they draft, and counts its promises."""
+
+    promised = 0.0
 
     def plan(self) -> tuple[int, float]:
         self.calls_rest = False
@@ -45,7 +102,9 @@ class Always(Budget):
         return True
 
     def choose(self, survival: Any) -> int:
-        return min(len(survival), self.max_nodes)
+        count = min(len(survival), self.max_nodes)
+        self.promised += float(survival[:count].sum())
+        return count
 
 
 class TapsBaseline:
@@ -113,7 +172,7 @@ def main() -> None:
         ):
             corpus, trained = task.new_drafter(), task.new_trained()
             trained.clock, trained.seconds = (lambda: 0.0), 0.0  # depth is not the clock's
-            budget: Any = AllNodes(2 * nodes if name.endswith("2N") else nodes)
+            budget: Any = Everything(2 * nodes if name.endswith("2N") else nodes)
             drafter: Any = {
                 "index": corpus,
                 "network": trained,
@@ -133,6 +192,8 @@ def main() -> None:
                     sum(g.stepped_tokens for g in made) / sum(g.forwards for g in made), 3
                 ),
                 "by_row": [round(float(value), 3) for value in each],
+                "promised_per_step": round(budget.promised / max(1, len(steps)), 3),
+                "accepted_per_step": round(float(np.mean([s.accepted for s in steps])), 3),
                 "nodes_per_step": round(float(np.mean([step.drafted for step in steps])), 2),
                 "identical": sum([*g.tokens] == [*w] for g, w in zip(made, wanted, strict=True)),
             }

@@ -17,6 +17,7 @@ from tascade.builder import PackBuilder, open_with_rows
 from tascade.config import Recipe
 from tascade.core import Progress, Row
 from tascade.data.prepare import Prepared, spread
+from tascade.draft.neural.canary import Canary
 from tascade.draft.neural.stored import DrafterInfo, save_drafter, weights_mark
 from tascade.draft.neural.training import (
     DraftVocabulary,
@@ -335,6 +336,7 @@ def _train(
         held_out=len(tried),
         acceptance=tuple(shares),
         coverage=float(np.isin(said, vocabulary.ids.numpy()).mean()),
+        canary=Canary.of(model, network, vocabulary, checked),
     )
     save_drafter(task.pack.drafter, network, vocabulary.ids, made, model.dtype)
     if "drafter" not in info.stages:

@@ -12,14 +12,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tascade.core import Drafter, DraftTree, IntArray
+from tascade.core import Drafter, DraftTree, IntArray, Source
 from tascade.decode.loop import AllNodes, Decoder
 from tascade.decode.prefixes import Prefixes
 from tascade.decode.sampling import SamplingParams
 from tascade.decode.target import Target
 from tascade.draft.budget import Budget, NoDrafter
 from tascade.draft.costs import CostTable
-from tascade.draft.neural.merged import MergedDrafter, merge
+from tascade.draft.neural.joint import JointOdds, JointTree
+from tascade.draft.neural.merged import MergedDrafter
 from tascade.draft.neural.network import DraftNetwork, DraftShape
 from tascade.draft.neural.trained import DEPTH, TrainedDrafter
 from tascade.draft.neural.training import (
@@ -123,7 +124,8 @@ class Along(Noting):
         if limit <= 0 or not path or not self.fits():
             return super().propose(0)
         self.paths.append((said, path))
-        return self.draft_along(path, [0.9**depth for depth in range(len(path))], limit, floor)
+        self.look_along(path)
+        return DraftTree.chain(path, [0.9**depth for depth in range(len(path))])
 
 
 def test_the_network_sees_what_it_was_taught_on() -> None:
@@ -276,21 +278,73 @@ def paths_of(tree: DraftTree) -> dict[tuple[int, ...], float]:
     return dict(zip(found, tree.survival.tolist(), strict=True))
 
 
+levels = st.lists(
+    st.lists(st.tuples(st.integers(0, 5), st.floats(0.01, 0.99)), min_size=1, max_size=4),
+    max_size=6,
+)
+
+
 @settings(deadline=None)
-@given(trees, trees, st.integers(1, 24))
-def test_a_merged_tree_has_every_path_once_and_the_best_of_them(
-    one: list[tuple[int, int, float]], other: list[tuple[int, int, float]], limit: int
+@given(trees, levels, trees, st.integers(1, 24), st.lists(st.integers(0, 5), max_size=6))
+def test_a_joint_tree_has_every_path_once_and_the_best_of_them(
+    drawn: list[tuple[int, int, float]],
+    said: list[list[tuple[int, float]]],
+    behind: list[tuple[int, int, float]],
+    limit: int,
+    follows: list[int],
 ) -> None:
-    first, second = grown(one), grown(other)
-    whole = paths_of(merge(first, second, 100))
-    assert set(whole) == set(paths_of(first)) | set(paths_of(second))
+    outputs, odds = grown(drawn), JointOdds()
+    places = [(list(dict(level)), list(dict(level).values())) for level in said]
+    followed = [words[0] for words, _ in places]
+    joint = JointTree(outputs, places, followed, odds)
+    network = {
+        (*followed[:depth], word) for depth, (words, _) in enumerate(places) for word in words
+    }
+    assert set(paths_of(joint.best(500))) == set(paths_of(outputs)) | network
+    left = list(joint.departures())
+    for _, path in left:
+        assert tuple(path) in network - set(paths_of(outputs))
+        assert tuple(path[:-1]) in {(), *paths_of(outputs)}
+    joint.extend([(at, grown(behind)) for at, _ in left])
+    whole = paths_of(joint.best(500))
+    grafted = {(*path, *more) for _, path in left for more in paths_of(grown(behind))}
+    assert set(whole) == set(paths_of(outputs)) | network | grafted
     for path, chance in whole.items():
-        assert chance <= (whole[path[:-1]] if path[:-1] else 1.0) + 1e-6
-        below = [share for p, share in whole.items() if p[:-1] == path]
-        assert sum(below) <= chance + 1e-4 or len(below) == 0 or not (len(first) and len(second))
-    cut = merge(first, second, limit)
+        assert 0.0 <= chance <= (whole[path[:-1]] if path[:-1] else 1.0) + 1e-6
+    for path in {(), *whole}:
+        below = [share for p, share in whole.items() if p[:-1] == path and p]
+        assert sum(below) <= (whole[path] if path else 1.0) + 1e-4
+    cut = joint.best(limit)
     assert len(cut) == min(limit, len(whole))
     survival = cut.survival.tolist()
     assert survival == sorted(survival, reverse=True)
     assert all(parent < at for at, parent in enumerate(cut.parents.tolist()))
     assert paths_of(cut).items() <= whole.items()
+    joint.learn(np.asarray(follows, np.int32))
+
+
+def test_the_joint_odds_learn_whom_to_believe() -> None:
+    """One of the two is right as often as it says, the other as often whatever it says."""
+    for teller in (0, 1):
+        rng, odds = np.random.default_rng(teller), JointOdds()
+        for _ in range(3000):
+            says = rng.uniform(0.05, 0.95, 2)
+            _, first, second = odds.of(Source.BOTH, *says)
+            odds.learn(Source.BOTH, first, second, rng.random() < says[teller])
+        for says in ((0.8, 0.2), (0.2, 0.8), (0.2, 0.2), (0.8, 0.8)):
+            assert abs(odds.of(Source.BOTH, *says)[0] - says[teller]) < 0.15
+
+
+def test_a_guess_beside_a_sure_path_is_believed_no_more() -> None:
+    odds = JointOdds()
+    sure = DraftTree.chain([5, 6], [0.9, 0.85])
+    places = [([7, 5], [0.7, 0.2]), ([6, 8], [0.5, 0.3])]
+    for _ in range(200):
+        joint = JointTree(sure, places, [5, 6], odds)
+        joint.learn(np.asarray([5, 6], np.int32))
+    best = JointTree(sure, places, [5, 6], odds).best(2)
+    assert paths_of(best).keys() == {(5,), (5, 6)}
+    for _ in range(400):  # and where it is the outputs that are wrong, its tokens are
+        joint = JointTree(sure, places, [5, 6], odds)
+        joint.learn(np.asarray([7], np.int32))
+    assert (7,) in paths_of(JointTree(sure, places, [5, 6], odds).best(1))

@@ -7,14 +7,13 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from tascade.core import ROOT, DraftTree, FloatArray, IntArray, Source
+from tascade.core import ROOT, DraftTree, FloatArray, IntArray
 from tascade.draft.budget import Budget
 from tascade.draft.costs import Trust
+from tascade.draft.neural.joint import JointOdds, JointTree
 from tascade.draft.neural.trained import ALONG, DEPTH, TrainedDrafter
 from tascade.draft.ngram.drafter import NgramDrafter
 
-_GRAFTS = 3
-"""Departures of the network behind which the task's outputs are asked, each some 0.2 ms."""
 _LIKELY = 0.5
 """From this chance of its first token on, the network goes along the outputs' likeliest path."""
 _ADDED = 2.0
@@ -32,10 +31,10 @@ class MergedDrafter:
     It is asked where the budget expects that what it adds is worth its time; what it added, it
     learns from what was accepted. Where the outputs have a likely path, the network goes along it,
     in one pass, and says what else may follow; where they have none, it drafts by itself. Where the
-    network leaves the outputs' tree, the outputs draft on
-    from its tokens. Equal paths are one, and of all nodes the best are verified, so that the merge
-    takes no more of them than one drafter would (TAPS' merged trees take twice as many). A
-    :class:`Drafter`.
+    network leaves the outputs' tree, the outputs draft on from its tokens. Equal paths are one,
+    each token is weighed by what both say of it (:class:`JointTree`), and of all nodes the best are
+    verified, so that the merge takes no more of them than one drafter would (TAPS' merged trees
+    take twice as many). A :class:`Drafter`.
     """
 
     name = "tasc-spec+taps"
@@ -46,7 +45,9 @@ class MergedDrafter:
 
     def _reset(self) -> None:
         self.added = Trust(0.5, _ADDED * 0.5, weight=1 / 32)
+        self.odds = JointOdds()
         self._alone: DraftTree | None = None
+        self._joint: JointTree | None = None
         self._missing, self._owed = 1.0, 0.0
 
     def refresh(self) -> None:
@@ -82,13 +83,16 @@ class MergedDrafter:
             return tree
         started = trained.clock()
         if along:
-            more = trained.draft_along(path, chances, limit, floor)
+            trained.look_along(path)
         else:
-            more = trained.draft(limit, floor, float(budget.cost.upto(1)[0]))
-        both = merge(tree, more, limit)
-        for path, survival in _departures(tree, more):
-            below = self.corpus.beyond(path, limit, min(1.0, floor / max(survival[-1], 1e-6)))
-            both = merge(both, _behind(path, survival, below), limit)
+            trained.draft(limit, floor, float(budget.cost.upto(1)[0]))
+        self._joint = joint = JointTree(tree, trained.foreseen(), trained.followed, self.odds)
+        grafts = []
+        for at, words in joint.departures():
+            low = min(1.0, floor / max(joint.survival[at], 1e-6))
+            grafts.append((at, self.corpus.beyond(words, limit, low)))
+        joint.extend(grafts)
+        both = joint.best(limit)
         self._owed += trained.catching_up
         due = self._owed / _SPREAD
         self._owed -= due
@@ -106,7 +110,8 @@ class MergedDrafter:
 
     def commit(self, tokens: IntArray, verified: int, path: Sequence[int]) -> None:
         """Tell both what was said; each learns whether it had foreseen it."""
-        if self._alone is not None:
+        if self._alone is not None and self._joint is not None:
+            self._joint.learn(tokens)
             accepted = len(path) - min(len(path), _followed(self._alone, tokens.tolist()))
             self.added.record(self._missing, accepted)
         self.corpus.commit(tokens, verified, path)
@@ -141,77 +146,9 @@ def _followed(tree: DraftTree, tokens: Sequence[int]) -> int:
     return len(tokens)
 
 
-def _departures(tree: DraftTree, more: DraftTree) -> Iterator[tuple[list[int], list[float]]]:
-    """Where the network's likeliest paths leave the tree: tokens to there, and their survival."""
-    known = {ROOT: ROOT}
-    place = _places(tree)
-    left = 0
-    paths: dict[int, tuple[list[int], list[float]]] = {ROOT: ([], [])}
-    for i, (token, parent, chance, _) in enumerate(_rows(more)):
-        words, chances = paths[parent]
-        paths[i] = [*words, token], [*chances, chance]
-        if parent in known and (token, known[parent]) in place:
-            known[i] = place[token, known[parent]]
-        elif parent in known and left < _GRAFTS:
-            left += 1
-            yield paths[i]
-
-
 def _places(tree: DraftTree) -> dict[tuple[int, int], int]:
     """Where each (token, parent) stands."""
     return {(token, parent): i for i, (token, parent, _, _) in enumerate(_rows(tree))}
-
-
-def _behind(path: list[int], survival: list[float], below: DraftTree) -> DraftTree:
-    """A path, and a tree below its end."""
-    n = len(path)
-    chain = DraftTree.chain(path, survival)
-    parents = np.where(below.parents == ROOT, n - 1, below.parents + n).astype(np.int32)
-    return DraftTree(
-        np.concatenate((chain.tokens, below.tokens)),
-        np.concatenate((chain.parents, parents)),
-        np.concatenate((chain.survival, below.survival * np.float32(survival[-1]))),
-        np.concatenate((chain.source, below.source)),
-    )
-
-
-def merge(first: DraftTree, second: DraftTree, limit: int) -> DraftTree:
-    """The best ``limit`` nodes of two trees, equal paths as one.
-
-    A token that both have below a node is as likely as the surer one says. Where what is below a
-    node would then be more than certain, its tokens share what there is.
-    """
-    if not len(second) or not len(first):
-        return (first if len(first) else second).first(limit)
-    below: dict[int, dict[int, int]] = {ROOT: {}}
-    # Of each node: its parent, its token, its share of the parent's survival, its source.
-    nodes: list[list[float]] = []
-    for tree in (first, second):
-        place: dict[int, int] = {ROOT: ROOT}
-        chances: dict[int, float] = {ROOT: 1.0}
-        for i, (token, parent, chance, source) in enumerate(_rows(tree)):
-            above, chances[i] = place[parent], chance
-            share = chance / max(chances[parent], 1e-9)
-            at = below[above].setdefault(token, len(nodes))
-            place[i] = at
-            if at == len(nodes):
-                nodes.append([above, token, share, source])
-                below[at] = {}
-            else:
-                nodes[at][2:] = max(nodes[at][2], share), Source.BOTH
-    survival: dict[int, float] = {ROOT: 1.0}
-    for at, node in enumerate(nodes):  # parents come first
-        above, share = int(node[0]), node[2]
-        total = sum(nodes[child][2] for child in below[above].values())
-        survival[at] = survival[above] * share / max(1.0, total)
-    order = sorted(range(len(nodes)), key=lambda at: (-survival[at], at))[:limit]
-    final = {at: i for i, at in enumerate(order)} | {ROOT: ROOT}
-    return DraftTree(
-        np.asarray([nodes[at][1] for at in order], np.int32),
-        np.asarray([final[int(nodes[at][0])] for at in order], np.int32),
-        np.asarray([survival[at] for at in order], np.float32),
-        np.asarray([nodes[at][3] for at in order], np.int8),
-    )
 
 
 def _rows(tree: DraftTree) -> Iterator[tuple[int, int, float, int]]:

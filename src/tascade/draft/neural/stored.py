@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from tascade.decode.supported import table_rows
+from tascade.draft.neural.canary import Canary
 from tascade.draft.neural.network import DraftNetwork, DraftShape
 from tascade.errors import ConfigError, FingerprintError, PackError
 from tascade.util.fields import typed
@@ -36,6 +37,7 @@ class DrafterInfo:
     held_out: answers that it was tried on
     acceptance: share of its likeliest tokens that were right at depth 1, 2, ... if all before were
     coverage: share of held-out tokens that it can say
+    canary: a few of the held-out answers, to look at where it is used; none in a file of before
     """
 
     target: str
@@ -47,6 +49,7 @@ class DrafterInfo:
     held_out: int
     acceptance: tuple[float, ...]
     coverage: float
+    canary: Canary | None = None
 
 
 def weights_mark(model: Any) -> str:
@@ -143,7 +146,8 @@ def load_drafter(
     """
     stored = read_drafter(path)
     shape, info, ids = stored.shape, stored.info, stored.ids
-    if int(ids[-1]) >= table_rows(model):
+    rows = table_rows(model)
+    if int(ids[-1]) >= rows or not (info.canary is None or info.canary.fits(rows)):
         raise _unreadable(path, ValueError("its tokens are none of the model's"))
     _check_target(info, model, fingerprint, path)
     config = model.config.get_text_config()
@@ -203,7 +207,8 @@ def _info(raw: Any) -> DrafterInfo:
     shares = typed(list, raw["acceptance"], "acceptance")
     acceptance = tuple(typed(float, share, "acceptance") for share in shares)
     typed(float, raw["coverage"], "coverage")
-    return DrafterInfo(**{**raw, "acceptance": acceptance})
+    canary = Canary.from_json(raw.get("canary"))
+    return DrafterInfo(**{**raw, "acceptance": acceptance, "canary": canary})
 
 
 def _ids(ids: torch.Tensor, shape: DraftShape) -> torch.Tensor:

@@ -15,6 +15,7 @@ from tascade.draft.costs import Trust
 from tascade.draft.neural.draft_model import Confidence
 from tascade.draft.neural.network import DraftNetwork
 from tascade.draft.neural.stored import load_drafter
+from tascade.draft.neural.training import DraftVocabulary
 from tascade.errors import TascadeError
 from tascade.pack import Pack
 
@@ -49,6 +50,7 @@ class TrainedDrafter:
         catching_up: seconds that the last draft took for what the target had read since long, such
             as the prompt.
         hits: how many of the likeliest tokens were right, if all before them were.
+        followed: the tokens that the last draft, or look, went along.
 
     Raises:
         UnsupportedModelError: see :meth:`tascade.decode.target.Target.tap`.
@@ -93,7 +95,7 @@ class TrainedDrafter:
         self._first = self._read = 0
         self._output: torch.Tensor | None = None
         self._levels: list[tuple[list[int], list[float]]] = []
-        self._followed: list[int] = []
+        self.followed: list[int] = []
 
     def fits(self) -> bool:
         """Whether there is something to draft from: states, and the token behind them."""
@@ -103,7 +105,7 @@ class TrainedDrafter:
     def propose(self, limit: int, floor: float = 0.0) -> DraftTree:
         """The tree of at most ``limit`` nodes that may pay (see ``Drafter.propose``)."""
         if limit <= 0 or not self.fits():
-            self._levels, self._followed = [], []
+            self._levels, self.followed = [], []
             return EMPTY_TREE
         return self.draft(limit, floor)
 
@@ -113,7 +115,7 @@ class TrainedDrafter:
         started = self.clock()
         share = self.seconds / step
         output, at = self._catch_up()
-        self._levels, self._followed, survival, promised = [], [], 1.0, 1.0
+        self._levels, self.followed, survival, promised = [], [], 1.0, 1.0
         tokens: list[int] = []
         parents: list[int] = []
         kept: list[float] = []
@@ -121,7 +123,7 @@ class TrainedDrafter:
         for depth in range(DEPTH):
             words, chances = self._likeliest(output)[0]
             self._levels.append((words, chances))
-            self._followed.append(words[0])
+            self.followed.append(words[0])
             sure = [self.confidence.of(chance) * survival for chance in chances]
             here = len(tokens)
             tokens += words
@@ -139,43 +141,23 @@ class TrainedDrafter:
         return _best_first(tokens, parents, kept, limit, floor)
 
     @torch.inference_mode()
-    def draft_along(
-        self, path: Sequence[int], survival: Sequence[float], limit: int, floor: float
-    ) -> DraftTree:
-        """A path that another drafter proposes, with what may stand beside each of its tokens.
+    def look_along(self, path: Sequence[int]) -> None:
+        """Read a path that another drafter proposes, and what this one would say beside it.
 
-        One pass reads the whole path: it says what the network would say behind each of its tokens.
+        One pass reads the whole path: it says what may follow behind each of its tokens
+        (:meth:`foreseen`).
 
         Args:
             path: tokens, :data:`ALONG` at most.
-            survival: the chance that all up to each of them are right.
-            limit: most nodes.
-            floor: see ``Drafter.propose``.
         """
         started = self.clock()
-        self._levels, self._followed = self._likeliest(self._read_along(path)), list(path)
-        tokens: list[int] = []
-        parents: list[int] = []
-        kept: list[float] = []
-        above, before = -1, 1.0
-        for depth, (words, chances) in enumerate(self._levels):
-            here = above
-            if depth < len(path):
-                here = len(tokens)
-                tokens.append(path[depth])
-                parents.append(above)
-                kept.append(survival[depth])
-            for word, chance in zip(words, chances, strict=True):
-                sure = before * self.confidence.of(chance)
-                if depth < len(path) and word == path[depth]:
-                    kept[here] = max(kept[here], sure)
-                else:
-                    tokens.append(word)
-                    parents.append(above)
-                    kept.append(sure)
-            above, before = here, kept[here] if here >= 0 else before
+        self._levels, self.followed = self._likeliest(self._read_along(path)), list(path)
         self._spent((self.clock() - started - self.catching_up) / 2)
-        return _best_first(tokens, parents, kept, limit, floor)
+
+    def foreseen(self) -> list[tuple[list[int], list[float]]]:
+        """The tokens, and how likely they are, at each place of the last draft or look."""
+        sure = self.confidence.of
+        return [(words, [sure(chance) for chance in chances]) for words, chances in self._levels]
 
     def _spent(self, seconds: float) -> None:
         """Note what a pass took: cheaper ones are believed sooner than dearer ones."""
@@ -260,9 +242,9 @@ class TrainedDrafter:
             for word, chance in zip(words, chances, strict=True):
                 self.confidence.learn(chance, word == token)
             self.hits.record(1.0, words[0] == token)
-            if self._followed[depth : depth + 1] != [token]:
+            if self.followed[depth : depth + 1] != [token]:
                 break
-        self._levels, self._followed = [], []
+        self._levels, self.followed = [], []
         self._context += said
 
 
@@ -362,9 +344,13 @@ def _best_first(
 def open_trained(pack: Pack, target: Target, end_tokens: Sequence[int]) -> TrainedDrafter:
     """The drafter that was trained for a pack's model, over a target of it.
 
+    It warns where it is worse on the answers that were kept with it (:class:`Canary`).
+
     Raises:
         PackError: it is damaged.
         FingerprintError: it was trained for another model or tokenizer.
     """
-    network, ids, _ = load_drafter(pack.drafter, target.model, pack.info.fingerprint)
+    network, ids, info = load_drafter(pack.drafter, target.model, pack.info.fingerprint)
+    if info.canary is not None:
+        info.canary.warn_if_worse(target.model, network, DraftVocabulary(ids))
     return TrainedDrafter(network, ids, target, end_tokens=end_tokens)

@@ -112,7 +112,11 @@ def within(pairs: Sequence[Pair], tokens: int) -> list[Pair]:
 
 @torch.inference_mode()
 def read_states(
-    model: Any, pairs: Sequence[Pair], prefixes: Prefixes, tell: Progress
+    model: Any,
+    pairs: Sequence[Pair],
+    prefixes: Prefixes,
+    tell: Progress,
+    layers: Sequence[int] = (),
 ) -> list[Sample]:
     """Run the target once over each prompt with its answer, and keep its states in bfloat16.
 
@@ -124,8 +128,9 @@ def read_states(
         pairs: prompts and answers; a prompt has a token at least.
         prefixes: of the pack.
         tell: progress.
+        layers: whose states; those that a new drafter would read by default.
     """
-    layers = DraftShape.of(model.config.get_text_config(), 1).taps
+    layers = layers or DraftShape.of(model.config.get_text_config(), 1).taps
     taps, samples = Taps(model, layers), []
     body = body_of(model)
     for done, (prompt, answer) in enumerate(pairs):
