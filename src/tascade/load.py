@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import platform
 import warnings
 from collections.abc import Iterator, Mapping
@@ -12,8 +13,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tascade.errors import ConfigError, TascadeError, UnsupportedModelError
+from tascade.util.cpu import multiplies
 from tascade.util.files import read_json
 
+_log = logging.getLogger("tascade.data")
 _MOST_BYTES = 16 << 20
 ModelRef = str | Path | tuple[Any, Any]
 """A hub id, a folder, or a loaded ``(model, tokenizer)``."""
@@ -47,7 +50,24 @@ def load_model(ref: ModelRef, *, dtype: str = "auto", device: str = "auto") -> t
             output_loading_info=True,
         )
         check_complete(report, name)
-    return model.to(pick_device(device)).eval(), tokenizer, name
+    model = model.to(pick_device(device)).eval()
+    note_slow_precision(model, dtype)
+    return model, tokenizer, name
+
+
+def note_slow_precision(model: Any, dtype: str) -> None:
+    """Note it where a model came in a precision that the CPU it is on has no instructions for.
+
+    ``dtype``: what was asked for; who named a precision is told nothing.
+    """
+    kind = str(model.dtype).removeprefix("torch.")
+    if dtype == "auto" and model.device.type == "cpu" and not multiplies(kind):
+        _log.info(
+            "this CPU has no instructions for %s, which these weights are saved in: in float32 "
+            "they are mostly faster here, and answers are plain decoding's, token for token; give "
+            "--dtype float32",
+            kind,
+        )
 
 
 def _check_place(name: str) -> None:

@@ -15,6 +15,7 @@ from tascade.tailor.offload import full_head as fullhead
 from tascade.tailor.offload.embeddings import EmbeddingStore
 from tascade.tailor.offload.full_head import FullHead
 from tascade.tailor.offload.table import RowTable
+from tascade.util import cpu
 
 
 def store_of(module: torch.nn.Embedding) -> EmbeddingStore:
@@ -126,7 +127,7 @@ def test_on_a_cpu_the_head_is_the_layer_it_replaces(dtype, bias):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_states_are_checked_and_rounded_as_the_layer_does(dtype, bias, multiplies, monkeypatch):
     """On CPUs that have products in a precision, and on those that have not."""
-    monkeypatch.setattr(fullhead, "_multiplies", lambda dtype: multiplies)
+    monkeypatch.setattr(fullhead, "multiplies", lambda dtype: multiplies)
     monkeypatch.setattr(fullhead, "_CACHED_BYTES", 7 * 24 * 4)  # several blocks, the last one short
     weight = torch.randn(VOCAB, 24).to(dtype)
     bias = None if bias is None else bias.to(dtype)
@@ -160,10 +161,10 @@ def test_a_cpu_is_asked_for_what_it_multiplies(flags, bfloat16, float16, monkeyp
             raise FileNotFoundError
         return flags
 
-    monkeypatch.setattr(fullhead.Path, "read_text", read)
-    asked = fullhead._multiplies.__wrapped__  # what it found here must not stay
-    assert asked(torch.float32)
-    assert (asked(torch.bfloat16), asked(torch.float16)) == (bfloat16, float16)
+    monkeypatch.setattr(cpu.Path, "read_text", read)
+    asked = cpu.multiplies.__wrapped__  # what it found here must not stay
+    assert asked("float32")
+    assert (asked("bfloat16"), asked("float16")) == (bfloat16, float16)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 100, VOCAB - 1, VOCAB, 2 * VOCAB])

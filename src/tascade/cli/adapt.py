@@ -128,6 +128,7 @@ def _make(
     kept = ("answers", "tuning", "drafter")
     stopped = console.stopped(out, kept, resume=going["resume"])
     with stopped, console.reading(rows, *sources) as progress:
+        console.tell_load()
         use_threads(threads)
         from tascade.own_answers import check_logs
         from tascade.pipeline import adapt as build

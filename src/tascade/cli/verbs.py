@@ -96,6 +96,7 @@ def inspect(
     rows = laid_over(None, options).data
     options |= {"held_out": held_out or None, "answers": answers, "drafter": drafter}
     with console.reading(rows, (data, "train"), (held_out, "validation")) as progress:
+        console.tell_load()
         use_threads(threads)
         from tascade.forecast.inspection import inspect as look
 

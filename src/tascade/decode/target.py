@@ -22,6 +22,7 @@ from tascade.decode.row_counts import KEY_BLOCK, RowCounts, row_counts
 from tascade.decode.supported import check_rewindable, table_of_positions, table_rows
 from tascade.decode.taps import CachedStates, Taps
 from tascade.errors import TascadeError
+from tascade.util.cpu import multiplies
 
 if TYPE_CHECKING:
     from tascade.decode.loop import Request
@@ -89,7 +90,9 @@ class Target:
         self.supports_trees = self.config._attn_implementation in _TREE_ATTENTION
         compiled = self.device.type == "cpu" and model.dtype.itemsize < 4
         self.grain = _GRAIN if compiled else 0
-        self._rounds = compiled and self.supports_trees
+        # Elsewhere nothing could be promised, and to find that out takes minutes.
+        able = multiplies(str(model.dtype).removeprefix("torch."))
+        self._rounds = compiled and self.supports_trees and able
         self.counts: RowCounts | None = None
         self._masks = {
             kind: MaskBuilder(model.dtype, self.device, window)

@@ -74,7 +74,8 @@ class CostTable:
         """Time ``step(n)`` (returns seconds) for each size, in turns, for about ``seconds``.
 
         A round takes each size four times and keeps the last two, which find the caches as a run of
-        like steps does; the lower quartile over rounds is kept, since a busy machine only adds.
+        like steps does (once, where that takes longer than ``seconds``); the lower quartile over
+        rounds is kept, since a busy machine only adds.
         Large sizes are left out once a step costs more than eight single-token steps.
         """
         kept = list(sizes)
@@ -84,9 +85,11 @@ class CostTable:
             if first[-1] > 8 * first[0] and first[-1] > 8 * step(kept[0]):
                 kept = kept[: len(first)]
                 break
-        rounds = int(np.clip(seconds / max(4 * sum(first), 1e-9), 1, 15))
-        times = np.asarray([[[step(n) for _ in range(4)] for n in kept] for _ in range(rounds)])
-        return cls(kept, np.quantile(times[:, :, 2:], 0.25, axis=(0, 2)).tolist())
+        whole = sum(first)
+        rounds = int(np.clip(seconds / max(4 * whole, 1e-9), 1, 15))
+        taken = 4 if 4 * whole <= seconds else 1
+        times = np.asarray([[[step(n) for _ in range(taken)] for n in kept] for _ in range(rounds)])
+        return cls(kept, np.quantile(times[:, :, taken // 2 :], 0.25, axis=(0, 2)).tolist())
 
     def copy(self) -> CostTable:
         """A copy of the measured part: sizes and seconds, not how the machine runs just now."""

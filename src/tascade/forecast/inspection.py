@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Generator, Sequence
 from contextlib import closing
@@ -37,6 +38,7 @@ from tascade.tailor.profile import list_tokens
 from tascade.tailor.savings import HeadSavings, head_savings
 from tascade.util.progress import duration, shows_progress, teller
 
+_log = logging.getLogger("tascade.data")
 _ROWS = 200
 _TOGETHER = 8
 """Answers that are given at once, in a pass that takes hardly longer than one's."""
@@ -51,7 +53,8 @@ class Inspection:
     ``vocabulary``: what an LM head of the task's tokens would save, and lack (``tascade tailor``);
     ``None`` for a model whose head cannot be replaced. ``held_out``: how many held-out rows there
     were, and how many each part of this was measured on. ``drafter``: how many misses of these
-    drafts a small network foresees; ``None`` where that was not asked for.
+    drafts a small network foresees; ``None`` where that was not asked for. ``prompt_tokens``: of a
+    held-out prompt, on average.
     """
 
     model: str
@@ -63,6 +66,7 @@ class Inspection:
     vocabulary: HeadSavings | None
     held_out: dict[str, int]
     drafter: Probe | None = None
+    prompt_tokens: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """One JSON-ready object."""
@@ -83,14 +87,18 @@ class Inspection:
 
     def _own_answers(self) -> str:
         """How many own answers fit into the time that ``adapt --self`` takes for them."""
-        f, seconds = self.forecast, SpecConfig().own_seconds
-        each = f.forwards / max(1, f.replayed) * float(self.cost.upto(1)[-1])
+        f, seconds, most = self.forecast, SpecConfig().own_seconds, self.cost.limit
+        reading = self.prompt_tokens / most * float(self.cost.upto(most)[-1])
+        each = reading + f.forwards / max(1, f.replayed) * float(self.cost.upto(1)[-1])
         count = round(seconds / max(each, 1e-6))
         count = round(count, 2 - len(str(count)))
-        return (
-            f"  own answers  about {count:,} in {duration(seconds)} (`adapt "
-            "--self`), if they are like these; sooner in vLLM; --own-seconds gives more time"
+        text = (
+            f"  own answers  about {count:,} in {duration(seconds)} (`adapt --self`), if they are "
         )
+        text += "like these"
+        if f.answers == "references":
+            text += " references: this model's own may be longer, and then it is fewer"
+        return text + "; more in vLLM, or with --own-seconds"
 
     def describe(self) -> str:
         """A few lines for a person."""
@@ -196,7 +204,9 @@ def inspect(
         "coverage": 0 if vocabulary is None else len(prepared.validation),
     }
     skipped = sum(report.skipped for report in prepared.reports)
-    return Inspection(name, str(data), skipped, found, cost, new, vocabulary, counts, foreseen)
+    length = float(np.mean([len(prompt) for prompt, _ in rows]))
+    told = name, str(data), skipped, found, cost, new, vocabulary, counts, foreseen, length
+    return Inspection(*told)
 
 
 def _own(
@@ -216,33 +226,44 @@ def _own(
     prompts = [prompt for prompt, _ in asked]
     params = SamplingParams(max_new_tokens=recipe.max_new_tokens, end_tokens=tuple(ends))
     own: list[tuple[IntArray, IntArray]] = []
-    stage, latest = "answering held-out prompts", time.monotonic() + recipe.spec.own_seconds
-    tell(stage, 0, len(asked))
-    with closing(_answers(loaded, prompts, params)) as said:
-        for at, tokens in said:
-            own.append((prompts[at], np.asarray(tokens, np.int32)))
-            tell(stage, len(own), len(asked))
-            if time.monotonic() > latest and len(own) > 1:
-                break
+    stage, latest = "answering held-out prompts, tokens", time.monotonic() + recipe.spec.own_seconds
+    tell("reading held-out prompts", 0, None)
+    given = 0
+    try:
+        with closing(_answers(loaded, prompts, params)) as said:
+            for at, new, tokens in said:
+                given += new
+                if tokens is not None:
+                    own.append((prompts[at], np.asarray(tokens, np.int32)))
+                ended = sum(len(answer) for _, answer in own)
+                tell(stage, given, ended + (len(asked) - len(own)) * params.max_new_tokens)
+                if time.monotonic() > latest and len(own) > 1:
+                    break
+    except KeyboardInterrupt:
+        if not own:
+            raise
+        _log.info("stopped: the forecast goes by the %d own answers so far", len(own))
     taken = {id(row) for row in asked}
     return own, [row for row in rows if id(row) not in taken]
 
 
 def _answers(
     loaded: Any, prompts: Sequence[IntArray], params: SamplingParams
-) -> Generator[tuple[int, list[int]]]:
-    """Which prompt, and its answer; several at once where the model's attention allows."""
+) -> Generator[tuple[int, int, list[int] | None]]:
+    """Which prompt, how many new tokens, and its answer at its end; several at once where the
+    model's attention allows.
+    """
     try:
         decoder = BatchDecoder(BatchTarget(loaded), size=_TOGETHER)
     except UnsupportedModelError:
         alone = Decoder(Target(loaded), NoDrafter())
         for at, prompt in enumerate(prompts):
-            yield at, alone.generate(prompt, params).tokens
+            tokens = alone.generate(prompt, params).tokens
+            yield at, len(tokens), tokens
         return
     with closing(decoder.stream(prompts, params)) as stream:
-        for at, _, made in stream:
-            if made.seconds:  # it has ended
-                yield at, made.tokens
+        for at, new, made in stream:
+            yield at, len(new), made.tokens if made.seconds else None  # it has ended
 
 
 def _vocabulary(

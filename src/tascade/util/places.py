@@ -72,12 +72,13 @@ def place_for(
     if not os.path.lexists(target):
         return target
     if not overwrite:
+        replaced = overwrite is not None and not _not_replaced(target, used)
         raise wanted(
             "the folder exists already",
             got=str(out),
             wanted="a new folder",
             where="out",
-            fix="choose another name" + (", or pass overwrite" if overwrite is not None else ""),
+            fix="choose another name" + ", or replace it (overwrite, --overwrite)" * replaced,
         )
     if reason := _not_replaced(target, used):
         raise wanted(

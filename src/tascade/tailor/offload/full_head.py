@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from tascade.tailor.offload.table import RowTable
+from tascade.util.cpu import multiplies
 
 BLOCK_BYTES = 32 << 20
 """Size of the pieces in which a table goes through an accelerator."""
@@ -16,11 +15,6 @@ _CACHED_BYTES = 2 << 20
 """Size of a block in float32, which is to stay in a core's cache; never varied."""
 _MANY = 6
 """States from which float32 blocks are quicker than one product a state; never varied."""
-_FLAGS = {
-    torch.bfloat16: {"avx512_bf16", "amx_bf16", "bf16"},
-    torch.float16: {"avx512_fp16", "amx_fp16", "asimdhp"},
-}
-"""What Linux calls the instructions that multiply in these precisions (x86, and ARM's last)."""
 
 
 class FullHead(torch.nn.Module):
@@ -73,7 +67,7 @@ class FullHead(torch.nn.Module):
         """
         at_home = states.device.type == "cpu" and states.dtype == self.table.dtype
         count = states.shape[:-1].numel()
-        if not at_home or count < _MANY or _multiplies(states.dtype):
+        if not at_home or count < _MANY or multiplies(str(states.dtype).removeprefix("torch.")):
             logits: torch.Tensor = self(states)
             return logits
         product = _by_blocks(states.reshape(count, -1), self.table.rows, self.bias)
@@ -110,16 +104,6 @@ def _by_blocks(
             part += bias[rows, None]
         logits[:, rows] = part.T
     return logits
-
-
-@cache
-def _multiplies(dtype: torch.dtype) -> bool:
-    """Whether this CPU has products in this precision; yes where the system does not say."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text().split()
-    except OSError:
-        return True
-    return dtype not in _FLAGS or not _FLAGS[dtype].isdisjoint(flags)
 
 
 class _Belt:

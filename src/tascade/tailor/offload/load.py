@@ -17,6 +17,7 @@ from tascade.load import (
     checkpoint_folder,
     load_tokenizer,
     loading,
+    note_slow_precision,
     pick_device,
 )
 from tascade.tailor.offload.checkpoint import Checkpoint
@@ -87,6 +88,7 @@ def load_offloaded(
     with loading(name):
         slim, ends = _body(type(skeleton), tables, name, config, kind)
     slim = slim.to(pick_device(device))
+    note_slow_precision(slim, dtype)
     slim.save_pretrained = _refuse_saving
     return _furnished(slim, tokenizer, name, ends, tables)
 
