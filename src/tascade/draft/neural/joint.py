@@ -167,9 +167,18 @@ class JointTree:
             self._graft(at, tree)
         self._weigh()
 
-    def best(self, limit: int) -> DraftTree:
-        """The tree of the likeliest ``limit`` nodes, ordered by survival."""
-        order = sorted(range(1, len(self._tokens)), key=lambda at: (-self.survival[at], at))[:limit]
+    def best(self, limit: int, floor: float = 0.0) -> DraftTree:
+        """The tree of the likeliest ``limit`` nodes that may pay, ordered by survival.
+
+        ``floor``: see ``Drafter.propose``.
+        """
+        ranked = sorted(range(1, len(self._tokens)), key=lambda at: (-self.survival[at], at))
+        order, promised = list[int](), 1.0
+        for at in ranked[:limit]:
+            if self.survival[at] < floor * promised:
+                break
+            order.append(at)
+            promised += self.survival[at]
         place = {at: i for i, at in enumerate(order)} | {0: int(ROOT)}
         sources = [Source.BOTH if None not in self._said[at] else self._sources[at] for at in order]
         return DraftTree(

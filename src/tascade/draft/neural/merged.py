@@ -92,7 +92,7 @@ class MergedDrafter:
             low = min(1.0, floor / max(joint.survival[at], 1e-6))
             grafts.append((at, self.corpus.beyond(words, limit, low)))
         joint.extend(grafts)
-        both = joint.best(limit)
+        both = joint.best(limit, floor)
         self._owed += trained.catching_up
         due = self._owed / _SPREAD
         self._owed -= due
