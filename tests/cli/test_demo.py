@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -77,3 +78,20 @@ def test_a_model_that_the_gate_refuses_is_not_shown(
     assert len(results) == 1
     assert not (tmp_path / "out" / "tickets-tuned").exists()
     assert "the gate refused" in capsys.readouterr().out
+
+
+def test_a_demo_that_is_stopped_begins_no_other_part(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun: list[str] = []
+
+    def stopped(task: str, *_: object, **__: object) -> list[dict[str, Any]]:
+        begun.append(task)
+        return [{"settings": {"stopped": True}}]
+
+    monkeypatch.setattr(demo, "_task", stopped)
+    monkeypatch.setattr(demo, "write_report", lambda page, results, title: None)
+    results = demo.run(tmp_path / "out", tune=True)
+    assert begun == list(bundled.tasks())[:1]
+    assert len(results) == 1
+    assert "stopped in part 1 of 4" in capsys.readouterr().err

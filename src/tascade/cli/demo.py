@@ -52,6 +52,10 @@ def run(out: Path, *, rows: int = 12, repeats: int = 2, tune: bool = False) -> l
     for number, task in enumerate(tasks, 1):
         console.out.rule(f"[bold]{number} of {count}: {task}", align="left")
         results += _task(task, out, rows, repeats)
+        if results and results[-1]["settings"].get("stopped"):
+            console.err.print(f"stopped in part {number} of {count}: the report has what there is")
+            tune = False
+            break
     if tune:
         console.out.rule(f"[bold]{count} of {count}: {TUNED_TASK}, tuned", align="left")
         results += _task(TUNED_TASK, out, rows, repeats, tune=True)

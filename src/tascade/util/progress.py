@@ -107,7 +107,7 @@ def bars(console: Any) -> Iterator[Progress]:
     columns = (
         SpinnerColumn(finished_text="✓"),
         TextColumn("{task.description}", markup=False),
-        BarColumn(),
+        BarColumn(bar_width=16),  # names and times fit beside it in 80 columns
         TextColumn("{task.fields[far]}", markup=False),
         TimeElapsedColumn(),
         TimeRemainingColumn(elapsed_when_finished=True),
