@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
@@ -174,7 +175,7 @@ def test_a_run_that_was_stopped_goes_on_with_its_answers_and_its_training(
         train_drafter(out, data[:30], resume=True, **given)
 
 
-@pytest.mark.parametrize("planted", ["taps", "rotation"])
+@pytest.mark.parametrize("planted", ["taps", "weights"])
 def test_a_drafter_that_reads_other_states_is_told_of(
     planted: str, pack: Path, prompts: list[str], tmp_path: Path
 ) -> None:
@@ -190,9 +191,8 @@ def test_a_drafter_that_reads_other_states_is_told_of(
         shape["taps"] = [0, 1]
         save_file(load_file(file), file, about | {"shape": json.dumps(shape)})
     else:
-        for module in model.modules():
-            if hasattr(module, "inv_freq"):
-                module.inv_freq.mul_(3.0)
+        with torch.no_grad():  # but for those that mark the weights
+            model.model.layers[0].mlp.down_proj.weight.view(-1)[64:] *= 0.0
     task = TaskModel.from_pretrained(copy, (model, tokenizer))
     with pytest.warns(UserWarning, match="reads other states than it learned"):
         made = task.run(prompts[0])

@@ -143,9 +143,8 @@ def inspect(
 ) -> Inspection:
     """Predict tokens per step and speed-up on held-out rows by replaying reference outputs.
 
-    The model is loaded only to measure what its steps cost on this machine; nothing is trained,
-    and no answer is generated, unless ``answers`` asks for some. What the model really says may
-    differ from the references.
+    The model is loaded to measure what its steps cost here; nothing is trained, and no answer is
+    generated unless ``answers`` asks for some. What it really says may differ from the references.
 
     Args:
         data: training examples (see :func:`tascade.adapt`).
@@ -190,7 +189,7 @@ def inspect(
         own=own,
     )
     replayed = own or rows[len(rows) // 2 :]
-    foreseen = probe(loaded, prepared.train, replayed, found.missed, tell) if drafter else None
+    seen = probe(loaded, prepared.train, replayed, found.missed, tell) if drafter else None
     tell("choosing tokens", 0, None)
     try:
         new = choose_tokens((prepared.train, chosen), (loaded, tokenizer, name), MiningRules())
@@ -205,8 +204,7 @@ def inspect(
     }
     skipped = sum(report.skipped for report in prepared.reports)
     length = float(np.mean([len(prompt) for prompt, _ in rows]))
-    told = name, str(data), skipped, found, cost, new, vocabulary, counts, foreseen, length
-    return Inspection(*told)
+    return Inspection(name, str(data), skipped, found, cost, new, vocabulary, counts, seen, length)
 
 
 def _own(
