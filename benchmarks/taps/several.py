@@ -51,6 +51,10 @@ class Replayed(TrainedDrafter):
         super().start(prompt)
         self.right, self.seen, self._begin = 0, 0, len(prompt)
 
+    def _catch_up(self) -> tuple[torch.Tensor, int]:
+        self.replay()
+        return super()._catch_up()
+
     @torch.inference_mode()
     def replay(self) -> None:
         """Read what was verified since, and count."""
