@@ -370,12 +370,13 @@ def compare_precisions(
 def foretell(task: PackBuilder, prepared: Prepared, recipe: Recipe, progress: Progress) -> None:
     """Say how long the rest may take, part by part, before any of it that takes long.
 
-    An upper limit: as if no draft were taken. Tuning and a drafter's training say their own.
+    An upper limit: as if every answer were as long as may be, and no draft were taken. Tuning and a
+    drafter's training say their own.
     """
     progress("measuring the model's steps", 0, None)
     costs, spec = task.task_model.cost.upto(_CHECKED_NODES), recipe.spec
-    step, length = float(costs[0]), np.mean([len(answer) for _, answer in prepared.train])
-    answer = step * min(float(length), recipe.max_new_tokens)
+    step = float(costs[0])
+    answer = step * recipe.max_new_tokens
     rows = [prompt for prompt, _ in prepared.validation if prompt is not None]
     passes = (step + float(costs[-1])) * min(_CHECKED_TOKENS, recipe.max_new_tokens)
     compared = min(_CHECKED_ROWS, len(prepared.asked)) + spec.own_answers
