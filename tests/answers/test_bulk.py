@@ -118,7 +118,7 @@ def test_one_by_one_and_in_batches_answers_are_plain_decodings(
     given: dict[str, Any] = {"seconds": 600.0, "tell": silent}
     assert said(own_answers(task_model.decoder, rows, params, **given)) == plain
     monkeypatch.setattr(own, "TRIAL_SECONDS", -1.0)
-    monkeypatch.setattr(own, "_TRIALS", 0)
+    monkeypatch.setattr(own, "_BATCH_TRIALS", 0)
     for clearly, together in ((1e9, True), (0.0, False)):
         monkeypatch.setattr(own, "_CLEARLY", clearly)
         made: list[BatchDecoder] = []

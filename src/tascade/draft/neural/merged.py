@@ -48,7 +48,7 @@ class MergedDrafter:
         self.odds = JointOdds()
         self._alone: DraftTree | None = None
         self._joint: JointTree | None = None
-        self._missing, self._owed = 1.0, 0.0
+        self._missing, self._owed, self._joining = 1.0, 0.0, 0.0
 
     def refresh(self) -> None:
         """Take up what was added to the corpus index since it was opened."""
@@ -77,7 +77,8 @@ class MergedDrafter:
         along = bool(path) and chances[0] >= _LIKELY
         missing = _missing(chances if along else ())
         together = self._promise(tree, missing)
-        seconds = np.full(len(together), trained.seconds * (_AHEAD if along else DEPTH))
+        passes = trained.seconds * (_AHEAD if along else DEPTH)
+        seconds = np.full(len(together), passes + self._joining)
         if not budget.worth_a_call(together, seconds, tree.survival):
             trained.propose(0)
             return tree
@@ -86,6 +87,7 @@ class MergedDrafter:
             trained.look_along(path)
         else:
             trained.draft(limit, floor, float(budget.cost.upto(1)[0]))
+        looked = trained.clock()
         self._joint = joint = JointTree(tree, trained.foreseen(), trained.followed, self.odds)
         grafts = []
         for at, words in joint.departures():
@@ -96,13 +98,15 @@ class MergedDrafter:
         self._owed += trained.catching_up
         due = self._owed / _SPREAD
         self._owed -= due
-        budget.called(trained.clock() - started - trained.catching_up + due, tree.survival)
+        ended = trained.clock()
+        self._joining += (ended - looked - self._joining) / 8
+        budget.called(ended - started - trained.catching_up + due, tree.survival)
         self._alone, self._missing = tree, missing
         return both
 
     def _promise(self, tree: DraftTree, missing: float) -> FloatArray:
         """Survival of the nodes of both: what the network adds, it adds where the tree misses."""
-        extra = self.added.ratio * missing
+        extra = max(0.0, self.added.ratio) * missing
         count = max(1, math.ceil(extra))
         more = np.full(count, extra / count, np.float32)
         both: FloatArray = np.sort(np.concatenate((tree.survival, more)))[::-1]
@@ -112,7 +116,8 @@ class MergedDrafter:
         """Tell both what was said; each learns whether it had foreseen it."""
         if self._alone is not None and self._joint is not None:
             self._joint.learn(tokens)
-            accepted = len(path) - min(len(path), _followed(self._alone, tokens.tolist()))
+            # Fewer than none, where the tree of both has lost what the outputs alone had.
+            accepted = len(path) - _followed(self._alone, tokens.tolist())
             self.added.record(self._missing, accepted)
         self.corpus.commit(tokens, verified, path)
         self.trained.commit(tokens, verified, path)

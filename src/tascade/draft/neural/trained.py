@@ -160,9 +160,8 @@ class TrainedDrafter:
         return [(words, [sure(chance) for chance in chances]) for words, chances in self._levels]
 
     def _spent(self, seconds: float) -> None:
-        """Note what a pass took: cheaper ones are believed sooner than dearer ones."""
-        gap = min(seconds, 4 * self.seconds) - self.seconds
-        self.seconds += gap / (8 if gap > 0 else 2)
+        """Note what a pass took: the mean counts, since dear ones are paid for too."""
+        self.seconds += (min(seconds, 4 * self.seconds) - self.seconds) / 16
 
     def _behind(self) -> int:
         """How many tokens the target has read since this did.
