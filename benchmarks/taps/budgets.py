@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ def merge(first: DraftTree, second: DraftTree, limit: int) -> DraftTree:
     for tree in (first, second):
         place: dict[int, int] = {ROOT: ROOT}
         chances: dict[int, float] = {ROOT: 1.0}
-        for i, (token, parent, chance, source) in enumerate(rows_of(tree)):
+        for i, (token, parent, chance, source) in enumerate(tree.rows()):
             above, chances[i] = place[parent], chance
             share = chance / max(chances[parent], 1e-9)
             at = below[above].setdefault(token, len(nodes))
@@ -71,11 +71,6 @@ def merge(first: DraftTree, second: DraftTree, limit: int) -> DraftTree:
         np.asarray([survival[at] for at in order], np.float32),
         np.asarray([nodes[at][3] for at in order], np.int8),
     )
-
-
-def rows_of(tree: DraftTree) -> Iterator[tuple[int, int, float, int]]:
-    columns = (tree.tokens, tree.parents, tree.survival, tree.source)
-    return zip(*(column.tolist() for column in columns), strict=True)
 
 
 class Everything(AllNodes):

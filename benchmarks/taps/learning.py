@@ -104,21 +104,16 @@ def loss_by(row_loss: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch
     def loss_of(
         network: Any, batch: Any, words: Any, vocabulary: Any, *, along: bool = False
     ) -> torch.Tensor:
-        embedded = [words(batch.words(m)).detach().float() for m in range(len(batch.wanted))]
-        total, weight = torch.zeros(()), 0.0
-        outputs = network.unroll(embedded, batch.taps, batch.rows, batch.hidden, along=along)
-        for m, (output, wanted) in enumerate(zip(outputs, batch.wanted, strict=True)):
-            places = vocabulary.places(wanted)
-            known = (places >= 0) & (wanted >= 0)
-            if known.any():
-                said = network.say(output[known]).float()
-                here = slice(m, m + wanted.shape[1])
-                likely = vocabulary.places(batch.tokens[:, here][known].long())
-                shares = batch.shares[:, here][known].masked_fill(likely < 0, 0.0)
-                target = torch.zeros_like(said).scatter_add_(1, likely.clamp(min=0), shares)
-                total = total + training.DECAY**m * row_loss(said, places[known], target)
-                weight += training.DECAY**m
-        return total / max(weight, 1e-9)
+        losses = []
+        for m, known, said, to_say in training.spoken(
+            network, batch, words, vocabulary, along=along
+        ):
+            here = slice(m, m + known.shape[1])
+            likely = vocabulary.places(batch.tokens[:, here][known].long())
+            shares = batch.shares[:, here][known].masked_fill(likely < 0, 0.0)
+            target = torch.zeros_like(said).scatter_add_(1, likely.clamp(min=0), shares)
+            losses.append((m, row_loss(said, to_say, target)))
+        return training.decayed(losses)
 
     return loss_of
 
@@ -202,6 +197,46 @@ def as_long(pairs: Sequence[training.Pair], tokens: int) -> list[training.Pair]:
     return spread(pairs, min(len(pairs), max(1, round(tokens / mean))))
 
 
+def arguments(about: str, files: str) -> argparse.ArgumentParser:
+    """What a study of several tasks is told."""
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
+    parser.add_argument("model")
+    parser.add_argument("work", type=Path)
+    parser.add_argument("files", nargs="+", help=files)
+    parser.add_argument("--rows", type=int, default=500)
+    parser.add_argument("--held-out", type=int, default=40)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--json", type=Path)
+    return parser
+
+
+class Answering:
+    """A model that answers the prompts of tasks, and how."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.work, self.rows, self.held_out = options.work, options.rows, options.held_out
+        self.work.mkdir(parents=True, exist_ok=True)
+        self.model, self.tokenizer, _ = load_model(options.model, dtype=options.dtype)
+        self.ends = end_tokens(self.model, self.tokenizer)
+        self.params = SamplingParams(max_new_tokens=MOST, end_tokens=tuple(self.ends))
+        self.decoder = BatchDecoder(BatchTarget(self.model), tokenizer=self.tokenizer, size=16)
+
+    def prepared(self, train_file: str, test_file: str) -> tuple[str, Any]:
+        """The task's name, and its rows."""
+        data = prepare(self.tokenizer, self.ends, train_file, test_file, Recipe(), QUIET)
+        return Path(train_file).parent.name, data
+
+    def own(self, name: str, data: Any) -> list[training.Pair]:
+        """The model's own answers to training prompts."""
+        asked, kept = spread(data.train, self.rows), self.work / f"{name}-train.json"
+        return answered(self.decoder, self.params, asked, kept)
+
+    def own_held_out(self, name: str, data: Any) -> list[training.Pair]:
+        """The model's own answers to held-out prompts."""
+        asked, kept = spread(data.validation, self.held_out), self.work / f"{name}-held-out.json"
+        return answered(self.decoder, self.params, asked, kept)
+
+
 # --- the study ----------------------------------------------------------------------------------
 
 
@@ -261,29 +296,16 @@ class Study:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model")
-    parser.add_argument("work", type=Path)
-    parser.add_argument("files", nargs="+", help="pairs of training and held-out rows")
-    parser.add_argument("--rows", type=int, default=600)
-    parser.add_argument("--held-out", type=int, default=40)
-    parser.add_argument("--dtype", default="float32")
+    parser = arguments(__doc__, "pairs of training and held-out rows")
     parser.add_argument("--ways", default="", help="comma-separated; all by default")
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    options.work.mkdir(parents=True, exist_ok=True)
-    model, tokenizer, _ = load_model(options.model, dtype=options.dtype)
-    ends = end_tokens(model, tokenizer)
-    params = SamplingParams(max_new_tokens=MOST, end_tokens=tuple(ends))
-    decoder = BatchDecoder(BatchTarget(model), tokenizer=tokenizer, size=16)
+    answering = Answering(options)
+    model = answering.model
     study, none = Study(model, options.work), Prefixes(())
     parts: dict[str, Any] = {}
-    for train_file, test_file in zip(options.files[::2], options.files[1::2], strict=True):
-        name = Path(train_file).parent.name
-        data = prepare(tokenizer, ends, train_file, test_file, Recipe(), QUIET)
-        asked, tried = spread(data.train, options.rows), spread(data.validation, options.held_out)
-        own = answered(decoder, params, asked, options.work / f"{name}-train.json")
-        own_tried = answered(decoder, params, tried, options.work / f"{name}-held-out.json")
+    for files in zip(options.files[::2], options.files[1::2], strict=True):
+        name, data = answering.prepared(*files)
+        own, own_tried = answering.own(name, data), answering.own_held_out(name, data)
         parts[name] = (
             own,
             [(prompt, answer[:MOST]) for prompt, answer in training.draftable(data.train)],

@@ -13,7 +13,6 @@ as a bound, with the better one for each request (oracle). No index drafts besid
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from itertools import chain
@@ -22,23 +21,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from learning import MOST, QUIET, answered
+from learning import QUIET, Answering, arguments
 
 from tascade.bench.machine import machine_info
-from tascade.config import Recipe
 from tascade.core import DraftTree, IntArray
-from tascade.data.encode import end_tokens
-from tascade.data.prepare import prepare, spread
-from tascade.decode.batch import BatchDecoder
-from tascade.decode.batch_target import BatchTarget
+from tascade.data.prepare import spread
 from tascade.decode.loop import AllNodes, Decoder
 from tascade.decode.prefixes import Prefixes
-from tascade.decode.sampling import SamplingParams
 from tascade.decode.target import Target
 from tascade.draft.budget import NoDrafter
 from tascade.draft.neural import training
 from tascade.draft.neural.trained import TrainedDrafter
-from tascade.load import load_model
 
 NODES, EVERY = 16, 8
 """Nodes a step; verified tokens between two replays."""
@@ -110,27 +103,15 @@ class Several:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model")
-    parser.add_argument("work", type=Path)
-    parser.add_argument("files", nargs="+", help="pairs of training and test rows")
-    parser.add_argument("--rows", type=int, default=500)
-    parser.add_argument("--held-out", type=int, default=40)
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    model, tokenizer, _ = load_model(options.model, dtype=options.dtype)
-    ends = end_tokens(model, tokenizer)
-    params = SamplingParams(max_new_tokens=MOST, end_tokens=tuple(ends))
-    batches = BatchDecoder(BatchTarget(model), tokenizer=tokenizer, size=16)
+    options = arguments(__doc__, "pairs of training and test rows").parse_args()
+    answering = Answering(options)
+    model, ends, params = answering.model, answering.ends, answering.params
     target = Target(model)
     streams: dict[str, list[IntArray]] = {}
     drafters: dict[str, Replayed] = {}
-    for train_file, test_file in zip(options.files[::2], options.files[1::2], strict=True):
-        name = Path(train_file).parent.name
-        data = prepare(tokenizer, ends, train_file, test_file, Recipe(), QUIET)
-        asked = spread(data.train, options.rows)
-        own = answered(batches, params, asked, options.work / f"{name}-train.json")
+    for files in zip(options.files[::2], options.files[1::2], strict=True):
+        name, data = answering.prepared(*files)
+        own = answering.own(name, data)
         vocabulary = training.DraftVocabulary.of([answer for _, answer in own], 2048)
         samples = training.read_states(model, own, Prefixes(()), QUIET)
         network = training.train(model, samples, vocabulary, QUIET)

@@ -6,7 +6,7 @@ Shape legend of every docstring: ``B`` batch, ``T`` tokens, ``N`` tree nodes, ``
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from html import escape
@@ -87,6 +87,11 @@ class DraftTree:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def rows(self) -> Iterator[tuple[int, int, float, int]]:
+        """Token, parent, survival and source of each node."""
+        columns = (self.tokens, self.parents, self.survival, self.source)
+        return zip(*(column.tolist() for column in columns), strict=True)
+
     def first(self, n: int) -> DraftTree:
         """The tree of the ``n`` best nodes (all of them if there are fewer)."""
         if n >= len(self.tokens):
@@ -124,6 +129,35 @@ class DraftTree:
         """Whether no node has a sibling."""
         n = len(self.parents)
         return bool((self.parents == np.arange(-1, n - 1, dtype=np.int32)).all())
+
+    @staticmethod
+    def best_first(
+        tokens: Sequence[int],
+        parents: Sequence[int],
+        survival: Sequence[float],
+        source: Sequence[int],
+        limit: int,
+        floor: float = 0.0,
+    ) -> DraftTree:
+        """The tree of the likeliest of some nodes, ``limit`` at most, that may pay.
+
+        A parent stands before its children and is as likely at least. ``floor``: see
+        :meth:`Drafter.propose`.
+        """
+        ranked = sorted(range(len(tokens)), key=lambda at: (-survival[at], at))
+        kept, promised = list[int](), 1.0
+        for at in ranked[:limit]:
+            if survival[at] < floor * promised:
+                break
+            kept.append(at)
+            promised += survival[at]
+        place = {at: i for i, at in enumerate(kept)} | {int(ROOT): int(ROOT)}
+        return DraftTree(
+            np.asarray([tokens[at] for at in kept], np.int32),
+            np.asarray([place[parents[at]] for at in kept], np.int32),
+            np.asarray([survival[at] for at in kept], np.float32),
+            np.asarray([source[at] for at in kept], np.int8),
+        )
 
     @staticmethod
     def chain(

@@ -60,13 +60,12 @@ def note_slow_precision(model: Any, dtype: str) -> None:
 
     ``dtype``: what was asked for; who named a precision is told nothing.
     """
-    kind = str(model.dtype).removeprefix("torch.")
-    if dtype == "auto" and model.device.type == "cpu" and not multiplies(kind):
+    if dtype == "auto" and model.device.type == "cpu" and not multiplies(model.dtype):
         _log.info(
             "this CPU has no instructions for %s, which these weights are saved in: in float32 "
             "they are mostly faster here, and answers are plain decoding's, token for token; give "
             "--dtype float32",
-            kind,
+            str(model.dtype).removeprefix("torch."),
         )
 
 

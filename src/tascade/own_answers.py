@@ -129,12 +129,8 @@ def _begin(
     """
     params = task.task_model.params(max_new_tokens=recipe.max_new_tokens, temperature=0)
     about = _answered_by(task, rows, params)
-    try:
-        begin_run(work, about, resume=resume)
-    except ConfigError:
-        if task.tuned is None:
-            raise
-        begin_run(work, about, resume=False)  # it is the tuning that is gone on with
+    # After a tuning it is that which is gone on with.
+    begin_run(work, about, resume=resume, or_anew=task.tuned is not None)
     return work / "answers.jsonl"
 
 

@@ -222,10 +222,8 @@ def network_stage(
         return
     if work is not None:
         about = {"model": model_digest(task_model.model), "rows": rows_digest(rows)}
-        try:
-            begin_run(work, about, resume=resume)
-        except ConfigError:  # there was time for more answers: it is these that are learned from
-            begin_run(work, about, resume=False)
+        # Where there was time for more answers, it is these that are learned from.
+        begin_run(work, about, resume=resume, or_anew=True)
     _train(task_model, rows, checked, progress, work, own=own)
     task_model.reload()
 

@@ -186,9 +186,9 @@ def test_a_drafter_of_random_weights_is_soon_asked_no_more(seed: int) -> None:
         return now[0]
 
     class Told(TrainedDrafter):
-        def draft(self, limit: int, floor: float, step: float = np.inf) -> DraftTree:
+        def look(self, limit: int, floor: float, step: float = np.inf) -> None:
             calls.append(len(self._context))
-            return super().draft(limit, floor, step)
+            super().look(limit, floor, step)
 
     target, budget = Target(model("llama")), Budget(CostTable.flat(64))
     trained = Told(network("llama"), IDS, target, clock=clock)

@@ -91,8 +91,7 @@ class Target:
         compiled = self.device.type == "cpu" and model.dtype.itemsize < 4
         self.grain = _GRAIN if compiled else 0
         # Elsewhere nothing could be promised, and to find that out takes minutes.
-        able = multiplies(str(model.dtype).removeprefix("torch."))
-        self._rounds = compiled and self.supports_trees and able
+        self._rounds = compiled and self.supports_trees and multiplies(model.dtype)
         self.counts: RowCounts | None = None
         self._masks = {
             kind: MaskBuilder(model.dtype, self.device, window)

@@ -13,8 +13,10 @@ _FLAGS = {
 
 
 @cache
-def multiplies(dtype: str) -> bool:
-    """Whether this CPU has products in this precision; yes where the system does not say.
+def multiplies(dtype: object) -> bool:
+    """Whether this CPU has products in a precision; yes where the system does not say.
+
+    ``dtype``: torch's, or its name.
 
     Without them a half precision is converted back and forth: it is slower than float32, and what
     it rounds depends on how much is computed at once.
@@ -23,4 +25,5 @@ def multiplies(dtype: str) -> bool:
         flags = Path("/proc/cpuinfo").read_text().split()
     except OSError:
         return True
-    return dtype not in _FLAGS or not _FLAGS[dtype].isdisjoint(flags)
+    name = str(dtype).removeprefix("torch.")
+    return name not in _FLAGS or not _FLAGS[name].isdisjoint(flags)

@@ -13,8 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-import numpy as np
-
 from tascade.core import ROOT, DraftTree, IntArray, Source
 
 _CLIP = 0.0025
@@ -117,7 +115,7 @@ class JointTree:
     def _graft(self, at: int, tree: DraftTree) -> None:
         """What the outputs say behind a node."""
         place, chances = {int(ROOT): at}, {int(ROOT): 1.0}
-        for i, (token, parent, chance, source) in enumerate(_rows(tree)):
+        for i, (token, parent, chance, source) in enumerate(tree.rows()):
             place[i], chances[i] = self._add(place[parent], token, source), chance
             self._said[place[i]][0] = chance / max(chances[parent], 1e-9)
 
@@ -165,28 +163,21 @@ class JointTree:
         """Take what the outputs say behind some nodes."""
         for at, tree in grafts:
             self._graft(at, tree)
-        self._weigh()
+        if any(len(tree) for _, tree in grafts):
+            self._weigh()
 
     def best(self, limit: int, floor: float = 0.0) -> DraftTree:
         """The tree of the likeliest ``limit`` nodes that may pay, ordered by survival.
 
         ``floor``: see ``Drafter.propose``.
         """
-        ranked = sorted(range(1, len(self._tokens)), key=lambda at: (-self.survival[at], at))
-        order, promised = list[int](), 1.0
-        for at in ranked[:limit]:
-            if self.survival[at] < floor * promised:
-                break
-            order.append(at)
-            promised += self.survival[at]
-        place = {at: i for i, at in enumerate(order)} | {0: int(ROOT)}
-        sources = [Source.BOTH if None not in self._said[at] else self._sources[at] for at in order]
-        return DraftTree(
-            np.asarray([self._tokens[at] for at in order], np.int32),
-            np.asarray([place[self._parents[at]] for at in order], np.int32),
-            np.asarray([self.survival[at] for at in order], np.float32),
-            np.asarray(sources, np.int8),
-        )
+        sources = [
+            int(Source.BOTH) if None not in said else source
+            for said, source in zip(self._said, self._sources, strict=True)
+        ]
+        above = [parent - 1 for parent in self._parents[1:]]  # without the root
+        tokens, survival = self._tokens[1:], self.survival[1:]
+        return DraftTree.best_first(tokens, above, survival, sources[1:], limit, floor)
 
     def learn(self, tokens: IntArray) -> None:
         """Take what the target said: which token followed at each place that was asked about."""
@@ -197,8 +188,3 @@ class JointTree:
             for word, kind, first, second in self._asked.get(at, ()):
                 self._odds.learn(kind, first, second, word == token)
             at = self._below[at].get(token)
-
-
-def _rows(tree: DraftTree) -> Iterator[tuple[int, int, float, int]]:
-    columns = (tree.tokens, tree.parents, tree.survival, tree.source)
-    return zip(*(column.tolist() for column in columns), strict=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -46,9 +46,9 @@ class MergedDrafter:
     def _reset(self) -> None:
         self.added = Trust(0.5, _ADDED * 0.5, weight=1 / 32)
         self.odds = JointOdds()
-        self._alone: DraftTree | None = None
-        self._joint: JointTree | None = None
-        self._missing, self._owed, self._joining = 1.0, 0.0, 0.0
+        # Of a draft of both: the outputs' own tree, that of both, and what the former may miss.
+        self._drafted: tuple[DraftTree, JointTree, float] | None = None
+        self._owed = self._joining = 0.0
 
     def refresh(self) -> None:
         """Take up what was added to the corpus index since it was opened."""
@@ -61,14 +61,14 @@ class MergedDrafter:
 
     def start(self, prompt: IntArray) -> None:
         """Begin a request."""
-        self._alone = None
+        self._drafted = None
         self.corpus.start(prompt)
         self.trained.start(prompt)
 
     def propose(self, limit: int, floor: float = 0.0) -> DraftTree:
         """The tree of both, or of the corpus alone (see ``Drafter.propose``)."""
         tree = self.corpus.propose(limit, floor)
-        self._alone = None
+        self._drafted = None
         budget, trained = self.budget, self.trained
         if limit <= 0 or budget.calls_rest or not trained.fits():
             trained.propose(0)
@@ -86,9 +86,9 @@ class MergedDrafter:
         if along:
             trained.look_along(path)
         else:
-            trained.draft(limit, floor, float(budget.cost.upto(1)[0]))
+            trained.look(limit, floor, float(budget.cost.upto(1)[0]))
         looked = trained.clock()
-        self._joint = joint = JointTree(tree, trained.foreseen(), trained.followed, self.odds)
+        joint = JointTree(tree, trained.foreseen(), trained.followed, self.odds)
         grafts = []
         for at, words in joint.departures():
             low = min(1.0, floor / max(joint.survival[at], 1e-6))
@@ -101,7 +101,7 @@ class MergedDrafter:
         ended = trained.clock()
         self._joining += (ended - looked - self._joining) / 8
         budget.called(ended - started - trained.catching_up + due, tree.survival)
-        self._alone, self._missing = tree, missing
+        self._drafted = tree, joint, missing
         return both
 
     def _promise(self, tree: DraftTree, missing: float) -> FloatArray:
@@ -114,11 +114,11 @@ class MergedDrafter:
 
     def commit(self, tokens: IntArray, verified: int, path: Sequence[int]) -> None:
         """Tell both what was said; each learns whether it had foreseen it."""
-        if self._alone is not None and self._joint is not None:
-            self._joint.learn(tokens)
+        if self._drafted is not None:
+            alone, joint, missing = self._drafted
+            joint.learn(tokens)
             # Fewer than none, where the tree of both has lost what the outputs alone had.
-            accepted = len(path) - _followed(self._alone, tokens.tolist())
-            self.added.record(self._missing, accepted)
+            self.added.record(missing, len(path) - _followed(alone, tokens.tolist()))
         self.corpus.commit(tokens, verified, path)
         self.trained.commit(tokens, verified, path)
 
@@ -128,7 +128,7 @@ def _likeliest_path(tree: DraftTree) -> tuple[list[int], list[float]]:
     path: list[int] = []
     survival: list[float] = []
     at = int(ROOT)
-    for i, (token, parent, chance, _) in enumerate(_rows(tree)):  # the likeliest child comes first
+    for i, (token, parent, chance, _) in enumerate(tree.rows()):  # the likeliest child comes first
         if parent == at and len(path) < ALONG:
             path.append(token)
             survival.append(chance)
@@ -143,19 +143,10 @@ def _missing(survival: Sequence[float]) -> float:
 
 def _followed(tree: DraftTree, tokens: Sequence[int]) -> int:
     """How many of these tokens are a path of the tree."""
-    at, places = int(ROOT), _places(tree)
+    places = {(token, parent): i for i, (token, parent, _, _) in enumerate(tree.rows())}
+    at = int(ROOT)
     for depth, token in enumerate(tokens):
         if (token, at) not in places:
             return depth
         at = places[token, at]
     return len(tokens)
-
-
-def _places(tree: DraftTree) -> dict[tuple[int, int], int]:
-    """Where each (token, parent) stands."""
-    return {(token, parent): i for i, (token, parent, _, _) in enumerate(_rows(tree))}
-
-
-def _rows(tree: DraftTree) -> Iterator[tuple[int, int, float, int]]:
-    columns = (tree.tokens, tree.parents, tree.survival, tree.source)
-    return zip(*(column.tolist() for column in columns), strict=True)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from tascade.core import EMPTY_TREE, DraftTree, IntArray, Source
+from tascade.core import EMPTY_TREE, ROOT, DraftTree, IntArray, Source
 from tascade.decode.target import Target
 from tascade.draft.costs import Trust
 from tascade.draft.neural.draft_model import Confidence
@@ -50,7 +50,7 @@ class TrainedDrafter:
         catching_up: seconds that the last draft took for what the target had read since long, such
             as the prompt.
         hits: how many of the likeliest tokens were right, if all before them were.
-        followed: the tokens that the last draft, or look, went along.
+        followed: the tokens that the last look went along.
 
     Raises:
         UnsupportedModelError: see :meth:`tascade.decode.target.Target.tap`.
@@ -107,29 +107,38 @@ class TrainedDrafter:
         if limit <= 0 or not self.fits():
             self._levels, self.followed = [], []
             return EMPTY_TREE
-        return self.draft(limit, floor)
+        self.look(limit, floor)
+        tokens: list[int] = []
+        parents: list[int] = []
+        survival: list[float] = []
+        above, before = int(ROOT), 1.0
+        for words, chances in self.foreseen():
+            here = len(tokens)
+            tokens += words
+            parents += [above] * len(words)
+            survival += [before * chance for chance in chances]
+            above, before = here, survival[here]
+        source = [int(Source.OTHER)] * len(tokens)
+        return DraftTree.best_first(tokens, parents, survival, source, limit, floor)
 
     @torch.inference_mode()
-    def draft(self, limit: int, floor: float, step: float = np.inf) -> DraftTree:
-        """As :meth:`propose`, where the target takes ``step`` seconds for one token."""
+    def look(self, limit: int, floor: float, step: float = np.inf) -> None:
+        """Go along its own likeliest tokens, as far as it may pay, and see what else may follow.
+
+        Args:
+            limit: most nodes.
+            floor: see ``Drafter.propose``.
+            step: seconds that the target takes for one token.
+        """
         started = self.clock()
         share = self.seconds / step
         output, at = self._catch_up()
         self._levels, self.followed, survival, promised = [], [], 1.0, 1.0
-        tokens: list[int] = []
-        parents: list[int] = []
-        kept: list[float] = []
-        above = -1
         for depth in range(DEPTH):
             words, chances = self._likeliest(output)[0]
             self._levels.append((words, chances))
             self.followed.append(words[0])
-            sure = [self.confidence.of(chance) * survival for chance in chances]
-            here = len(tokens)
-            tokens += words
-            parents += [above] * len(words)
-            kept += sure
-            above, survival = here, sure[0]
+            survival *= self.confidence.of(chances[0])
             promised += survival
             bar = promised * (floor + share) / (1.0 + (depth + 1) * share)
             if depth + 1 == DEPTH or words[0] in self._ends:
@@ -138,7 +147,6 @@ class TrainedDrafter:
                 break
             output = self._pass([words[0]], output, at + depth + 1)
         self._spent((self.clock() - started - self.catching_up) / len(self._levels))
-        return _best_first(tokens, parents, kept, limit, floor)
 
     @torch.inference_mode()
     def look_along(self, path: Sequence[int]) -> None:
@@ -155,7 +163,7 @@ class TrainedDrafter:
         self._spent((self.clock() - started - self.catching_up) / 2)
 
     def foreseen(self) -> list[tuple[list[int], list[float]]]:
-        """The tokens, and how likely they are, at each place of the last draft or look."""
+        """The tokens, and how likely they are, at each place of the last look."""
         sure = self.confidence.of
         return [(words, [sure(chance) for chance in chances]) for words, chances in self._levels]
 
@@ -315,29 +323,6 @@ class _Step:
         gate, up = functional.linear(net.mlp_norm(x), self._gate_up).chunk(2, dim=-1)
         output: torch.Tensor = net.norm(x + net.down(functional.silu(gate) * up))
         return output
-
-
-def _best_first(
-    tokens: list[int], parents: list[int], survival: list[float], limit: int, floor: float
-) -> DraftTree:
-    """A tree of the nodes that may pay, ordered by survival; a parent's is its children's most."""
-    for i, parent in enumerate(parents):
-        if parent >= 0:
-            survival[i] = min(survival[i], survival[parent])
-    order = sorted(range(len(tokens)), key=lambda i: (-survival[i], i))
-    kept, promised = [], 1.0
-    for i in order[:limit]:
-        if survival[i] < floor * promised:
-            break
-        kept.append(i)
-        promised += survival[i]
-    place = {i: at for at, i in enumerate(kept)} | {-1: -1}
-    return DraftTree(
-        np.asarray([tokens[i] for i in kept], np.int32),
-        np.asarray([place[parents[i]] for i in kept], np.int32),
-        np.asarray([survival[i] for i in kept], np.float32),
-        np.full(len(kept), Source.OTHER, np.int8),
-    )
 
 
 def open_trained(pack: Pack, target: Target, end_tokens: Sequence[int]) -> TrainedDrafter:

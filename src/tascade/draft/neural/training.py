@@ -211,6 +211,34 @@ def batches(samples: Sequence[Sample], rng: np.random.Generator) -> Iterator[lis
             yield groups[at]
 
 
+def spoken(
+    network: DraftNetwork,
+    batch: Batch,
+    words: torch.nn.Module,
+    vocabulary: DraftVocabulary,
+    *,
+    along: bool = False,
+) -> Iterator[tuple[int, torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """What each pass says where it is to say something that it can: its number, which rows [B, A]
+    these are, their logits [N, Vd], and the places of the tokens they are to say [N].
+
+    ``along``: see :meth:`DraftNetwork.unroll`.
+    """
+    embedded = [words(batch.words(m)).detach().float() for m in range(len(batch.wanted))]
+    outputs = network.unroll(embedded, batch.taps, batch.rows, batch.hidden, along=along)
+    for m, (output, wanted) in enumerate(zip(outputs, batch.wanted, strict=True)):
+        places = vocabulary.places(wanted)
+        known = (places >= 0) & (wanted >= 0)
+        if known.any():
+            yield m, known, network.say(output[known]).float(), places[known]
+
+
+def decayed(losses: Sequence[tuple[int, torch.Tensor]]) -> torch.Tensor:
+    """The mean of the passes' losses, later passes counting less."""
+    total = sum((DECAY**m * loss for m, loss in losses), torch.zeros(()))
+    return total / max(sum(DECAY**m for m, _ in losses), 1e-9)
+
+
 def loss_of(
     network: DraftNetwork,
     batch: Batch,
@@ -219,21 +247,9 @@ def loss_of(
     *,
     along: bool = False,
 ) -> torch.Tensor:
-    """Cross-entropy of what each pass of each row is to say, later passes counting less.
-
-    Tokens that it cannot say are left out. ``along``: see :meth:`DraftNetwork.unroll`.
-    """
-    embedded = [words(batch.words(m)).detach().float() for m in range(len(batch.wanted))]
-    total, weight = torch.zeros(()), 0.0
-    outputs = network.unroll(embedded, batch.taps, batch.rows, batch.hidden, along=along)
-    for m, (output, wanted) in enumerate(zip(outputs, batch.wanted, strict=True)):
-        places = vocabulary.places(wanted)
-        known = (places >= 0) & (wanted >= 0)
-        if known.any():
-            said = network.say(output[known]).float()
-            total = total + DECAY**m * functional.cross_entropy(said, places[known])
-            weight += DECAY**m
-    return total / max(weight, 1e-9)
+    """Cross-entropy of what each pass of each row is to say (see :func:`spoken`)."""
+    passes = spoken(network, batch, words, vocabulary, along=along)
+    return decayed([(m, functional.cross_entropy(said, to_say)) for m, _, said, to_say in passes])
 
 
 @torch.inference_mode()

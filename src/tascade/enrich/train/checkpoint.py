@@ -20,13 +20,14 @@ from tascade.util.files import folder_beside, install_folder, write_atomic
 _TENSORS, _ABOUT, _RUN = "state.safetensors", "state.json", "run.json"
 
 
-def begin_run(work: Path, about: dict[str, Any], *, resume: bool) -> None:
+def begin_run(work: Path, about: dict[str, Any], *, resume: bool, or_anew: bool = False) -> None:
     """Begin a run in the folder ``work``, or go on with the one that was stopped there.
 
     Args:
         work: where the run keeps what it has made so far.
         about: what the run is made from, by name: digests and settings, as JSON has them.
         resume: keep what is there, which is thrown away otherwise.
+        or_anew: throw it away too where it was made from something else.
 
     Raises:
         ConfigError: what is there was made from something else, or does not say from what.
@@ -40,7 +41,9 @@ def begin_run(work: Path, about: dict[str, Any], *, resume: bool) -> None:
         found = json.loads((work / _RUN).read_bytes())
     except (OSError, ValueError, RecursionError):
         found = None
-    if found != about:
+    if found != about and or_anew:
+        begin_run(work, about, resume=False)
+    elif found != about:
         raise ConfigError(
             "the run that was stopped here was another",
             got=_difference(found, about) or "more settings",

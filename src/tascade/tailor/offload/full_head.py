@@ -67,7 +67,7 @@ class FullHead(torch.nn.Module):
         """
         at_home = states.device.type == "cpu" and states.dtype == self.table.dtype
         count = states.shape[:-1].numel()
-        if not at_home or count < _MANY or multiplies(str(states.dtype).removeprefix("torch.")):
+        if not at_home or count < _MANY or multiplies(states.dtype):
             logits: torch.Tensor = self(states)
             return logits
         product = _by_blocks(states.reshape(count, -1), self.table.rows, self.bias)
