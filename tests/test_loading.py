@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from tascade.decode.batch import BatchDecoder
 from tascade.decode.batch_target import BatchTarget
 from tascade.errors import ConfigError, UnsupportedModelError
 from tascade.load import check_files, load_model
+from tascade.model import TaskModel
 from tascade.tailor.offload.load import load_offloaded
 from tascade.testing import byte_tokenizer, tiny_model
 
@@ -193,3 +195,17 @@ def test_a_name_that_a_folder_here_nearly_has_is_told_of_before_the_hub_is_asked
         pytest.raises(ConfigError, match="cannot load the model"),
     ):
         load_model(folder.name[:-1])
+
+
+def test_a_pack_is_opened_in_the_precision_it_was_made_in(
+    ticket_pack: Path, tmp_path: Path
+) -> None:
+    # Measured and compared with plain decoding in one precision, it may say other words in another.
+    made = tmp_path / "pack"
+    shutil.copytree(ticket_pack, made)
+    for said, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        read = json.loads((made / "pack.json").read_text())
+        read["recipe"]["dtype"] = said
+        (made / "pack.json").write_text(json.dumps(read))
+        assert TaskModel.from_pretrained(made).model.dtype == dtype
+        assert TaskModel.from_pretrained(made, dtype="float16").model.dtype == torch.float16

@@ -232,9 +232,9 @@ def calibrate(
     done, counts, fits = 0, {"steps": 0, "stepped_tokens": 0}, len(chosen)
     for done, prompt in enumerate(chosen, 1):
         took = time.monotonic() - begin
-        if done > 1:
-            fits = in_time(done - 1, took, seconds, len(chosen))
-        tell("calibrating", done - 1, max(fits, done))
+        if done > 1:  # what comes is begun before the time is over
+            fits = min(len(chosen), done + in_time(done - 1, took, seconds - took, len(chosen)))
+        tell("calibrating", done - 1, fits)
         said = task_model.decoder.generate(prompt, params)
         counts["steps"] += said.forwards
         counts["stepped_tokens"] += said.stepped_tokens

@@ -129,7 +129,7 @@ class TaskModel(Shown):
         With a tailored head the model's vocabulary tables stay in its checkpoint's file, unless the
         pack wants them on the device (``vocab.tables``). An ``assistant`` is a smaller model that
         drafts too, with the pack's list of tokens as its head where ``head`` is ``draft-only``;
-        what is said stays the model's.
+        what is said stays the model's. ``dtype``: the precision the pack was made in by default.
 
         Raises:
             PackError: no pack there, or a damaged one.
@@ -138,6 +138,7 @@ class TaskModel(Shown):
                 none for a head that it alone would have.
         """
         opened = Pack.open(pack)
+        dtype = opened.precision(dtype)
         ref, vocab = model if model is not None else opened.model, vocab_config(opened, head)
         used = vocab.head
         check_assistant(used, assistant)

@@ -124,6 +124,15 @@ class Pack:
             prompt_template=made.prompt_template,
         )
 
+    def precision(self, asked: str = "auto") -> str:
+        """The precision to load its model in: the one asked for, else the one it was made in.
+
+        A pack is measured and compared with plain decoding in one precision; in another one the
+        answers may be others. ``auto``, as the weights were saved, where it names none.
+        """
+        made = Recipe.from_dict(self.info.recipe, stored=True).dtype
+        return asked if asked != "auto" else made
+
     @property
     def chat(self) -> ChatConfig:
         """What its prompts take along into the chat template; nothing in packs that say nothing.

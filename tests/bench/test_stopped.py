@@ -122,8 +122,8 @@ def test_another_benchmark_is_not_gone_on_with(decoder: Decoder, tmp_path: Path)
 
 def test_rounds_and_then_rows_are_left_out_where_time_is_short(decoder: Decoder) -> None:
     found = bench(decoder, minutes=1e-9)
-    assert found["settings"]["repeats"] == 2
-    assert found["data"]["examples"] == 2  # the first chunk, which told how long all would take
+    assert found["settings"]["repeats"] == 1
+    assert found["data"]["examples"] == 1  # the first row, which told how long all would take
     assert bench(decoder, minutes=60.0)["settings"] | {"repeats": 3} == bench(decoder)["settings"]
 
 
@@ -153,6 +153,20 @@ def test_rows_that_turn_out_long_are_fewer(
     assert 2 <= found["data"]["examples"] < 8
     assert found["settings"]["repeats"] == 2
     assert bench(decoder, minutes=20.0)["data"]["examples"] == 10
+
+
+def test_where_a_row_takes_long_a_few_are_measured_once_and_in_time(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock is that of the answers, ten seconds each: two methods, and one pass not timed."""
+    now = clock_of_answers(monkeypatch, lambda request: 10.0)
+    monkeypatch.setattr("tascade.bench.timing.time.perf_counter", lambda: now[0])
+    for minutes, rows in ((1.0, 2), (2.0, 2), (0.4, 1)):
+        now[0] = 0.0
+        found = bench(decoder, minutes=minutes)
+        assert found["data"]["examples"] == rows, minutes
+        assert now[0] <= max(60 * minutes, 30.0), minutes
+        assert found["settings"]["repeats"] == (2 if minutes == 2.0 else 1)
 
 
 def test_the_warm_up_and_the_untimed_pass_count_as_time(

@@ -32,8 +32,8 @@ from tascade.errors import ConfigError, UnsupportedModelError
 from tascade.util.progress import duration, in_time, spelt
 
 _STAGE = "answering training prompts"
-_FIRST = 2
-"""Answers after which it is foretold how many there is time for."""
+_FIRST = 4
+"""Answers after which it is foretold how many there is time for: fewer say little of the rest."""
 LEAST_OWN = 20
 """Fewest own answers to go on with where there is no time for all of them."""
 _TRIAL = 4
@@ -45,7 +45,7 @@ TRIAL_SECONDS = 20.0
 _CLEARLY, _TRIALS, _BATCH_TRIALS = 0.8, 8, 4
 """Batches must take less than this share of the time; an engine's trial may cost an eighth of what
 there is, one of batches a quarter: its answers count."""
-_AS_FORETOLD = 0.25
+_AS_FORETOLD = 0.5
 """By how much of itself a foretold number changes before it is said again."""
 _log = logging.getLogger("tascade.data")
 _TOGETHER = 256
@@ -122,8 +122,8 @@ class _Run:
     ) -> None:
         self.params, self._tell = params, tell
         self._begin, self._seconds = time.monotonic(), seconds
-        self.asked = self._reach = count_prompts(rows)
-        self._stage, self._foretold = _STAGE, self.asked
+        self.asked = self._foretold = count_prompts(rows)
+        self._stage, self._kept_before = _STAGE, 0
         self._places: list[list[int]] = []
         self.prompts: list[IntArray] = []
         self.known: dict[int, IntArray] = {}
@@ -135,6 +135,7 @@ class _Run:
             for place, ids in self._kept.read():
                 if place in numbers:
                     self._know(numbers[place], ids)
+        self._kept_before = self.done
         self.show()
 
     def _number(self, rows: Sequence[Row]) -> None:
@@ -196,23 +197,25 @@ class _Run:
         It is said again where another way of answering makes it another number.
         """
         whole = pace * (self.asked - self.done)
-        self._reach = self.asked
+        reach = self.asked
         if whole > self.left:
-            self._reach = self.done + in_time(1, pace, self.left, self.asked - self.done)
-        if abs(self._reach - self._foretold) > _AS_FORETOLD * self._foretold:
-            self._foretold = self._reach
+            reach = self.done + in_time(1, pace, self.left, self.asked - self.done)
+        if abs(reach - self._foretold) > _AS_FORETOLD * self._foretold:
+            self._foretold = reach
             _log.info(
                 "there is time for about %d of %d own answers in %s (--own-seconds); all would "
                 "take %s",
-                self._reach,
+                reach,
                 self.asked,
                 duration(self._seconds),
                 spelt(whole + self._seconds - self.left),
             )
 
     def show(self) -> None:
-        """Tell how far it is."""
-        self._tell(self._stage, self.done, max(self._reach, self.done))
+        """Tell how far it is, of all or of as many as there is time for."""
+        given, left = self.done - self._kept_before, max(self.left, 0.0)
+        fits = math.ceil(left * given / (self._seconds - left)) if given else self.asked
+        self._tell(self._stage, self.done, min(self.done + fits, self.asked))
 
     # --- ways ------------------------------------------------------------------------------------
 
@@ -243,7 +246,7 @@ class _Run:
         for count, number in enumerate(self.waiting()[:most]):
             if self.left < 0:
                 break
-            if count in (1, _FIRST):
+            if count == _FIRST:
                 self.foretell(self._pace(begin, before))
             self.take(number, decoder.generate(self.prompts[number], self.params).tokens)
         return self._pace(begin, before)

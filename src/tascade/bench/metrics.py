@@ -156,6 +156,14 @@ def remarks(result: Mapping[str, Any]) -> list[str]:
     return said
 
 
+def with_spread(ratio: Mapping[str, float]) -> str:
+    """A ratio of speeds with what it was between, or that there was but one round."""
+    low, high = ratio["low"], ratio["high"]
+    return f"{ratio['median']:.2f}x " + (
+        "(one round)" if low == high else f"[{low:.2f}-{high:.2f}]"
+    )
+
+
 def _impossible(method: Mapping[str, Any]) -> list[str]:
     """Where drafts gained more time than steps. Of ``tasc-spec`` alone: other methods may have
     cheaper steps than plain, by a small head or other code.
@@ -181,7 +189,7 @@ def _beside_transformers(methods: Mapping[str, Any]) -> list[str]:
         return []
     return [
         f"hf-generate (Transformers) was faster than plain here: against it {name} is "
-        f"{ratio['median']:.2f}x [{ratio['low']:.2f}-{ratio['high']:.2f}]."
+        f"{with_spread(ratio)}."
         for name, method in methods.items()
         if (ratio := method.get("versus", {}).get("hf-generate"))
     ]

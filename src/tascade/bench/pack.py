@@ -115,7 +115,7 @@ def bench_pack(
         warmup: rows for the untimed first pass; the first test rows' prompts are used if absent,
             decoded once more than the others and otherwise like them.
         model: another copy of the model the pack was made for.
-        dtype: float32, bfloat16, float16 or auto.
+        dtype: float32, bfloat16, float16, or auto: the pack's.
         options: methods, rows, repeats.
         out: where to write the JSON as well.
         resume: go on with the benchmark that was stopped; its whole repeats lie in the pack.
@@ -130,6 +130,7 @@ def bench_pack(
         KeyboardInterrupt: before there was anything to write.
     """
     options, opened = options or BenchOptions(), Pack.open(pack)
+    dtype = opened.precision(dtype)
     names = options.names(_known(opened))
     report, named = LoadReport(), Fields.of(laid_over(Recipe(data=opened.reading), fields).data)
     rows = _rows(data, named, report)

@@ -348,6 +348,8 @@ def _times(ratio: Json | None) -> str:
 
 def _range(ratio: Json | None) -> str:
     """``low–high×``, to no more digits than the median is shown with."""
+    if ratio and ratio["low"] == ratio["high"]:
+        return "one round"
     return f"{_speed(ratio['low'])}{_DASH}{_speed(ratio['high'])}×" if ratio else _DASH
 
 

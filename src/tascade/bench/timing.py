@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,8 +18,12 @@ from tascade.bench.methods import Method, Request, VerifiedNodes
 from tascade.core import Generation, Progress
 from tascade.decode.sampling import SamplingParams
 from tascade.errors import ConfigError
+from tascade.util.progress import duration, spelt
 
+_log = logging.getLogger("tascade.data")
 BASELINE = "plain"
+_SLOW = 16
+"""The time for this many rows, of all methods, is too little to wait for a whole chunk."""
 _NEARLY = 0.95
 """A shortage of time below which nothing is left out."""
 
@@ -181,18 +186,23 @@ class Turns:
             record.runs.append([])
         gc.collect()
         at, size = 0, self._settings.chunk
+        first = self._settings.minutes and not self._done
         while at < len(self._rows):
+            step = 1 if first and at < size else size
             turn = (at // size + self._done) % len(self._records)
             for record in (*self._records[turn:], *self._records[:turn]):
-                for row in self._rows[at : at + size]:
+                for row in self._rows[at : at + step]:
                     start = time.perf_counter()
                     generation = record.method.run(self._all[row])
                     record.times[-1].append(time.perf_counter() - start)
                     record.runs[-1].append(generation)
                     self._tell()
-            at += size
+            at += step
             if not self._done and self._settings.minutes:
-                self._fit(sum(sum(record.times[0]) for record in self._records), at)
+                took = sum(sum(record.times[0]) for record in self._records)
+                # One row tells too little of the others, but where it takes so long it has to do.
+                if at >= size or took > self._left / _SLOW:
+                    self._fit(took, at)
 
     def _fit(self, seconds: float, measured: int) -> None:
         """Leave out repeats, and then rows, for which there is no time.
@@ -203,19 +213,36 @@ class Turns:
         ``seconds``: what the first ``measured`` rows took, of all methods.
         """
         self._fitted, measured = True, min(measured, len(self._rows))
-        left = 60 * self._settings.minutes - self._before
-        share = left / max(seconds * len(self._rows) / measured, 1e-9)
+        share = self._left / max(seconds * len(self._rows) / measured, 1e-9)
         plain = sum(sum(r.times[0]) for r in self._records if r.method.name == BASELINE)
         untimed = 1 - plain / max(seconds, 1e-9)
         if share >= _NEARLY * (self._repeats + untimed):
             return
         self._repeats = min(self._repeats, max(2, int(share / _NEARLY - untimed)))
         fitting = int(len(self._rows) * share / (self._repeats + untimed))
+        if fitting < self._settings.chunk:  # so few rows twice say less than more of them once
+            fitting = int(len(self._rows) * share / (1 + untimed))
+            if self._repeats > 1:
+                whole = self._before + seconds / measured * self._settings.chunk * (2 + untimed)
+                _log.info(
+                    "in %s there is time for %d of %d rows, once; %s would do for %d rows twice",
+                    duration(60 * self._settings.minutes),
+                    max(measured, fitting),
+                    len(self._all),
+                    spelt(whole),
+                    self._settings.chunk,
+                )
+            self._repeats = 1
         count = min(len(self._rows), max(measured, fitting))
         others = [*range(measured, len(self._rows))]
         step = len(others) / max(1, count - measured)
         chosen = [others[int(i * step)] for i in range(count - measured)]
         self._rows = [*self._rows[:measured], *(self._rows[i] for i in chosen)]
+
+    @property
+    def _left(self) -> float:
+        """Seconds there are for the timed part and what comes behind it."""
+        return 60 * self._settings.minutes - self._before
 
     def _cut(self) -> None:
         """Keep the whole repeats; where there is none, what all have done of the first."""

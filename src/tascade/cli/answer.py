@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tascade.cli.flags import (
-    Dtype,
     Json,
     MaxTokens,
     OtherModel,
     PackArg,
+    PackDtype,
     Seed,
     System,
     Temperature,
@@ -54,7 +54,7 @@ def generate(
             help="full, exact, masked, or draft-only: the assistant's.", show_default="the pack's"
         ),
     ] = "",
-    dtype: Dtype = "auto",
+    dtype: PackDtype = "auto",
     threads: Threads = 0,
     json: Json = False,
 ) -> None:
@@ -117,7 +117,7 @@ def chat(
     seed: Seed = 0,
     system: System = "",
     max_new_tokens: MaxTokens = 0,
-    dtype: Dtype = "auto",
+    dtype: PackDtype = "auto",
     threads: Threads = 0,
 ) -> None:
     """Type prompts, watch answers stream. Ctrl-D or an empty line ends it.

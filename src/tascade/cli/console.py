@@ -317,6 +317,14 @@ def tell_load() -> None:
         )
 
 
+def print_bench(result: dict[str, Any], pack: Path) -> None:
+    """A benchmark's table, what is to be said of it, and what comes next."""
+    out.print(bench_table(result))
+    tell_remarks(result)
+    served = f"tascade serve {pack} serves it in {result['dtype']}; tascade report {pack}: a page"
+    err.print(served, style="dim", markup=False, soft_wrap=True)
+
+
 def bench_table(result: dict[str, Any]) -> Table:
     """The methods of a benchmark, side by side."""
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -331,21 +339,20 @@ def bench_table(result: dict[str, Any]) -> Table:
         ("guarantee", "left"),
     ):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    left_out: dict[str, list[str]] = {}
     for name, method in result["methods"].items():
         if "skipped" in method:
-            table.add_row(name, f"skipped: {method['skipped']}", style="dim")
+            left_out.setdefault(method["skipped"], []).append(name)
         else:
             table.add_row(*_bench_row(name, method, result["dtype"]))
+    for why, names in left_out.items():
+        more = f" and {len(names) - 1} more" * (len(names) > 1)
+        table.add_row(names[0] + more, f"skipped: {why}", style="dim")
     return table
 
 
-def _ratio(speedup: dict[str, float], repeats: int) -> str:
-    """A speed-up, with its spread where there is one."""
-    spread = f" [{speedup['low']:.2f}-{speedup['high']:.2f}]" if repeats > 1 else " (one round)"
-    return f"{speedup['median']:.2f}x{spread}"
-
-
 def _bench_row(name: str, method: dict[str, Any], dtype: str) -> Sequence[str]:
+    from tascade.bench.metrics import with_spread
     from tascade.bench.schema import promise
 
     speedup = method.get("speedup")
@@ -358,7 +365,7 @@ def _bench_row(name: str, method: dict[str, Any], dtype: str) -> Sequence[str]:
     return (
         name,
         f"{method['tokens_per_second']:.0f}",
-        _ratio(speedup, len(method["seconds"])) if speedup else "1",
+        with_spread(speedup) if speedup else "1",
         f"{method['tokens_per_step']:.2f}" if method.get("tokens_per_step") else "",
         f"{draft['p50']:.0f}" if draft else "",
         same,

@@ -35,6 +35,10 @@ PackArg = Annotated[Path, typer.Argument(help="A pack folder, written by `tascad
 Dtype = Annotated[
     str, typer.Option(help="auto (as the weights were saved), float32, bfloat16 or float16.")
 ]
+PackDtype = Annotated[
+    str,
+    typer.Option(help="auto (the one the pack was made in), float32, bfloat16 or float16."),
+]
 Threads = Annotated[int, typer.Option(help="CPU threads.", show_default="torch's choice")]
 OnError = Annotated[str, typer.Option("--on-error", help="raise, or skip bad rows and list them.")]
 RecipesOnError = Annotated[

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tascade.cli.flags import Dtype, Json, OtherModel, PackArg, Threads, use_threads
+from tascade.cli.flags import Json, OtherModel, PackArg, PackDtype, Threads, use_threads
 
 
 def serve(
@@ -45,7 +45,7 @@ def serve(
         str, typer.Option(help="Folder in which finished answers become drafts; off if absent.")
     ] = "",
     drafter: Annotated[str, typer.Option(help="vLLM: an exported network, drafts too.")] = "",
-    dtype: Dtype = "auto",
+    dtype: PackDtype = "auto",
     threads: Threads = 0,
     only_print: Annotated[
         bool, typer.Option("--print", help="Only print the vLLM command.")

@@ -24,6 +24,7 @@ from tascade.cli.flags import (
     OnError,
     OtherModel,
     PackArg,
+    PackDtype,
     PromptField,
     PromptTemplate,
     Seed,
@@ -133,7 +134,7 @@ def bench(
     prompt_field: PromptField = "",
     completion_field: CompletionField = "",
     prompt_template: PromptTemplate = "",
-    dtype: Dtype = "auto",
+    dtype: PackDtype = "auto",
     threads: Threads = 0,
     memory: Annotated[
         bool | None,
@@ -186,8 +187,7 @@ def bench(
     if json:
         console.print_json(result)
     else:
-        console.out.print(console.bench_table(result))
-        console.tell_remarks(result)
+        console.print_bench(result, pack)
 
 
 @app.command()

@@ -303,7 +303,9 @@ def _messages(value: object, where: str, field: str) -> tuple[Message, ...]:
             wanted="a list of at least one {'role': ..., 'content': ...}"
             + ("" if field == "messages" else ", or a string"),
             where=at(where, field),
-            fix="write the messages as a list of objects",
+            fix="write the messages as a list of objects"
+            if field == "messages"
+            else "write it as text, in quotes",
         )
     return tuple(_message(item, at(where, f"{field}[{n}]")) for n, item in enumerate(value))
 

@@ -156,7 +156,8 @@ def _not_json(reason: str, where: str) -> DataError:
         got=reason,
         wanted="one JSON object a line",
         where=where,
-        fix="write each row with a JSON writer, on a line of its own",
+        fix="write each row with a JSON writer, on a line of its own; --on-error skip goes on "
+        "without the bad ones",
     )
 
 

@@ -111,6 +111,8 @@ class Inspection:
             text += f" on {self.enrichment.held_out} held-out outputs"
         if self.vocabulary is not None:
             text += f"\nan LM head of {self.vocabulary.brief()} (`tascade tailor`)"
+        if self.forecast.answers != "references" and (self.enrichment or self.vocabulary):
+            text += "\n  the last of the references in the file, not of the model's own answers"
         return text
 
     def _trained_drafter(self, seen: Probe) -> str:

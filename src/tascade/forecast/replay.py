@@ -43,6 +43,8 @@ DRAFT_SECONDS = 150e-6
 """Assumed time of one draft where the cost table holds seconds."""
 
 _ASSUMED_SLOPE = 0.01
+_UNLIKE = 0.2
+"""A share of 4-grams below which answers and references are of different kinds."""
 _MARK = "forecast"
 
 
@@ -133,10 +135,16 @@ class Forecast:
                 "               reference answers stand in for the model's own, which may repeat "
                 "themselves more or less; --answers 20 asks the model (some minutes)"
             ]
-        return [
+        said = [
             "               the model's own answers, drafted from an index of the references, as "
             "`adapt` makes it without --self; with --self a step usually yields more"
         ]
+        if self.statistics.grams_in_train < _UNLIKE:
+            said.append(
+                "               they have little in common with the references: is this what the "
+                "model should say? Drafts come mostly from what a request repeats"
+            )
+        return said
 
 
 def forecast(
