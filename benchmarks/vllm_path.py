@@ -30,6 +30,8 @@ from pathlib import Path
 from typing import Any
 
 METHODS = ("plain", "ngram", "suffix", "tascade", "idle", "network", "joined")
+METHODS += ("ngram_gpu", "host", "device")  # of vLLM's second model runner
+OURS = ("tascade", "joined", "host", "device")
 MOST_SEQUENCES = 32
 LENGTH = 2048
 NOISE_TOKENS = 48
@@ -38,7 +40,9 @@ NOISE_TOKENS = 48
 def speculative(method: str, pack: str, drafter: str) -> dict[str, Any]:
     """Engine arguments of a method: ngram as vLLM's guide has it, suffix at its defaults.
 
-    ``network`` is the pack's trained drafter alone, as vLLM has it; ``joined`` has both.
+    ``network`` is the pack's trained drafter alone, as vLLM has it; ``joined`` has both. ``host``
+    and ``device`` are tascade in vLLM's second model runner, without and with async scheduling;
+    ``plain`` and ``ngram_gpu`` run in whichever runner vLLM chooses.
     """
     ours = {
         "additional_config": {"tascade": {"pack": pack}},
@@ -50,6 +54,12 @@ def speculative(method: str, pack: str, drafter: str) -> dict[str, Any]:
     if method == "joined":
         config = {"method": "eagle3", "model": drafter, "num_speculative_tokens": 16}
         return {"speculative_config": config | {"disable_padded_drafter_batch": True}} | ours
+    if method in ("ngram_gpu", "host", "device"):
+        config = {"method": "ngram_gpu", "num_speculative_tokens": 16}
+        if method == "ngram_gpu":
+            lookup = {"prompt_lookup_min": 2, "prompt_lookup_max": 5}
+            return {"speculative_config": config | lookup}
+        return {"speculative_config": config, "async_scheduling": method == "device"} | ours
     if method == "ngram":
         config = {"method": "ngram", "num_speculative_tokens": 8}
         return {"speculative_config": config | {"prompt_lookup_min": 2, "prompt_lookup_max": 5}}
@@ -82,6 +92,8 @@ def work(method: str, model: str, pack: str, options: argparse.Namespace) -> Non
     """The process of one engine: answers jobs read from standard input, a JSON line each."""
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    if method in ("host", "device"):
+        os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1"
     out = os.dup(1)
     os.dup2(2, 1)  # whatever the libraries print must not come between the answers
     from vllm import LLM
@@ -89,7 +101,7 @@ def work(method: str, model: str, pack: str, options: argparse.Namespace) -> Non
     llm = LLM(
         model=model,
         dtype=options.dtype,
-        max_num_seqs=MOST_SEQUENCES,
+        max_num_seqs=max(MOST_SEQUENCES, *options.concurrency),
         max_model_len=LENGTH,
         enable_prefix_caching=False,
         seed=0,
@@ -104,7 +116,7 @@ def work(method: str, model: str, pack: str, options: argparse.Namespace) -> Non
             forget(llm, kept)
         elif method == "suffix":
             kept = answers_of(llm)
-        if job.get("stats") and method in ("tascade", "joined"):
+        if job.get("stats") and method in OURS:
             result["stats"] = llm.collective_rpc("tascade_stats")[0]
         say(out, result)
 
@@ -171,6 +183,7 @@ class Worker:
         command += ["--shared", str(options.shared), "--packs", str(options.packs)]
         command += ["--dtype", options.dtype, "--tokens", str(options.tokens)]
         command += ["--drafter", str(options.drafter)]
+        command += ["--concurrency", *map(str, options.concurrency)]
         self.process = subprocess.Popen(
             [*command, "--task", options.task],
             stdin=subprocess.PIPE,
@@ -302,7 +315,7 @@ def measure(
             ]
             row |= {"identical": sum(same), "differing": len(same) - sum(same)}
         result["methods"][method] = row
-    for ours in ("tascade", "joined"):
+    for ours in OURS:
         if ours in names:
             result[f"{ours}_against"] = {
                 base: ratios(seconds, tokens, base, ours) for base in names if base != ours
@@ -331,9 +344,7 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
         results.append(measure(workers, rows, concurrency, options))
         print(json.dumps(brief(results[-1])), flush=True)
     stats = {
-        method: workers[method].ask(stats=True)["stats"]
-        for method in ("tascade", "joined")
-        if method in workers
+        method: workers[method].ask(stats=True)["stats"] for method in OURS if method in workers
     }
     for worker in workers.values():
         worker.close()
@@ -356,7 +367,7 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
             "task": options.task,
             "dtype": options.dtype,
             "max_tokens": options.tokens,
-            "max_num_seqs": MOST_SEQUENCES,
+            "max_num_seqs": max(MOST_SEQUENCES, *options.concurrency),
             "suffix_warmed_with": f"own answers to {len(prompts['train'])} training prompts",
         },
         "results": results,
@@ -365,8 +376,8 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def brief(result: dict[str, Any]) -> dict[str, Any]:
-    ours = "joined_against" if "joined_against" in result else "tascade_against"
-    against = {k: round(v["median"], 2) for k, v in result[ours].items()}
+    last = [f"{ours}_against" for ours in OURS if f"{ours}_against" in result][-1:]
+    against = {k: round(v["median"], 2) for ours in last for k, v in result[ours].items()}
     speeds = {k: round(v["tokens_per_second"]) for k, v in result["methods"].items()}
     differing = {k: v.get("differing") for k, v in result["methods"].items()}
     workload, concurrency = result["workload"], result["concurrency"]

@@ -148,7 +148,7 @@ def proposer(*names: str) -> TascadeProposer:
     made.failures = made.unknown_packs = 0
     made._learner, made._appended = None, AppendedWatch([], every=0.0)
     made._names, made._adapters = list(names), {"lora-b": "b"}
-    made._input_batch = made._requests = None
+    made._prompts = made._request = None
     return made
 
 
@@ -251,7 +251,7 @@ def test_documents_appended_to_packs_in_use_are_drafted(tmp_path: Path) -> None:
     made.drafter = BatchDrafter(tasks, end_tokens=[1], requests=4, length=32, most=4)
     requests = {"r0": request(), "r1": request({"tascade_pack": "b"})}
     batch = SimpleNamespace(req_ids=["r0", "r1"], num_prompt_tokens=np.array([1, 1]))
-    made.bind(lambda: batch, lambda: requests)
+    made.bind(lambda: batch.num_prompt_tokens, lambda row: requests[batch.req_ids[row]])
     ids, lengths = np.zeros((4, 32), np.int32), np.array([2, 2, 0, 0], np.int32)
     ids[:, :2] = [40, 5]
     assert made.propose([[5], [5]], lengths, ids) == [[], []]

@@ -140,6 +140,9 @@ def test_the_vllm_command_names_model_drafter_and_pack(ticket_pack: Path) -> Non
     named = json.loads(words[words.index("--additional-config") + 1])
     assert named == {"tascade": {"pack": str(ticket_pack.resolve())}}
     assert words[-2:] == ["--max-model-len", "1024"]
+    assert words[words.index("--dtype") + 1] == "float32"  # the one the pack was made in
+    asked = vllm_command(pack, extra=["--dtype", "bfloat16"])
+    assert (asked.count("--dtype"), asked[-1]) == (1, "bfloat16")
     at = words.index("--served-model-name")
     assert words[at + 1] == "tickets"
     unnamed = vllm_command(pack)
@@ -148,6 +151,16 @@ def test_the_vllm_command_names_model_drafter_and_pack(ticket_pack: Path) -> Non
     for path in (config["model"], words[words.index("--worker-extension-cls") + 1]):
         module, name = path.rsplit(".", 1)
         assert hasattr(__import__(module, fromlist=[name]), name)
+
+
+def test_the_vllm_command_is_for_the_runner_that_the_environment_asks_for(
+    ticket_pack: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
+    words = vllm_command(Pack.open(ticket_pack), drafted=8)
+    config = json.loads(words[words.index("--speculative-config") + 1])
+    assert config == {"method": "ngram_gpu", "num_speculative_tokens": 8}
+    assert "--worker-extension-cls" in words
 
 
 def test_an_exported_drafter_is_vllms_own_and_the_pack_drafts_beside(

@@ -7,6 +7,7 @@ from typing import Any
 
 PROPOSER = "watch.WatchedProposer"
 EXTENSION = "watch.WatchingExtension"
+SECOND = "tascade.integrations.vllm.WorkerExtension"
 
 
 def engine(
@@ -15,11 +16,14 @@ def engine(
     budget: bool = True,
     packs: dict[str, str] | None = None,
     learn: Path | None = None,
+    second: bool = False,
+    drafted: int = 12,
     **options: Any,
 ) -> Any:
     """An engine of the bundled model; with a pack, tascade drafts in it, and is watched.
 
-    ``packs``: several by name, in place of one; ``learn``: where finished answers go.
+    ``packs``: several by name, in place of one; ``learn``: where finished answers go; ``second``:
+    in vLLM's second model runner, where nobody watches; ``drafted``: most tokens of a draft.
     """
     from tascade import bundled
     from vllm import LLM
@@ -28,11 +32,13 @@ def engine(
         named: dict[str, Any] = {"packs": packs} if packs else {"pack": str(pack)}
         if learn is not None:
             named["learn"] = str(learn)
-        config = {"method": "custom_class", "model": PROPOSER, "num_speculative_tokens": 12}
+        config: dict[str, Any] = {"num_speculative_tokens": drafted}
+        config |= {"method": "ngram_gpu"} if second else {"method": "custom_class"}
+        config |= {} if second else {"model": PROPOSER}
         options |= {
             "speculative_config": config,
             "additional_config": {"tascade": named | {"budget": budget}},
-            "worker_extension_cls": EXTENSION,
+            "worker_extension_cls": SECOND if second else EXTENSION,
         }
     sizes = {"max_model_len": 1024, "max_num_seqs": 8, "seed": 0}
     given: dict[str, Any] = {"model": str(bundled.model_path()), "dtype": "float32"}

@@ -130,8 +130,7 @@ def bench_pack(
         KeyboardInterrupt: before there was anything to write.
     """
     options, opened = options or BenchOptions(), Pack.open(pack)
-    dtype = opened.precision(dtype)
-    names = options.names(_known(opened))
+    names, dtype = options.names(_known(opened)), opened.precision(dtype)
     report, named = LoadReport(), Fields.of(laid_over(Recipe(data=opened.reading), fields).data)
     rows = _rows(data, named, report)
     tell_not_used([report])

@@ -146,9 +146,7 @@ def _section(result: Json, anchor: str) -> Section:
         measured=measured,
         skipped={name: m["skipped"] for name, m in methods.items() if "skipped" in m},
         lead=lead,
-        spread_name=f"{kind} of {repeats} repeats"
-        if repeats > 1
-        else "not known from a single repeat",
+        spread_name=f"{kind} of {repeats} repeats" if repeats > 1 else "not known",
         has_memory=any("memory" in m or "head" in m.get("settings", {}) for m in measured.values()),
         notes=[*remarks(result), *_notes(measured)],
         charts=charts,

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from tascade.core import IntArray
+from tascade.core import IntArray, LongArray
 from tascade.data.encode import end_tokens, fingerprint
 from tascade.draft.ngram.batch import BatchDrafter
 from tascade.draft.ngram.batch_budget import BatchBudget
@@ -37,6 +37,12 @@ from tascade.integrations.vllm_options import (
     check_parallel,
     check_version,
     read_options,
+)
+from tascade.integrations.vllm_v2 import (
+    bind_second_runner,
+    check_second_runner,
+    install,
+    uses_second_runner,
 )
 from tascade.pack import Pack
 
@@ -161,8 +167,8 @@ class TascadeProposer:
 
     def __init__(self, vllm_config: Any) -> None:
         self.failures = self.unknown_packs = 0
-        self._input_batch: Callable[[], Any] | None = None
-        self._requests: Callable[[], Any] | None = None
+        self._prompts: Callable[[], LongArray] | None = None
+        self._request: Callable[[int], Any] | None = None
         try:
             self._start(vllm_config)
         except Exception as error:
@@ -180,7 +186,8 @@ class TascadeProposer:
         check_parallel(vllm.__version__, parallel.pipeline_parallel_size)
         options = read_options(vllm_config.additional_config)
         check_requests(options, parallel, model)
-        if current_platform.is_cpu():
+        check_second_runner(vllm_config, list(options.packs))
+        if current_platform.is_cpu() and not uses_second_runner(vllm_config):
             mend_expansion()
             mend_empty_top_k()
         self._names = list(options.packs)
@@ -222,6 +229,11 @@ class TascadeProposer:
         if self._learner is not None:
             self._learner.offer(prompt.tolist(), output.tolist())
 
+    @property
+    def learns(self) -> bool:
+        """Whether finished answers become drafts."""
+        return self._learner is not None
+
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         """Nothing to load: there is no draft model. vLLM calls this."""
 
@@ -251,15 +263,17 @@ class TascadeProposer:
         if self._appended.refresh_due() or learned:
             self.drafter.refresh()
         task_of = self._task_of if len(self._names) > 1 else None
-        prompts = self._input_batch().num_prompt_tokens if self._input_batch is not None else None
+        prompts = self._prompts() if self._prompts is not None else None
         return self.drafter.propose(sampled, lengths, ids, task_of, prompts)
 
-    def bind(self, input_batch: Callable[[], Any], requests: Callable[[], Any]) -> None:
-        """Let the proposer see which request a row holds (done by :class:`WorkerExtension`)."""
-        self._input_batch, self._requests = input_batch, requests
+    def bind(
+        self, prompts: Callable[[], LongArray], request: Callable[[int], Any] | None = None
+    ) -> None:
+        """Let the proposer see how long each row's prompt is, and which request a row holds."""
+        self._prompts, self._request = prompts, request
 
     def _task_of(self, row: int) -> int:
-        if self._input_batch is None or self._requests is None:
+        if self._request is None:
             raise ConfigError(
                 "several packs, but the proposer cannot see which request is whose",
                 got=self._names,
@@ -267,9 +281,7 @@ class TascadeProposer:
                 fix="add --worker-extension-cls tascade.integrations.vllm.WorkerExtension, or "
                 "serve one pack",
             )
-        batch = self._input_batch()
-        request = self._requests()[batch.req_ids[row]]
-        name = self._pack_of(request)
+        name = self._pack_of(self._request(row))
         if name in self._names:
             return self._names.index(name)
         if not self.unknown_packs:
@@ -290,14 +302,17 @@ class WorkerExtension:
     """``--worker-extension-cls``: shows the proposer its requests, the user its counts.
 
     Needed to serve several packs at once; learning then goes by what vLLM calls a prompt. It binds
-    the proposer by itself as soon as the worker has its runner.
+    the proposer by itself as soon as the worker has its runner. vLLM's second runner drafts only
+    with it (:mod:`tascade.integrations.vllm_v2`).
     """
 
     model_runner: Any
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        if name == "model_runner":
+        if name == "vllm_config":
+            install(value)
+        elif name == "model_runner":
             self.tascade_bind()
 
     def init_worker_extension(self) -> None:
@@ -307,6 +322,8 @@ class WorkerExtension:
     def tascade_bind(self) -> bool:
         """Bind the proposer to its worker; says whether there was one to bind."""
         runner = self.model_runner
+        if bind_second_runner(runner):
+            return True
         drafter = getattr(runner, "drafter", None)
         config = getattr(runner, "speculative_config", None)
         if getattr(config, "method", None) == "eagle3" and not hasattr(drafter, "tascade"):
@@ -314,12 +331,15 @@ class WorkerExtension:
         proposer = self._tascade_proposer()
         if proposer is None:
             return False
-        proposer.bind(lambda: runner.input_batch, lambda: runner.requests)
+        proposer.bind(
+            lambda: runner.input_batch.num_prompt_tokens,
+            lambda row: runner.requests[runner.input_batch.req_ids[row]],
+        )
         return True
 
     def _tascade_proposer(self) -> TascadeProposer | None:
         """The pack's proposer: vLLM's drafter, or beside the network that vLLM drafts with."""
-        drafter = getattr(self.model_runner, "drafter", None)
+        drafter = _drafter_of(self.model_runner)
         found = getattr(drafter, "tascade", drafter)
         return found if isinstance(found, TascadeProposer) else None
 
@@ -329,7 +349,7 @@ class WorkerExtension:
         if proposer is None:
             return {}
         drafter = proposer.drafter
-        beside = getattr(self.model_runner.drafter, "network_stats", dict)
+        beside = getattr(_drafter_of(self.model_runner), "own_stats", dict)
         costs = drafter.budget.costs.observed() if drafter.budget else []
         return {
             **asdict(drafter.stats),
@@ -338,6 +358,11 @@ class WorkerExtension:
             "unknown_packs": proposer.unknown_packs,
             **beside(),
         }
+
+
+def _drafter_of(runner: Any) -> Any:
+    """What a runner of either kind drafts with."""
+    return getattr(runner, "speculator", None) or getattr(runner, "drafter", None)
 
 
 def _learner(options: Options, found: str, vocab_size: int, config: Any) -> TrafficLearner:

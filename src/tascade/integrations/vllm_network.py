@@ -235,7 +235,7 @@ def _joined(theirs: type) -> type:
             # Until a step without drafts was seen, there is nothing to compare with.
             return 0 if curve is None else self.account.depth(offers, partial(_seconds_of, curve))
 
-        def network_stats(self) -> dict[str, Any]:
+        def own_stats(self) -> dict[str, Any]:
             """What the network drafted so far, and how often it was right at each depth."""
             account = self.account
             return {

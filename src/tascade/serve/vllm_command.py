@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from tascade.pack import Pack
 
 PROPOSER = "tascade.integrations.vllm.TascadeProposer"
 EXTENSION = "tascade.integrations.vllm.WorkerExtension"
+_RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
 _VARIABLES, _TEMPLATE = "--default-chat-template-kwargs", "--chat-template"
 
 
@@ -32,10 +34,11 @@ def vllm_command(
 ) -> list[str]:
     """The command and its arguments; ``extra`` is passed on as it stands, and comes last.
 
-    What a pack holds decides the command: its model, the drafter that its corpus feeds, and what
-    its prompts take along into the chat template. The API calls the model by ``name``, or as vLLM
-    would, and by the pack's folder. ``drafter``: the folder that the pack's trained drafter was
-    exported to, which then drafts too.
+    What a pack holds decides the command: its model and the precision it was made in, the drafter
+    that its corpus feeds, and what its prompts take along into the chat template. The API calls the
+    model by ``name``, or as vLLM would, and by the pack's folder. Where the environment asks for
+    vLLM's second model runner, the command is for that one. ``drafter``: the folder that the pack's
+    trained drafter was exported to, which then drafts too.
 
     Raises:
         ConfigError: ``extra`` would take the place of what prompts take along; the tokenizer whose
@@ -43,11 +46,12 @@ def vllm_command(
             folder.
         PackError: ``pack.json`` has a wrong chat section.
     """
-    speculative: dict[str, Any] = {
-        "method": "custom_class",
-        "model": PROPOSER,
-        "num_speculative_tokens": drafted,
-    }
+    speculative: dict[str, Any] = {"num_speculative_tokens": drafted}
+    if os.environ.get(_RUNNER) == "1":
+        # The method that vLLM's second runner schedules ahead with; tascade takes its place.
+        speculative["method"] = "ngram_gpu"
+    else:
+        speculative |= {"method": "custom_class", "model": PROPOSER}
     if drafter:
         # Its proposer takes the tokens from the host, where the outputs' drafts are made.
         network = {"method": "eagle3", "model": exported_folder(drafter)}
@@ -56,6 +60,7 @@ def vllm_command(
     if learn:
         options["learn"] = str(Path(learn).resolve())
     additional = {"tascade": options}
+    precision, told = pack.precision(), any(word.startswith("--dtype") for word in extra)
     served = model or str(
         Path(pack.model).resolve() if pack.model != pack.info.model else pack.model
     )
@@ -69,6 +74,7 @@ def vllm_command(
         *("--speculative-config", json.dumps(speculative)),
         *("--additional-config", json.dumps(additional)),
         *("--worker-extension-cls", EXTENSION),
+        *(("--dtype", precision) if precision != "auto" and not told else ()),
         *extra,
     ]
 

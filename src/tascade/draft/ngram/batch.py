@@ -115,6 +115,7 @@ class BatchDrafter:
         self.budget, self.most, self.length = budget, most, length
         self.stats = BatchStats()
         self._on_end: Ended | None = None  # not while compiling
+        self.end_tokens = tuple(end_tokens)
         self._end_tokens = np.asarray(end_tokens, np.int32)
         self._slots = new_slots(requests, length, most)
         self._lanes = RowThreads(threads, lambda: _new_work(most))
@@ -145,6 +146,7 @@ class BatchDrafter:
             self.propose([[0]], np.full(2, length, np.int32), ids)
         self._slots.known[:] = 0
         self._last[:] = -1
+        self._stages = _stacked([task.calibration for task in self.tasks])  # nothing was learned
         self.budget, self.stats, self._ended = budget, BatchStats(), 0.0
 
     def refresh(self) -> None:
