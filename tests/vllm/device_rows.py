@@ -111,7 +111,8 @@ def compare(shards: int, tokens: int, count: int, most: int, seed: int) -> dict[
             worst = max(worst, float(gaps.max(initial=0.0)))
             drafted += len(draft)
         rows += ROWS
-    return {"rows": rows, "drafted": drafted, "differ": differ, "worst": worst}
+    made = {"rows": rows, "drafted": drafted, "index_bytes": device.index_bytes}
+    return made | {"differ": differ, "worst": worst}
 
 
 if __name__ == "__main__":

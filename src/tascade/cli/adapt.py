@@ -168,5 +168,7 @@ def _tell(made: TaskModel, out: Path, json: bool) -> None:
         f"{out}: {corpus.n_documents} outputs, {corpus.n_tokens} tokens, "
         f"index {corpus.n_bytes / 1e6:.1f} MB\n{used}"
     )
-    next_steps = f"next: tascade bench {out} TEST.jsonl tells what it gains; tascade serve {out}"
+    next_steps = (
+        f"next: tascade bench {out} --data TEST.jsonl tells what it gains; tascade serve {out}"
+    )
     console.err.print(next_steps, style="dim", markup=False, soft_wrap=True)

@@ -33,7 +33,7 @@ class DeviceDrafter:
         ConfigError: the task has more shards than one draft searches.
 
     Attributes:
-        bytes: what it holds on the device.
+        bytes: what it holds on the device; ``index_bytes``: of these the task's index.
     """
 
     def __init__(
@@ -77,9 +77,9 @@ class DeviceDrafter:
         self._survival = torch.zeros((requests, most), dtype=torch.float32, device=device)
         self._given = torch.zeros(requests, dtype=torch.int32, device=device)
         self._totals = torch.zeros(4, dtype=torch.int64, device=device)
-        held = [self._calibration, self._examples, self._drafts, self._survival, table]
-        held += [part for parts in self._arrays for part in parts]
-        self.bytes = sum(tensor.nbytes for tensor in held)
+        self.index_bytes = sum(part.nbytes for parts in self._arrays for part in parts)
+        held = (self._calibration, self._examples, self._drafts, self._survival, table)
+        self.bytes = self.index_bytes + sum(tensor.nbytes for tensor in held)
 
     def admit(self, state: int, prompt: IntArray) -> None:
         """Give a place of the request states to a new request: its prompt's examples go there."""
