@@ -45,6 +45,19 @@ def _mend_the_interpreter() -> None:
     interpreter.InterpreterBuilder.create_splat = create_splat
 
 
+def _schedule_ahead() -> None:
+    """vLLM's CPU platform takes async scheduling back, though the second runner bears it there."""
+    from vllm.platforms import current_platform
+
+    theirs = type(current_platform).check_and_update_config.__func__  # type: ignore[attr-defined]
+
+    def check_and_update_config(cls: Any, config: Any) -> None:
+        theirs(cls, config)
+        config.scheduler_config.async_scheduling = True
+
+    type(current_platform).check_and_update_config = classmethod(check_and_update_config)
+
+
 def run(job: dict[str, Any]) -> dict[str, Any]:
     """Answer the job's requests in one engine, all at once; some are aborted on the way."""
     from vllm.sampling_params import StructuredOutputsParams
@@ -52,10 +65,13 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
 
     from vllm import SamplingParams
 
+    if job["options"].get("async_scheduling"):
+        _schedule_ahead()
     pack = Path(job["pack"]) if job["pack"] else None
     llm = engine(pack, **job["options"], second=True, enforce_eager=True, disable_log_stats=False)
     core = llm.llm_engine
     assert core.vllm_config.use_v2_model_runner
+    ahead = core.vllm_config.scheduler_config.async_scheduling
     for i, request in enumerate(job["requests"]):
         given = dict(request["params"])
         if "json" in given:
@@ -73,7 +89,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
             core.abort_request([str(i) for i in job["abort"]])
     counted = {m.name: m.value for m in llm.get_metrics() if hasattr(m, "value")}
     stats = llm.collective_rpc("tascade_stats")[0] if pack else {}
-    return {"said": said, "steps": steps, "counted": counted, "stats": stats}
+    return {"said": said, "steps": steps, "ahead": ahead, "counted": counted, "stats": stats}
 
 
 if __name__ == "__main__":

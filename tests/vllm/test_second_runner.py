@@ -58,26 +58,24 @@ def requests(prompts: list[dict[str, list[int]]]) -> list[dict[str, Any]]:
     return made
 
 
-@pytest.mark.parametrize("small", [False, True], ids=["roomy", "preempted"])
 def test_answers_equal_those_of_the_second_runner_without_tascade(
-    tmp_path: Path, ticket_pack: Path, requests: list[dict[str, Any]], small: bool
+    tmp_path: Path, ticket_pack: Path, requests: list[dict[str, Any]]
 ) -> None:
-    # Prompts are read in chunks of at most 192 tokens, beginnings that are known are not read; in
-    # the small engine a few blocks of 128 hold one long request and a little more.
+    # Prompts are read in chunks of at most 192 tokens, beginnings that are known are not read, and
+    # 17 blocks of 32 tokens hold one long request and a little more.
     options: dict[str, Any] = {"max_num_batched_tokens": 192, "enable_prefix_caching": True}
-    if small:
-        options["num_gpu_blocks_override"] = 10
+    options |= {"max_model_len": 512, "block_size": 32, "num_gpu_blocks_override": 17}
     plain = _answer(tmp_path, requests, None, **options)
     ours = _answer(tmp_path, requests, ticket_pack, budget=False, async_scheduling=False, **options)
     whole = {str(i) for i in range(len(requests)) if i not in ABORTED}
     assert set(plain["said"]) == set(ours["said"]) == whole
     assert ours["said"] == plain["said"]
-    assert ours["steps"] < 0.7 * plain["steps"]
+    assert ours["steps"] < 0.8 * plain["steps"]  # many of them read prompts, some anew
     assert ours["stats"]["failures"] == 0
     counted = ours["counted"]
     assert counted["vllm:spec_decode_num_accepted_tokens"] > 200
     assert counted["vllm:spec_decode_num_draft_tokens"] <= ours["stats"]["drafted"]
-    assert (counted["vllm:num_preemptions"] > 0) == small
+    assert counted["vllm:num_preemptions"] > 0
 
 
 def test_drafts_made_on_the_device_are_scheduled_ahead_and_change_nothing(
@@ -90,6 +88,7 @@ def test_drafts_made_on_the_device_are_scheduled_ahead_and_change_nothing(
     assert set(ours["said"]) == kept
     assert ours["said"] == plain["said"]
     assert ours["steps"] < 0.7 * plain["steps"]
+    assert ours["ahead"]
     assert ours["stats"]["accepted"] > 15
     assert ours["stats"]["device_bytes"] > 10_000
 
@@ -98,10 +97,10 @@ def test_drafts_made_on_the_device_are_scheduled_ahead_and_change_nothing(
 def test_the_device_drafts_what_the_numba_kernels_draft(shards: int, tokens: int) -> None:
     # benchmarks/device_draft.py has 20,000 contexts and a large index; here is one of each kind.
     script = SCRIPT.with_name("device_rows.py")
-    words = [str(script), str(shards), str(tokens), "48", "8", str(shards)]
+    words = [str(script), str(shards), str(tokens), "16", "8", str(shards)]
     ended = subprocess.run([sys.executable, *words], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr[-4000:]
     found = json.loads(ended.stdout)
     assert found["differ"] == []
     assert found["worst"] < 1e-6
-    assert found["drafted"] > 100
+    assert found["drafted"] > 40
