@@ -96,13 +96,14 @@ def compare(shards: int, tokens: int, count: int, most: int, seed: int) -> dict[
         odds = host._slots.survival[
             host._slot_of[:ROWS]
         ]  # of requests not seen before: none learned
-        drafts, survival = device.draft(
+        drafts, likely = device.draft(
             torch.from_numpy(ids),
             torch.arange(ROWS),
             torch.tensor(lengths, dtype=torch.int32),
             torch.tensor(prompts, dtype=torch.int32),
             torch.tensor([len(output) for _, output in given], dtype=torch.int32),
         )
+        survival = likely.cumprod(1)
         for row, draft in enumerate(wanted):
             found = drafts[row, : len(draft)].tolist()
             filled = set(drafts[row, len(draft) :].tolist()) <= {int(given[row][1][-1])}

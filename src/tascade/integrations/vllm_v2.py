@@ -63,6 +63,15 @@ def check_second_runner(config: Any, packs: Sequence[str]) -> None:
             where="speculative_config",
             fix=fix + "serve the pack without --drafter",
         )
+    wanted = getattr(config.speculative_config, "enable_adaptive_verification", False)
+    if wanted and not config.scheduler_config.async_scheduling:
+        raise ConfigError(
+            "adaptive verification is for drafts made on the device",
+            got="no async scheduling",
+            wanted="async scheduling; without it tascade itself leaves out what does not pay",
+            where="speculative_config.enable_adaptive_verification",
+            fix="leave one of the two out",
+        )
 
 
 def install(config: Any) -> None:
@@ -262,6 +271,9 @@ class DeviceSpeculator(_Speculator):
             device=device,
         )
         self._held: dict[int, str] = {}
+        # The runner then leaves out, over the whole batch, the places that do not pay.
+        self.enable_adaptive_verification = config.speculative_config.enable_adaptive_verification
+        self.draft_token_confidence_probs = self._drafter.odds
         _log.info(
             "drafts are made on the device: %.1f MB of index and requests, %d tokens verified for "
             "every request and step",

@@ -34,6 +34,7 @@ class DeviceDrafter:
 
     Attributes:
         bytes: what it holds on the device; ``index_bytes``: of these the task's index.
+        odds: of the last drafts, see :meth:`draft`; for as many rows as there are requests.
     """
 
     def __init__(
@@ -74,11 +75,11 @@ class DeviceDrafter:
         self._examples = torch.zeros((requests, size), dtype=torch.int32, device=device)
         self._example_lengths = torch.zeros(requests, dtype=torch.int32, device=device)
         self._drafts = torch.zeros((requests, most), dtype=torch.int64, device=device)
-        self._survival = torch.zeros((requests, most), dtype=torch.float32, device=device)
+        self.odds = torch.zeros((requests, most), dtype=torch.float32, device=device)
         self._given = torch.zeros(requests, dtype=torch.int32, device=device)
         self._totals = torch.zeros(4, dtype=torch.int64, device=device)
         self.index_bytes = sum(part.nbytes for parts in self._arrays for part in parts)
-        held = (self._calibration, self._examples, self._drafts, self._survival, table)
+        held = (self._calibration, self._examples, self._drafts, self.odds, table)
         self.bytes = self.index_bytes + sum(tensor.nbytes for tensor in held)
 
     def admit(self, state: int, prompt: IntArray) -> None:
@@ -109,8 +110,9 @@ class DeviceDrafter:
             fresh: [B] int32, tokens just sampled for each row; 0 while its prompt is being read.
 
         Returns:
-            Drafts [B, K] int64, filled up with the row's last token; the survival of each token
-            [B, K] float32, 0 where it fills up. Both on the device, written over by the next call.
+            Drafts [B, K] int64, filled up with the row's last token; how likely each is right where
+            all before it are, :attr:`odds` [B, K] float32, 0 where it fills up. Both on the device,
+            written over by the next call.
         """
         rows = len(states)
         draft_kernel[(rows,)](
@@ -128,7 +130,7 @@ class DeviceDrafter:
             self._calibration,
             self._ends,
             self._drafts,
-            self._survival,
+            self.odds,
             self._given,
             self._totals,
             self._length,
@@ -137,7 +139,7 @@ class DeviceDrafter:
             ENDS=len(self._ends),
             num_warps=1,
         )
-        return self._drafts[:rows], self._survival[:rows]
+        return self._drafts[:rows], self.odds[:rows]
 
     def places(self, rows: int) -> torch.Tensor:
         """Where the drafts of so many rows [B, K] stand, whatever is in it now."""

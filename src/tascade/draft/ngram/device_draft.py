@@ -249,7 +249,7 @@ def draft_kernel(
     calibration,
     ends,
     drafts,
-    survival,
+    odds,
     given,
     tallies,
     longest,
@@ -263,11 +263,11 @@ def draft_kernel(
     prompts: [R] int32, how many there are, and of them the prompt; fresh: [B] int32, nothing is
     drafted where it is 0. shards: [S, 6] int64, addresses and lengths. examples: [R, E] int32,
     example_lengths: [R] int32. calibration: odds, weights, final and path, float64. ends: [ENDS]
-    int32, padded. drafts: [B, K] int64, a place without a draft gets the row's last token;
-    survival: [B, K] float32, 0 there; given: [R] int32, how many of its row's places are drafts.
-    tallies: [4] int64, to which rows, tokens drafted before, and accepted of them, are added.
-    longest: most tokens of a request; vocabulary: a row whose last tokens are not below it is left
-    alone.
+    int32, padded. drafts: [B, K] int64, a place without a draft gets the row's last token; odds:
+    [B, K] float32, how likely each is right where all before it are, 0 without a draft; given: [R]
+    int32, how many places of its row are drafts. tallies: [4] int64, to which rows, tokens drafted
+    before, and accepted of them, are added. longest: most tokens of a request; vocabulary: a row
+    whose last tokens are not below it is left alone.
     """
     b = tl.program_id(0)
     k = tl.arange(0, _DEPTH)
@@ -296,11 +296,12 @@ def draft_kernel(
         rates = _rated(used, *shares, *matches, calibration)
         chosen, share, top = _likeliest(tokens, rates)
         product = product * share
+        before = least
         least = tl.minimum(least, _survival(product, calibration + _PATH))
         alive = (top > 0.0) & (least >= _LEAST)
         if alive:
             tl.store(drafts + b * K + made, chosen.to(tl.int64))
-            tl.store(survival + b * K + made, least.to(tl.float32))
+            tl.store(odds + b * K + made, (least / before).to(tl.float32))
             made += 1
             rc, nc = _shifted(rc, chosen), tl.minimum(nc + 1, _DEPTH)
             rx, nx = _shifted(rx, chosen), tl.minimum(nx + 1, _DEPTH)
@@ -308,4 +309,4 @@ def draft_kernel(
     _counted(given + state, tallies, new, made)
     for i in range(made, K):
         tl.store(drafts + b * K + i, last.to(tl.int64))
-        tl.store(survival + b * K + i, 0.0)
+        tl.store(odds + b * K + i, 0.0)
