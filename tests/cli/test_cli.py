@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,21 @@ def test_generate_prints_text_json_or_colours(ticket_pack: Path) -> None:
     assert plain.strip() == result["text"].strip()
     assert result["tokens_per_step"] > 1
     assert result["text"] in ok("generate", ticket_pack, prompt, "--explain").replace("\n", "")
+
+
+def test_a_slow_precision_is_told_of_wherever_the_model_is_loaded(
+    ticket_pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tascade.load.multiplies", lambda dtype: False)
+    pack = tmp_path / "pack"
+    shutil.copytree(ticket_pack, pack)
+    said = json.loads((pack / "pack.json").read_text())
+    for dtype, told in (("auto", True), ("float32", False)):
+        said["recipe"]["dtype"] = dtype
+        (pack / "pack.json").write_text(json.dumps(said))
+        for words, given in ((["generate", str(pack), "x"], None), (["chat", str(pack)], "\n")):
+            result = run.invoke(cli.app, words, input=given)
+            assert ("give --dtype float32" in result.stderr) == told, words
 
 
 def test_chat_answers_until_an_empty_line(ticket_pack: Path) -> None:

@@ -76,9 +76,11 @@ def generate(
 
 def _opened(pack: Path, model: str, system: str, **options: Any) -> TaskModel:
     """A pack's model, whose prompts bring this system message instead of the pack's, if any."""
+    from tascade.cli import console
     from tascade.model import TaskModel
 
-    task_model = TaskModel.from_pretrained(pack, model or None, **options)
+    with console.noting():
+        task_model = TaskModel.from_pretrained(pack, model or None, **options)
     task_model.chat = task_model.chat.given(system, "")
     return task_model
 

@@ -76,13 +76,19 @@ def reading(config: DataConfig, *sources: tuple[str, str]) -> Iterator[Progress]
     for source, split in sources:
         if source:
             check_start(source, config, split)
+    with noting(), _terminable(), progress_bar() as progress:
+        yield progress
+
+
+@contextmanager
+def noting() -> Iterator[None]:
+    """Show what is noted about data, model and machine meanwhile."""
     log, notes = logging.getLogger("tascade.data"), _Notes(logging.INFO)
     before = log.level
     log.setLevel(logging.INFO)
     log.addHandler(notes)
     try:
-        with _terminable(), progress_bar() as progress:
-            yield progress
+        yield
     finally:
         log.removeHandler(notes)
         log.setLevel(before)
