@@ -114,7 +114,8 @@ def export_drafter(
         raise ConfigError("depth is out of range", got=depth, wanted="1 to 16", where="depth")
     if not check:
         _refuse_other(folder)
-    target, tokenizer, name = load_model(model if model is not None else opened.model)
+    ref = model if model is not None else opened.model
+    target, tokenizer, name = load_model(ref, dtype=opened.precision())
     opened.check_tokenizer(fingerprint(tokenizer), name)
     network, ids, info = load_drafter(opened.drafter, target, opened.info.fingerprint)
     config = _config(network, target, name, depth)
