@@ -21,13 +21,14 @@ from tascade.integrations.vllm_v2 import CutDrafts, HostSpeculator, check_second
 RUNNER = "vllm.v1.worker.gpu.model_runner"
 
 
-def config(second: bool = True, ahead: bool = False, **speculative: Any) -> Any:
+def config(second: bool = True, ahead: bool = False, workers: int = 1, **speculative: Any) -> Any:
     return SimpleNamespace(
         use_v2_model_runner=second,
         speculative_config=SimpleNamespace(
             **{"method": "ngram_gpu", "num_speculative_tokens": 3} | speculative
         ),
         scheduler_config=SimpleNamespace(async_scheduling=ahead, max_num_seqs=4),
+        parallel_config=SimpleNamespace(world_size=workers),
         additional_config={"tascade": {"pack": "p"}},
     )
 
@@ -38,6 +39,7 @@ def config(second: bool = True, ahead: bool = False, **speculative: Any) -> Any:
         (config(), ["a", "b"], "whose pack"),
         (config(method="eagle3"), ["a"], "network"),
         (config(enable_adaptive_verification=True), ["a"], "adaptive verification"),
+        (config(workers=2), ["a"], "2 workers"),
     ],
 )
 def test_what_works_in_the_first_runner_alone_is_refused_by_name(
@@ -47,6 +49,10 @@ def test_what_works_in_the_first_runner_alone_is_refused_by_name(
         check_second_runner(made, packs)
     made.use_v2_model_runner = False
     check_second_runner(made, packs)
+
+
+def test_what_is_scheduled_ahead_may_have_several_workers_and_adaptive_verification() -> None:
+    check_second_runner(config(ahead=True, workers=2, enable_adaptive_verification=True), ["a"])
 
 
 def test_the_first_runner_does_not_draft_by_ngrams_where_a_pack_is_named() -> None:

@@ -42,7 +42,8 @@ def check_second_runner(config: Any, packs: Sequence[str]) -> None:
     """Refuse what works in the first runner only.
 
     Raises:
-        ConfigError: several packs, or a network beside the outputs.
+        ConfigError: several packs, a network beside the outputs; and where vLLM schedules step by
+            step, several workers, or adaptive verification.
     """
     if not uses_second_runner(config):
         return
@@ -63,8 +64,18 @@ def check_second_runner(config: Any, packs: Sequence[str]) -> None:
             where="speculative_config",
             fix=fix + "serve the pack without --drafter",
         )
-    wanted = getattr(config.speculative_config, "enable_adaptive_verification", False)
-    if wanted and not config.scheduler_config.async_scheduling:
+    if config.scheduler_config.async_scheduling:
+        return
+    if config.parallel_config.world_size > 1:
+        # There drafts stay in each worker, and each would decide by its own clock.
+        raise ConfigError(
+            "in vLLM's second model runner several workers would draft each something else",
+            got=f"{config.parallel_config.world_size} workers, no async scheduling",
+            wanted="async scheduling, with which all draft the same, or one worker",
+            where="parallel_config",
+            fix=fix + "leave --no-async-scheduling out",
+        )
+    if getattr(config.speculative_config, "enable_adaptive_verification", False):
         raise ConfigError(
             "adaptive verification is for drafts made on the device",
             got="no async scheduling",
