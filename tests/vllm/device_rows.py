@@ -66,6 +66,23 @@ def contexts(known: list[np.ndarray[Any, Any]], rng: np.random.Generator) -> Any
     return prompt, output
 
 
+def undrafted(device: DeviceDrafter) -> list[list[Any]]:
+    """Rows that nothing can be drafted for: what the device drafted for them all the same."""
+    ids = torch.randint(2, VOCAB, (ROWS, LENGTH), dtype=torch.int32)
+    lengths = torch.full((ROWS,), 40, dtype=torch.int32)
+    fresh = torch.ones(ROWS, dtype=torch.int32)
+    lengths[0] = 0  # empty
+    fresh[1] = 0  # its prompt is still being read
+    ids[2, 39], ids[3, 39], ids[4, 30] = -1, VOCAB, 2**31 - 1  # no ids
+    lengths[5] = LENGTH  # as long as may be
+    ids[6, 39] = END
+    rows = torch.tensor([6, 5, 4, 3, 2, 1, 0])
+    drafts, odds = device.draft(ids, rows, lengths, torch.ones_like(lengths), fresh[rows])
+    last = [max(0, int(ids[row, lengths[row] - 1])) if row else 0 for row in rows.tolist()]
+    filled = [row == [token] * len(row) for row, token in zip(drafts.tolist(), last, strict=True)]
+    return [] if all(filled) and not odds.any() else [[drafts.tolist(), odds.tolist(), last]]
+
+
 def compare(shards: int, tokens: int, count: int, most: int, seed: int) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
     known = documents(tokens, rng)
@@ -113,6 +130,7 @@ def compare(shards: int, tokens: int, count: int, most: int, seed: int) -> dict[
             worst = max(worst, float(gaps.max(initial=0.0)))
             drafted += len(draft)
         rows += ROWS
+    differ += undrafted(device)
     made = {"rows": rows, "drafted": drafted, "index_bytes": device.index_bytes}
     return made | {"differ": differ, "worst": worst}
 

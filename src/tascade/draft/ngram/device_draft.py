@@ -308,5 +308,5 @@ def draft_kernel(
             alive = (made < room) & (_among(chosen, end_tokens) == 0)
     _counted(given + state, tallies, new, made)
     for i in range(made, K):
-        tl.store(drafts + b * K + i, last.to(tl.int64))
+        tl.store(drafts + b * K + i, tl.maximum(last, 0).to(tl.int64))  # who reads it embeds it
         tl.store(odds + b * K + i, 0.0)
