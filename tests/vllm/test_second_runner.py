@@ -104,3 +104,10 @@ def test_the_device_drafts_what_the_numba_kernels_draft(shards: int, tokens: int
     assert found["differ"] == []
     assert found["worst"] < 1e-6
     assert found["drafted"] > 40
+
+
+def test_the_kernel_compiles_for_gpus() -> None:
+    script = SCRIPT.with_name("device_compile.py")
+    ended = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr[-4000:]
+    assert min(json.loads(ended.stdout).values()) > 10_000
