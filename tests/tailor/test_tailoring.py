@@ -168,7 +168,7 @@ def test_inspect_predicts_what_tailor_gives(ticket_pack: Path, tmp_path: Path) -
     train = list(load_examples(TRAIN))[:200]
     copy = tmp_path / "pack"
     Pack.open(ticket_pack).copy_to(copy)
-    found = inspect(train, bundled.model_path(), **data)
+    found = inspect(train, bundled.model_path(), dtype="float32", **data)  # as the pack is
     predicted = found.to_dict()["tailored_vocabulary"]
     made = tailor(copy, train, **data, config=VocabConfig(head="exact"))
     given = made.to_json()
@@ -183,7 +183,7 @@ def test_inspect_predicts_what_tailor_gives(ticket_pack: Path, tmp_path: Path) -
     assert task_model.tailored is not None
     sizes = predicted["vocabulary_bytes"]
     assert sizes["tailored"] == task_model.tailored.head.union.nbytes
-    whole, _, _ = load_model(bundled.model_path())
+    whole, _, _ = load_model(bundled.model_path(), dtype="float32")
     assert sizes["full"] == whole.get_input_embeddings().weight.nbytes  # tied: once
     left = sum(p.nbytes for p in task_model.model.parameters()) + sizes["tailored"]
     weights = sum(p.nbytes for p in whole.parameters())

@@ -214,7 +214,8 @@ class _Run:
     def show(self) -> None:
         """Tell how far it is, of all or of as many as there is time for."""
         given, left = self.done - self._kept_before, max(self.left, 0.0)
-        fits = math.ceil(left * given / (self._seconds - left)) if given else self.asked
+        took = max(self._seconds - left, 1e-9)
+        fits = math.ceil(left * given / took) if given else self.asked
         self._tell(self._stage, self.done, min(self.done + fits, self.asked))
 
     # --- ways ------------------------------------------------------------------------------------
