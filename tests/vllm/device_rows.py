@@ -107,7 +107,7 @@ def compare(shards: int, tokens: int, count: int, most: int, seed: int) -> dict[
             ids[row, : len(whole)] = whole
             lengths.append(len(whole))
             prompts.append(len(prompt))
-            device.admit(row, prompt)
+            device.admit(row, torch.from_numpy(prompt))
         sampled = [output.tolist() for _, output in given]
         wanted = host.propose(sampled, np.array(lengths, np.int32), ids)
         odds = host._slots.survival[

@@ -36,7 +36,7 @@ class WatchedProposer(TascadeProposer):
     ) -> list[list[int]]:
         drafts = super().propose(sampled_token_ids, num_tokens_no_spec, token_ids_cpu)
         self.calls += 1
-        ends = set(self.drafter._end_tokens.tolist())
+        ends = set(self.drafter.end_tokens.tolist())
         self.drafted_ends += sum(not ends.isdisjoint(new[:-1]) for new in sampled_token_ids)
         for row, draft in enumerate(drafts):
             wanted = set(draft) - self.common

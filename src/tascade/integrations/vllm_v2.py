@@ -122,22 +122,15 @@ def install(config: Any) -> None:
 
 def _with_ours(theirs: Callable[..., Any]) -> Callable[..., Any]:
     def init_speculator(vllm_config: Any, device: torch.device, req_states: Any) -> Any:
-        proposer = _proposer_of(vllm_config)
-        if proposer is None:
+        from tascade.integrations.vllm import TascadeProposer
+
+        if vllm_config.speculative_config.method != CARRIER or not _named(vllm_config):
             return theirs(vllm_config, device, req_states)
-        if vllm_config.scheduler_config.async_scheduling:
-            return DeviceSpeculator(proposer, vllm_config, device, req_states)
-        return HostSpeculator(proposer, vllm_config, device, req_states)
+        ahead = vllm_config.scheduler_config.async_scheduling
+        kind = DeviceSpeculator if ahead else HostSpeculator
+        return kind(TascadeProposer(vllm_config), vllm_config, device, req_states)
 
     return init_speculator
-
-
-def _proposer_of(vllm_config: Any) -> Any:
-    """The proposer of the pack that an engine's config names, or nothing where it names none."""
-    from tascade.integrations.vllm import TascadeProposer
-
-    ours = vllm_config.speculative_config.method == CARRIER and _named(vllm_config)
-    return TascadeProposer(vllm_config) if ours else None
 
 
 def _named(config: Any) -> bool:
@@ -153,6 +146,8 @@ class _Speculator(ABC):
         tascade: the pack's proposer.
     """
 
+    _places: torch.Tensor
+    """Drafts [requests, K] on the device."""
     supports_mm_inputs = False
     draft_logits = None
     num_query_per_req, num_extra_query_per_req = 1, 0
@@ -192,15 +187,13 @@ class _Speculator(ABC):
             runner embeds what it finds there.
         """
         rows = input_batch.num_reqs
-        return self._dummy(rows) if dummy_run else self._draft(input_batch, num_sampled[:rows])
+        if not dummy_run:
+            self._draft(input_batch, num_sampled[:rows])
+        return self._places[:rows]
 
     @abstractmethod
-    def _dummy(self, rows: int) -> torch.Tensor:
-        """Places [B, K] of the right kind, whatever they hold."""
-
-    @abstractmethod
-    def _draft(self, batch: Any, num_sampled: torch.Tensor) -> torch.Tensor:
-        """See :meth:`propose`."""
+    def _draft(self, batch: Any, num_sampled: torch.Tensor) -> None:
+        """Write a batch's drafts to the places; see :meth:`propose`."""
 
 
 class HostSpeculator(_Speculator):
@@ -217,10 +210,7 @@ class HostSpeculator(_Speculator):
         self._prompts = np.zeros(0, np.int64)
         tascade.bind(lambda: self._prompts)
 
-    def _dummy(self, rows: int) -> torch.Tensor:
-        return self._places[:rows]
-
-    def _draft(self, batch: Any, num_sampled: torch.Tensor) -> torch.Tensor:
+    def _draft(self, batch: Any, num_sampled: torch.Tensor) -> None:
         rows = batch.num_reqs
         lengths, fresh, ids = self._on_host(batch, num_sampled)
         self._prompts = self._states.prompt_len.np[batch.idx_mapping_np[:rows]]
@@ -234,7 +224,7 @@ class HostSpeculator(_Speculator):
         for row, draft in enumerate(drafts):
             filled[row, : len(draft)] = draft
         self.counts = [len(draft) for draft in drafts]
-        return self._places[:rows].copy_(torch.from_numpy(filled))
+        self._places[:rows].copy_(torch.from_numpy(filled))
 
     def _on_host(
         self, batch: Any, num_sampled: torch.Tensor
@@ -271,17 +261,15 @@ class DeviceSpeculator(_Speculator):
             )
         from tascade.draft.ngram.device import DeviceDrafter
 
-        drafter = tascade.drafter
-        self._task = drafter.tasks[0]
         self._drafter = DeviceDrafter(
-            self._task,
-            end_tokens=drafter.end_tokens,
+            tascade.drafter.tasks[0],
+            end_tokens=tascade.drafter.end_tokens.tolist(),
             requests=self._requests,
             length=config.model_config.max_model_len,
             most=self._most,
             device=device,
         )
-        self._held: dict[int, str] = {}
+        self._places, self._held = self._drafter.drafts, dict[int, str]()
         # The runner then leaves out, over the whole batch, the places that do not pay.
         self.enable_adaptive_verification = config.speculative_config.enable_adaptive_verification
         self.draft_token_confidence_probs = self._drafter.odds
@@ -292,31 +280,20 @@ class DeviceSpeculator(_Speculator):
             self._most,
         )
 
-    def _dummy(self, rows: int) -> torch.Tensor:
-        return self._drafter.places(rows)
-
-    def _draft(self, batch: Any, num_sampled: torch.Tensor) -> torch.Tensor:
+    def _draft(self, batch: Any, num_sampled: torch.Tensor) -> None:
         states = self._states
         for name, at in zip(batch.req_ids, batch.idx_mapping_np.tolist(), strict=False):
             if self._held.get(at) != name:
                 self._held[at] = name
-                self._admit(at)
-        drafts, _ = self._drafter.draft(
+                prompt = int(states.prompt_len.np[at])
+                self._drafter.admit(at, states.all_token_ids.gpu[at, :prompt])
+        self._drafter.draft(
             states.all_token_ids.gpu,
             batch.idx_mapping[: batch.num_reqs].long(),
             states.total_len.gpu,
             states.prompt_len.gpu,
             num_sampled,
         )
-        return drafts
-
-    def _admit(self, at: int) -> None:
-        if self._task.similar is None:
-            self._drafter.admit(at, np.empty(0, np.int32))
-            return
-        length = int(self._states.prompt_len.np[at])
-        prompt = self._states.all_token_ids.gpu[at, :length].to(torch.int32).cpu().numpy()
-        self._drafter.admit(at, prompt)
 
     def own_stats(self) -> dict[str, int]:
         """What was drafted and accepted so far; waits for the device."""

@@ -115,8 +115,7 @@ class BatchDrafter:
         self.budget, self.most, self.length = budget, most, length
         self.stats = BatchStats()
         self._on_end: Ended | None = None  # not while compiling
-        self.end_tokens = tuple(end_tokens)
-        self._end_tokens = np.asarray(end_tokens, np.int32)
+        self.end_tokens = np.asarray(end_tokens, np.int32)
         self._slots = new_slots(requests, length, most)
         self._lanes = RowThreads(threads, lambda: _new_work(most))
         self._last = np.full(requests, -1, np.int64)
@@ -290,7 +289,7 @@ class BatchDrafter:
         slots = np.argsort(free, kind="stable")[: len(rows)]
         self._claimed[slots] = 1
         examples = [
-            self._examples_for(ids[row, :prompt], task)
+            examples_of(self.tasks[task], ids[row, :prompt])
             for row, prompt, task in zip(
                 rows.tolist(), prompts.tolist(), wanted.tolist(), strict=True
             )
@@ -299,12 +298,6 @@ class BatchDrafter:
         clear_slots(self._slots, slots, wanted, prompts, np.concatenate(examples), ends)
         self.stats.requests += len(rows)
         return slots
-
-    def _examples_for(self, prompt: IntArray, task: int) -> IntArray:
-        similar = self.tasks[task].similar
-        if similar is None or not len(prompt):
-            return _NO_TOKENS
-        return concat_documents(similar.lookup(prompt, top=_EXAMPLES))
 
     def _tell_ends(
         self,
@@ -319,13 +312,13 @@ class BatchDrafter:
         One that was drafted and accepted has another token behind it, which the engine drops later.
         """
         assert self._on_end is not None
-        ends = set(self._end_tokens.tolist())
+        ends = set(self.end_tokens.tolist())
         for row, new in enumerate(sampled):
             if slot_of[row] < 0 or ends.isdisjoint(new):
                 continue
             begin = int(self._since[slot_of[row]] if prompts is None else prompts[row])
             said = ids[row, begin : lengths[row]]
-            end = int(np.isin(said, self._end_tokens).argmax()) + 1
+            end = int(np.isin(said, self.end_tokens).argmax()) + 1
             if len(said) - end < len(new):
                 self._on_end(ids[row, :begin].copy(), said[:end].copy())
 
@@ -345,7 +338,7 @@ class BatchDrafter:
                 slot_of[rows],
                 self._slots,
                 tasks,
-                self._end_tokens,
+                self.end_tokens,
                 plan,
                 *work,
             )
@@ -365,6 +358,13 @@ class BatchDrafter:
         self.stats.drafted += total
         drafts, ends = self._drafts[:total].tolist(), self._row_ends[:n].tolist()
         return [drafts[a:b] for a, b in pairwise([0, *ends])]
+
+
+def examples_of(task: Task, prompt: IntArray) -> IntArray:
+    """The outputs of the examples most like a prompt [T], each behind the start of a document."""
+    if task.similar is None or not len(prompt):
+        return _NO_TOKENS
+    return concat_documents(task.similar.lookup(prompt, top=_EXAMPLES))
 
 
 def _new_work(most: int) -> tuple[Any, ...]:

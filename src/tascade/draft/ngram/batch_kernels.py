@@ -21,10 +21,10 @@ from tascade.index.lookup import DEPTH, HASH_BITS, MAX_LEVELS, chain_extend, sha
 from tascade.util.jit import inner, lean
 
 SURVIVAL_BINS = 64
-_LEAST = 0.02
-_LEAST_SHARE = 0.1
-_QUORUM = 12
-_REACH = 16
+LEAST = 0.02
+LEAST_SHARE = 0.1
+QUORUM = 12
+REACH = 16
 _MANY = 32
 
 
@@ -82,9 +82,9 @@ def _agreed(shards: Any, token: int, above: int, row: int, scratch: Any, found: 
             kept += 1
             total += 1
         held[row, level] = kept
-        if level == 0 and kept < min(held[above, 0], _QUORUM):
+        if level == 0 and kept < min(held[above, 0], QUORUM):
             return 0
-    if total < _QUORUM:
+    if total < QUORUM:
         return 0
     share = 0.0
     for level in range(levels - 1, -1, -1):
@@ -124,7 +124,7 @@ def _grow_chain(
     _, weights, final, path, odds = mixer
     nodes = len(output_window) - DEPTH
     product, least, n = 1.0, 1.0, 0
-    bar = max(_LEAST, floor)
+    bar = max(LEAST, floor)
     memo_used[0] = 0
     while n < limit:
         rc, rx = output_window[nodes - n :], request_window[nodes - n :]
@@ -133,8 +133,8 @@ def _grow_chain(
         found = (memo_tokens[n], memo_shares[n], memo_match[n])
         used = _agreed(sources[0], rc[0], parent, n, scratch, found)
         if used == 0:
-            cut = min(0.4, max(_LEAST_SHARE, 0.4 * bar / product))
-            used = gather(sources, rc, nc, rx, nx, cut, scratch, found, (n, parent, _REACH))
+            cut = min(0.4, max(LEAST_SHARE, 0.4 * bar / product))
+            used = gather(sources, rc, nc, rx, nx, cut, scratch, found, (n, parent, REACH))
         memo_used[n] = used
         total, top, best = 0.0, 0.0, -1
         for i in range(used):

@@ -25,17 +25,17 @@ from tascade.index.lookup import (
 from tascade.util.jit import inner
 
 MAX_CANDIDATES = 8
-_POOL = 48
+POOL = 48
 SOURCES = 3
 CORPUS, SIMILAR, CONTEXT = 0, 1, 2
 """The task's outputs; the outputs of the examples most like this prompt; this request itself."""
 
-_ENOUGH = 24
+ENOUGH = 24
 KEPT_VOTERS = 48
 SHARD_BITS = 40
 EVERYWHERE = 1 << SHARD_BITS
-_FEW_LEFT = 16
-_STRONG = 0.1
+FEW_LEFT = 16
+STRONG = 0.1
 _RECENT_WEIGHTS = (1.0, 0.5, 0.15)
 
 
@@ -46,12 +46,12 @@ def new_scratch(nodes: int) -> tuple[Any, ...]:
     (shard and position in one number), and how many there are at each level.
     """
     return (
-        np.empty(_POOL, np.int32),
-        np.empty(_POOL, np.float64),
+        np.empty(POOL, np.int32),
+        np.empty(POOL, np.float64),
         np.empty((MAX_SHARDS, 5), np.int64),
         np.empty(MAX_VISITS, np.int32),
         np.empty(MAX_VISITS, np.int64),
-        np.empty((MAX_LEVELS, _POOL), np.float64),
+        np.empty((MAX_LEVELS, POOL), np.float64),
         np.empty(MAX_LEVELS, np.float64),
         np.empty((nodes + 1, MAX_LEVELS, KEPT_VOTERS), np.int64),
         np.empty((nodes + 1, MAX_LEVELS + 2), np.int32),
@@ -99,7 +99,7 @@ def _sample_interval(
 def _vote(pool: Any, counts: Any, level: int, used: int, token: int) -> int:
     j = _slot(pool, used, token)
     if j < 0:
-        if used >= _POOL:
+        if used >= POOL:
             return used
         j = used
         pool[j] = token
@@ -151,7 +151,7 @@ def corpus_votes(
             if fresh_length[i] < k:
                 below = max(below, fresh_length[i])
         level += 1
-        if totals[level - 1] >= _ENOUGH:
+        if totals[level - 1] >= ENOUGH:
             break
         k = min(below, k - 1)
     _blend(counts, totals, level, used, shares)
@@ -194,7 +194,7 @@ def inherited_votes(
             if tokens[p + 1] >= 0:
                 used = _vote(pool, counts, level, used, tokens[p + 1])
                 totals[level] += 1.0
-        if level == 0 and held[0] < min(all_held[above, 0], _FEW_LEFT):
+        if level == 0 and held[0] < min(all_held[above, 0], FEW_LEFT):
             return -1, 0
     held[MAX_LEVELS] = levels
     held[MAX_LEVELS + 1] = best + 1
@@ -350,8 +350,8 @@ def gather(
         out_match[source] = best
         # The strong ones first, so that weak ones never take their place.
         for strong in (True, False):
-            bar = max(least, _STRONG) if strong else least
-            for j in range(found if strong or least < _STRONG else 0):
+            bar = max(least, STRONG) if strong else least
+            for j in range(found if strong or least < STRONG else 0):
                 if shares[j] > bar:
                     i = _slot(out_tokens, used, pool[j])
                     if i < 0 and used < MAX_CANDIDATES:

@@ -7,14 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from tascade.core import IntArray
+from tascade.draft.ngram.batch import examples_of
 from tascade.draft.ngram.device_draft import draft_kernel
-from tascade.draft.ngram.drafter import concat_documents
+from tascade.draft.ngram.request_states import EXAMPLE_TOKENS
 from tascade.draft.ngram.sources import Task
-from tascade.errors import ConfigError
-from tascade.index.lookup import MAX_SHARDS
+from tascade.index.view import shard_table
 
-_MOST_EXAMPLES, EXAMPLE_TOKENS = 8, 8192
 _NO_TOKEN = -5
 
 
@@ -30,11 +28,11 @@ class DeviceDrafter:
         device: where the index is held and drafts are made.
 
     Raises:
-        ConfigError: the task has more shards than one draft searches.
+        ConfigError: the task has more shards than one draft searches, or a shard of another layout.
 
     Attributes:
         bytes: what it holds on the device; ``index_bytes``: of these the task's index.
-        odds: of the last drafts, see :meth:`draft`; for as many rows as there are requests.
+        drafts, odds: the last ones, see :meth:`draft`; for as many rows as there are requests.
     """
 
     def __init__(
@@ -47,14 +45,7 @@ class DeviceDrafter:
         most: int,
         device: torch.device,
     ) -> None:
-        shards = list(task.corpus.shards) if task.corpus is not None else []
-        if len(shards) > MAX_SHARDS:
-            raise ConfigError(
-                "too many shards to search in one draft",
-                got=len(shards),
-                wanted=f"at most {MAX_SHARDS}",
-                fix="compact the corpus index",
-            )
+        _, shards = shard_table(task.corpus)
         self._task, self._length, self._most = task, length, most
         arrays = [(shard.tokens, shard.order.view(np.int32), shard.head.view(np.int32))
                   for shard in shards]  # fmt: skip
@@ -74,23 +65,25 @@ class DeviceDrafter:
         size = EXAMPLE_TOKENS if task.similar is not None else 1
         self._examples = torch.zeros((requests, size), dtype=torch.int32, device=device)
         self._example_lengths = torch.zeros(requests, dtype=torch.int32, device=device)
-        self._drafts = torch.zeros((requests, most), dtype=torch.int64, device=device)
+        self.drafts = torch.zeros((requests, most), dtype=torch.int64, device=device)
         self.odds = torch.zeros((requests, most), dtype=torch.float32, device=device)
         self._given = torch.zeros(requests, dtype=torch.int32, device=device)
-        self._totals = torch.zeros(4, dtype=torch.int64, device=device)
+        self._totals = torch.zeros(3, dtype=torch.int64, device=device)
         self.index_bytes = sum(part.nbytes for parts in self._arrays for part in parts)
-        held = (self._calibration, self._examples, self._drafts, self.odds, table)
+        held = (self._calibration, self._examples, self.drafts, self.odds, table)
         self.bytes = self.index_bytes + sum(tensor.nbytes for tensor in held)
 
-    def admit(self, state: int, prompt: IntArray) -> None:
-        """Give a place of the request states to a new request: its prompt's examples go there."""
+    def admit(self, state: int, prompt: torch.Tensor) -> None:
+        """Give a place of the request states to a new request, whose prompt [T] is on the device.
+
+        Its examples go there; to look them up waits for the device.
+        """
         self._given[state] = 0
-        similar = self._task.similar
-        if similar is None:
-            return
-        found = concat_documents(similar.lookup(prompt, top=_MOST_EXAMPLES))[-EXAMPLE_TOKENS:]
-        self._examples[state, : len(found)] = torch.from_numpy(np.ascontiguousarray(found))
-        self._example_lengths[state] = len(found)
+        if self._task.similar is not None:
+            ids = prompt.to(torch.int32).cpu().numpy()
+            found = examples_of(self._task, ids)[-EXAMPLE_TOKENS:]
+            self._examples[state, : len(found)] = torch.from_numpy(np.ascontiguousarray(found))
+            self._example_lengths[state] = len(found)
 
     def draft(
         self,
@@ -129,7 +122,7 @@ class DeviceDrafter:
             self._example_lengths,
             self._calibration,
             self._ends,
-            self._drafts,
+            self.drafts,
             self.odds,
             self._given,
             self._totals,
@@ -140,15 +133,11 @@ class DeviceDrafter:
             num_warps=1,
             enable_fp_fusion=False,  # the numba kernels round each product, too
         )
-        return self._drafts[:rows], self.odds[:rows]
-
-    def places(self, rows: int) -> torch.Tensor:
-        """Where the drafts of so many rows [B, K] stand, whatever is in it now."""
-        return self._drafts[:rows]
+        return self.drafts[:rows], self.odds[:rows]
 
     def counted(self) -> dict[str, int]:
         """Rows drafted for, tokens drafted and verified, and accepted of them, so far."""
-        rows, drafted, accepted, _ = self._totals.tolist()
+        rows, drafted, accepted = self._totals.tolist()
         return {"rows": rows, "drafted": drafted, "accepted": accepted}
 
 

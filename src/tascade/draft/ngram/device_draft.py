@@ -10,28 +10,39 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from tascade.draft.ngram import mixer
+from tascade.draft.ngram.batch_kernels import LEAST, LEAST_SHARE, QUORUM
+from tascade.draft.ngram.candidates import MAX_CANDIDATES, SOURCES, STRONG
 from tascade.draft.ngram.device_votes import (
+    _DEPTH,
+    _KEPT,
+    _LANES,
+    _LEVELS,
     _at,
     _blended,
     _chain_votes,
     _following,
     _inherited,
     _search,
+    _slot,
     constant,
 )
 
-_DEPTH = constant(32)
-_LANES = constant(64)
-_LEVELS = constant(3)
-_KEPT = constant(48)
-_CANDIDATES = constant(8)
-_QUORUM = constant(12)
+_CANDIDATES = constant(MAX_CANDIDATES)
+_QUORUM = constant(QUORUM)
 _CLIP = constant(6.0)
-_GRID = constant(23)
-_WEIGHTS, _FINAL, _PATH = constant(3 * 16 * 13), constant(656), constant(706)
-_LEAST = constant(0.02)
-_LEAST_SHARE = constant(0.1)
-_STRONG = constant(0.1)
+_STEPS, _GRID = constant(mixer.FINAL_BUCKETS - 1.0), constant(mixer.FINAL_BUCKETS - 2)
+_MATCHES, _SHARES = constant(mixer.MATCH_BUCKETS), constant(mixer.SHARE_BUCKETS)
+WEIGHTS = SOURCES * mixer.MATCH_BUCKETS * mixer.SHARE_BUCKETS
+FINAL = WEIGHTS + mixer.WEIGHT_SETS * (SOURCES + 1)
+_WEIGHTS, _FINAL, _PATH = (
+    constant(WEIGHTS),
+    constant(FINAL),
+    constant(FINAL + 2 * mixer.FINAL_BUCKETS),
+)
+_LEAST = constant(LEAST)
+_LEAST_SHARE = constant(LEAST_SHARE)
+_STRONG = constant(STRONG)
 
 
 @triton.jit
@@ -53,11 +64,7 @@ def _merged(tokens, shares, used, pool, offered, found, least):
             open_ = open_ & (lane > first)
             left -= 1
             token = _at(pool, lane, first)
-            mine = (tokens == token) & (place < used)
-            isnew = (tl.sum(mine.to(tl.int32), 0) == 0) & (used < _CANDIDATES)
-            mine = mine | (isnew & (place == used))
-            tokens = tl.where(mine, token, tokens)
-            used += isnew.to(tl.int32)
+            tokens, used, mine = _slot(tokens, place, used, token, _CANDIDATES)
             shares = tl.where(mine, _at(offered, lane, first), shares)
     # A token another source offers may sit lower here: its share still is evidence.
     same = (tokens[:, None] == pool[None, :]) & (lane < found)[None, :]
@@ -69,7 +76,7 @@ def _merged(tokens, shares, used, pool, offered, found, least):
 @triton.jit
 def _finished(mixed, table):
     """The rate that a table [25, 2] of (hits, trials) has for log-odds, as ``mixer._finish``."""
-    at = (mixed + _CLIP) * 24.0 / (2.0 * _CLIP)
+    at = (mixed + _CLIP) * _STEPS / (2.0 * _CLIP)
     i = tl.minimum(at.to(tl.int32), _GRID)
     f = at - i.to(tl.float64)
     low = tl.load(table + 2 * i) / tl.load(table + 2 * i + 1)
@@ -90,7 +97,7 @@ def _evidence(odds, shares, match, source: tl.constexpr):
     row = tl.where(match <= 10, match, tl.where(match < 13, 11, long))
     share = tl.minimum(1 + (shares * 10.0).to(tl.int32), 10)
     sure = tl.where(shares > 0.97, 12, tl.where(shares > 0.93, 11, share))
-    return tl.load(odds + (source * 16 + row) * 13 + tl.where(shares <= 0.0, 0, sure))
+    return tl.load(odds + (source * _MATCHES + row) * _SHARES + tl.where(shares <= 0.0, 0, sure))
 
 
 @triton.jit
@@ -265,7 +272,7 @@ def draft_kernel(
     example_lengths: [R] int32. calibration: odds, weights, final and path, float64. ends: [ENDS]
     int32, padded. drafts: [B, K] int64, a place without a draft gets the row's last token; odds:
     [B, K] float32, how likely each is right where all before it are, 0 without a draft; given: [R]
-    int32, how many places of its row are drafts. tallies: [4] int64, to which rows, tokens drafted
+    int32, how many places of its row are drafts. tallies: [3] int64, to which rows, tokens drafted
     before, and accepted of them, are added. longest: most tokens of a request; vocabulary: a row
     whose last tokens are not below it is left alone.
     """

@@ -15,27 +15,31 @@ from typing import Any
 import triton
 import triton.language as tl
 
+from tascade.draft.ngram import candidates
+from tascade.draft.ngram.batch_kernels import REACH
+from tascade.index import lookup
+
 
 def constant(value: float) -> Any:
     """A number that kernels read: Triton's interpreter takes its ``constexpr`` for an object."""
     return value if triton.knobs.runtime.interpret else tl.constexpr(value)
 
 
-_DEPTH = constant(32)
-_NEAR = constant(16)
+_DEPTH = constant(lookup.DEPTH)
+_NEAR = constant(REACH)
 _LANES = constant(64)
-_KEPT = constant(48)
-_POOL = constant(48)
-_SAMPLES = constant(24)
-_ENOUGH = constant(24)
-_VISITS = constant(24)
-_LEVELS = constant(3)
-_SHARDS = constant(8)
-_SHARD_BITS = constant(40)
-_PLACE = constant((1 << 40) - 1)
+_KEPT = constant(candidates.KEPT_VOTERS)
+_POOL = constant(candidates.POOL)
+_SAMPLES = constant(lookup.MAX_SAMPLES)
+_ENOUGH = constant(candidates.ENOUGH)
+_VISITS = constant(lookup.MAX_VISITS)
+_LEVELS = constant(lookup.MAX_LEVELS)
+_SHARDS = constant(lookup.MAX_SHARDS)
+_SHARD_BITS = constant(candidates.SHARD_BITS)
+_PLACE = constant((1 << candidates.SHARD_BITS) - 1)
 _BLOCK = constant(256)
-_FEW_LEFT = constant(16)
-_HASH_SHIFT = constant(20)
+_FEW_LEFT = constant(candidates.FEW_LEFT)
+_HASH_SHIFT = constant(32 - lookup.HASH_BITS)
 
 
 @triton.jit
@@ -105,14 +109,18 @@ def _locate(shards, s, rc, n):
 
 
 @triton.jit
+def _slot(tokens, lane, used, token, most):
+    """Tokens with this one among them if there is room, how many they are, and where it stands."""
+    mine = (tokens == token) & (lane < used)
+    isnew = (tl.sum(mine.to(tl.int32), 0) == 0) & (used < most)
+    mine = mine | (isnew & (lane == used))
+    return tl.where(mine, token, tokens), used + isnew.to(tl.int32), mine
+
+
+@triton.jit
 def _vote(pool, counts, used, level, token):
     """Count one vote for a token at a level; ``pool`` [64], ``counts`` [4, 64]."""
-    lane = tl.arange(0, _LANES)
-    mine = (pool == token) & (lane < used)
-    isnew = (tl.sum(mine.to(tl.int32), 0) == 0) & (used < _POOL)
-    mine = mine | (isnew & (lane == used))
-    pool = tl.where(mine, token, pool)
-    used += isnew.to(tl.int32)
+    pool, used, mine = _slot(pool, tl.arange(0, _LANES), used, token, _POOL)
     counts += ((tl.arange(0, 4)[:, None] == level) & mine[None, :]).to(tl.float64)
     return pool, counts, used
 
@@ -336,12 +344,7 @@ def _chain_votes(tokens, length, rc, n):
     for i in range(found):
         behind = best - _at(lengths, lane, i)
         weight = tl.where(behind == 0, 1.0, tl.where(behind == 1, 0.5, 0.15)).to(tl.float64)
-        token = _at(said, lane, i)
-        mine = (pool == token) & (lane < used)
-        isnew = tl.sum(mine.to(tl.int32), 0) == 0
-        mine = mine | (isnew & (lane == used))
-        pool = tl.where(mine, token, pool)
-        used += isnew.to(tl.int32)
+        pool, used, mine = _slot(pool, lane, used, _at(said, lane, i), _POOL)
         shares += tl.where(mine, weight, 0.0)
         total += weight
     return pool, shares / (total + 0.5), used, best
