@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from readme_table import put_into
+from pilot_table import put_into
 from tascade.bench.machine import machine_info
 from tascade.data.load import load_examples
 from tascade.enrich.tokens.curve import best_at, choose_among

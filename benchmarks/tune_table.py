@@ -1,4 +1,4 @@
-"""Writes the table of TASC-ft between its markers in README.md, from tune_pilot's JSON.
+"""Writes the table of TASC-ft between its markers in docs/results.md, from tune_pilot's JSON.
 
 python benchmarks/tune_table.py benchmarks/tune_pilot.json
 """
@@ -6,12 +6,15 @@ python benchmarks/tune_table.py benchmarks/tune_pilot.json
 from __future__ import annotations
 
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+from pilot_table import put_into
+
+HERE = Path(__file__).resolve().parent
+PAGE = HERE.parent / "docs" / "results.md"
+BEGIN, END = "<!-- tune -->", "<!-- /tune -->"
 HEAD = (
     "task",
     "new tokens",
@@ -67,16 +70,18 @@ def table(report: dict[str, Any]) -> str:
         f"Test rows that nothing was learned or chosen from ({rows}); speeds on 48 of them, "
         f"medians of five rounds in turns [extremes]. Tuning with its control took {spent} on "
         f"{report['machine']['threads']} threads of {report['machine']['cpu']}. "
-        f"`{report['command']}`, [JSON](benchmarks/tune_pilot.json).",
+        f"`{report['command']}`, `benchmarks/tune_pilot.json`.",
     ]
     return "\n".join(lines)
 
 
+def render(path: Path = HERE / "tune_pilot.json") -> str:
+    return table(json.loads(path.read_bytes()))
+
+
 def main() -> None:
-    report = json.loads(Path(sys.argv[1]).read_text())
-    text = README.read_text()
-    made = f"<!-- tune -->\n{table(report)}\n<!-- /tune -->"
-    README.write_text(re.sub(r"<!-- tune -->.*?<!-- /tune -->", lambda _: made, text, flags=re.S))
+    made = render(Path(sys.argv[1]))
+    PAGE.write_text(put_into(PAGE.read_text(), made, BEGIN, END))
 
 
 if __name__ == "__main__":

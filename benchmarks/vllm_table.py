@@ -1,4 +1,4 @@
-"""The README's vLLM table, from the JSON that ``benchmarks/vllm_path.py`` wrote.
+"""The vLLM table of docs/results.md, from the JSON that ``benchmarks/vllm_path.py`` wrote.
 
 python benchmarks/vllm_table.py --write
 """
@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from readme_table import put_into
+from pilot_table import put_into
 
 HERE = Path(__file__).parent
 BEGIN, END = "<!-- vllm -->", "<!-- /vllm -->"
@@ -40,9 +40,9 @@ def row(name: str, result: dict[str, Any]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def table(folder: Path) -> str:
+def render(folder: Path = HERE / "vllm") -> str:
     lines = [
-        "| workload (its JSON) | concurrency | requests | plain vLLM, tokens/s "
+        "| workload | concurrency | requests | plain vLLM, tokens/s "
         "| tascade against plain | against ngram | against suffix, warm "
         "| against a drafter that never drafts | equal outputs |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---|",
@@ -50,8 +50,10 @@ def table(folder: Path) -> str:
     machine: dict[str, Any] = {}
     for path in sorted(folder.glob("*.json")):
         report = json.loads(path.read_text())
+        if "results" not in report:  # device_draft.py's, which are no runs of vLLM
+            continue
         machine = report["machine"]
-        name = f"[{path.stem}](benchmarks/vllm/{path.name})"
+        name = f"`{path.stem}`"
         lines += [row(name, result) for result in report["results"]]
     lines += [
         "",
@@ -67,14 +69,14 @@ def table(folder: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--results", type=Path, default=HERE / "vllm")
-    parser.add_argument("--readme", type=Path, default=HERE.parent / "README.md")
-    parser.add_argument("--write", action="store_true", help="replace the table in the README")
+    parser.add_argument("--page", type=Path, default=HERE.parent / "docs" / "results.md")
+    parser.add_argument("--write", action="store_true", help="replace the table in the page")
     options = parser.parse_args()
-    found = table(options.results)
+    found = render(options.results)
     print(found)
     if options.write:
-        text = put_into(options.readme.read_text(), found, BEGIN, END)
-        options.readme.write_text(text)
+        text = put_into(options.page.read_text(), found, BEGIN, END)
+        options.page.write_text(text)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def generator() -> ModuleType:
 
 @pytest.fixture(scope="module")
 def table() -> ModuleType:
-    return load(REPO / "benchmarks" / "readme_table.py")
+    return load(REPO / "benchmarks" / "pilot_table.py")
 
 
 # --- recipes ------------------------------------------------------------------------------------
@@ -183,14 +183,31 @@ def test_the_glossary_stays_short() -> None:
     assert terms == sorted(set(terms), key=str.lower)
 
 
-# --- the table of the README --------------------------------------------------------------------
+# --- the table of the pilot -----------------------------------------------------------------------
 
 
 def test_the_table_holds_what_the_json_says(table: ModuleType) -> None:
-    readme = (REPO / "README.md").read_text(encoding="utf-8")
-    assert table.put_into(readme, table.render()) == readme, (
-        "run: python benchmarks/readme_table.py --write"
+    page = (DOCS / "results.md").read_text(encoding="utf-8")
+    assert table.put_into(page, table.render()) == page, (
+        "run: python benchmarks/pilot_table.py --write"
     )
+
+
+TABLES = {
+    "vllm_table.py": ["docs/results.md"],
+    "tune_table.py": ["docs/results.md"],
+    "real_model/table.py": ["README.md", "docs/index.md"],
+}
+
+
+@pytest.mark.parametrize("script", TABLES)
+def test_tables_hold_what_their_json_says(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(REPO / "benchmarks"))
+    made = load(REPO / "benchmarks" / script)
+    for name in TABLES[script]:
+        page = (REPO / name).read_text(encoding="utf-8")
+        text = page.partition(made.BEGIN)[2].partition(made.END)[0]
+        assert text == f"\n{made.render()}\n", f"run: python benchmarks/{script} --write"
 
 
 def result(dtype: str, speedup: float, differing: int) -> dict[str, Any]:
@@ -234,7 +251,7 @@ def test_a_row_shows_the_better_dtype_and_the_best_peer(table: ModuleType, tmp_p
     lines = table.render(tmp_path).splitlines()
     cells = [cell.strip() for cell in lines[2].strip("|").split("|")]
     assert cells == [
-        "[dst_sgd](benchmarks/results/dst_sgd-bfloat16.json)",
+        "`dst_sgd`",
         "bfloat16",
         "100",
         "**4.00x [3.90-4.10]**",

@@ -308,6 +308,7 @@ def test_inspect_predicts_before_anything_is_built(task_model: TaskModel) -> Non
     loaded = tiny_model("llama", vocab_size=260), byte_tokenizer()
     poor = inspect(rows[:60], loaded, held_out=rows[60:])
     assert poor.to_dict()["verdict"] == "will not profit"
+    assert " at a time (`adapt --self`)" in poor.describe()  # drafts do not make up for a batch
     few = inspect(rows[:60], loaded)
     assert few.to_dict()["verdict"] == "cannot tell"
     gain = poor.to_dict()["new_tokens"]

@@ -14,7 +14,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from readme_table import machine_line, ratio  # noqa: E402
+from pilot_table import machine_line, put_into, ratio  # noqa: E402
 
 RESULTS, ROOT = HERE / "results", HERE.parents[1]
 PAGES = ("README.md", "docs/index.md")
@@ -88,9 +88,7 @@ def main() -> None:
     if "--write" in sys.argv[1:]:
         for page in PAGES:
             path = ROOT / page
-            text = path.read_text()
-            start, end = text.index(BEGIN) + len(BEGIN), text.index(END)
-            path.write_text(f"{text[:start]}\n{table}\n{text[end:]}")
+            path.write_text(put_into(path.read_text(), table, BEGIN, END))
 
 
 if __name__ == "__main__":

@@ -238,6 +238,10 @@ def test_a_run_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.Monk
     kept = len((work / "answers.jsonl").read_text().splitlines())
     assert 5 <= kept <= 15
     assert sorted(os.listdir(tmp_path)) == [".pack.answers", "whole"]
+    with pytest.raises(ConfigError, match="would be lost") as forgotten:  # without resume
+        tascade.adapt(loaded(), examples(), recipe=RECIPE, out=out)
+    assert "--resume" in forgotten.value.fix
+    assert len((work / "answers.jsonl").read_text().splitlines()) == kept
     events, tell = heard()
     made = tascade.adapt(loaded(), examples(), recipe=RECIPE, out=out, progress=tell, resume=True)
     first = next(done for stage, done, _ in events if stage == "answering training prompts")

@@ -16,6 +16,7 @@ import pytest
 from tascade import bundled
 from tascade.bench import unfinished
 from tascade.bench.methods import DecoderMethod, Request
+from tascade.bench.metrics import remarks
 from tascade.bench.run import run_bench
 from tascade.bench.schema import validate
 from tascade.bench.timing import About, BenchSettings
@@ -127,6 +128,31 @@ def test_rounds_and_then_rows_are_left_out_where_time_is_short(decoder: Decoder)
     assert bench(decoder, minutes=60.0)["settings"] | {"repeats": 3} == bench(decoder)["settings"]
 
 
+def test_few_rows_are_told_of_with_what_others_may_give(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock is that of the answers: drafts help with every second row."""
+    now = [0.0]
+    run = DecoderMethod.run
+
+    def slow(method: DecoderMethod, request: Request) -> Generation:
+        now[0] += 1.0 if method.name == "tasc-spec" and request.prompt[-1] % 2 else 3.0
+        return run(method, request)
+
+    monkeypatch.setattr(DecoderMethod, "run", slow)
+    monkeypatch.setattr("tascade.bench.timing.time.perf_counter", lambda: now[0])
+    methods = [DecoderMethod(name, decoder, PARAMS) for name in ("plain", "tasc-spec")]
+    settings = BenchSettings(PARAMS, 2, chunk=2)
+    found = run_bench(methods, ROWS, settings, about=ABOUT)
+    ratio, ends = (found["methods"]["tasc-spec"][name] for name in ("speedup", "by_rows"))
+    assert ratio["low"] == ratio["high"] == pytest.approx(1.5)  # each round alike
+    assert ends["low"] < 1.4
+    assert 1.6 < ends["high"] < 3.0
+    assert any("10 rows say little of others" in said for said in remarks(found))
+    many = run_bench(methods, 3 * ROWS, settings, about=ABOUT)
+    assert not any("say little" in said for said in remarks(many))
+
+
 def clock_of_answers(
     monkeypatch: pytest.MonkeyPatch, seconds: Callable[[Request], float]
 ) -> list[float]:
@@ -167,6 +193,17 @@ def test_where_a_row_takes_long_a_few_are_measured_once_and_in_time(
         assert found["data"]["examples"] == rows, minutes
         assert now[0] <= max(60 * minutes, 30.0), minutes
         assert found["settings"]["repeats"] == (2 if minutes == 2.0 else 1)
+
+
+def test_time_that_is_left_goes_to_more_rows_and_then_to_another_round(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock is that of the answers: the first row's takes fifteen seconds, the others' one."""
+    now = clock_of_answers(monkeypatch, lambda request: 1.0 if request.prompt[-1] else 15.0)
+    monkeypatch.setattr("tascade.bench.timing.time.perf_counter", lambda: now[0])
+    found = bench(decoder, minutes=2.0)
+    assert (found["data"]["examples"], found["settings"]["repeats"]) == (4, 2)
+    assert 60 < now[0] <= 120
 
 
 def test_the_warm_up_and_the_untimed_pass_count_as_time(

@@ -93,6 +93,30 @@ def test_measuring_keeps_the_shape_and_drops_what_is_too_dear() -> None:
     assert table.upto(6).tolist() == [1.0] * 6
 
 
+@pytest.mark.parametrize("quick", [True, False])
+@pytest.mark.parametrize("seed", range(8))
+def test_a_burst_of_other_work_leaves_no_mark_on_what_was_measured(quick: bool, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    now, bursts = 0.0, np.cumsum(rng.exponential(1.0, 8))
+
+    def step(n: int) -> float:
+        nonlocal now
+        busy = bool((abs(now - bursts) < 0.25).any())
+        took = (0.005 if quick else 0.05) * (1.0 + 0.05 * n) * (rng.uniform(4, 12) if busy else 1.0)
+        now += took
+        return float(took)
+
+    table = CostTable.measure(step, sizes=SIZES, seconds=2.0)
+    true = (1.0 + 0.05 * table.sizes) / 1.05
+    assert np.allclose(table.seconds / table.seconds[0], true, rtol=0.3)
+
+
+def test_a_machine_on_which_two_tokens_cost_more_than_four_is_believed() -> None:
+    cost = {1: 1.0, 2: 1.6, 3: 2.0, 4: 1.4, 6: 1.6, 8: 1.6}
+    table = CostTable.measure(lambda n: cost[n], sizes=tuple(cost), seconds=1.0)
+    assert table.seconds.tolist() == list(cost.values())
+
+
 def test_a_size_that_turns_dear_is_seen_and_a_pause_of_the_machine_is_not() -> None:
     table = CostTable((1, 8, 64), (1.0, 1.0, 1.0))
     for _ in range(200):

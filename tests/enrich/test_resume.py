@@ -125,6 +125,15 @@ def test_what_comes_after_training_may_change(stopped: Stopped) -> None:
     assert tune(model, rows(60), out=out, resume=True, **{**options, **_recipe(gate=gate)}).path
 
 
+def test_a_run_like_it_is_not_begun_anew_unasked(stopped: Stopped) -> None:
+    out, model, options = stopped
+    work = out.with_name(".tuned.tuning")
+    there = sorted(path.name for path in work.rglob("*"))
+    with pytest.raises(ConfigError, match="would be lost"):
+        tune(model, rows(60), out=out, **options)
+    assert sorted(path.name for path in work.rglob("*")) == there
+
+
 def test_a_run_that_does_not_say_what_it_is_of_is_refused(stopped: Stopped) -> None:
     out, model, options = stopped
     (out.with_name(".tuned.tuning") / "run.json").unlink()

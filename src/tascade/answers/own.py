@@ -42,9 +42,9 @@ ENGINE_SECONDS = 60.0
 """What is answered sooner than this one by one is not worth the start of an engine."""
 TRIAL_SECONDS = 20.0
 """And what is answered sooner than this is not worth a trial of batches."""
-_CLEARLY, _TRIALS, _BATCH_TRIALS = 0.8, 8, 4
+_CLEARLY, _TRIALS, _BATCH_TRIALS = 0.8, 8, 2
 """Batches must take less than this share of the time; an engine's trial may cost an eighth of what
-there is, one of batches a quarter: its answers count."""
+there is, one of batches a half: its answers count."""
 _AS_FORETOLD = 0.5
 """By how much of itself a foretold number changes before it is said again."""
 _log = logging.getLogger("tascade.data")

@@ -15,6 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from tascade.errors import TascadeError
+from tascade.forecast.rescue import ratio_of_sums
+
+OURS = ("tasc-spec", "tasc-ft", "tailored", "taps")
+"""Methods whose name starts so are tascade's; the others, the paper's drafter too, are peers."""
 
 QUARTILES_FROM = 8
 """From this many repeats on, a spread is the quartiles; below it, the extremes."""
@@ -129,6 +133,8 @@ _SOONER = 1.1
 """Transformers' speed over plain's from which ours is set against it too."""
 _ODD = 1.15
 """A speed-up over the tokens a step from which other work must have run."""
+FEW_ROWS = 30
+"""Measured rows below which a result says what others may give, and below which it is doubtful."""
 NOISY = 1.5
 """High over low of a speed-up from which a run says little."""
 
@@ -142,6 +148,7 @@ def remarks(result: Mapping[str, Any]) -> list[str]:
             "says nothing. Measure on others."
         )
     said += _beside_transformers(result["methods"])
+    said += _few_rows(result)
     apart = [
         f"{name} {ratio['low']:.2f}x to {ratio['high']:.2f}x"
         for name, method in result["methods"].items()
@@ -162,6 +169,22 @@ def with_spread(ratio: Mapping[str, float]) -> str:
     return f"{ratio['median']:.2f}x " + (
         "(one round)" if low == high else f"[{low:.2f}-{high:.2f}]"
     )
+
+
+def _few_rows(result: Mapping[str, Any]) -> list[str]:
+    """Where other rows may well give another speed-up: the table's brackets are of the rounds."""
+    rows = result["data"]["examples"]
+    if rows >= FEW_ROWS:
+        return []
+    ranges = [
+        f"{name} {ends['low']:.2f}x to {ends['high']:.2f}x"
+        for name, method in result["methods"].items()
+        if name.startswith(OURS) and (ends := method.get("by_rows"))
+    ]
+    said = f"{rows} row{'s' * (rows != 1)} say little of others"
+    if ranges:
+        said += f": those may give {', '.join(ranges)} (95 %, by resampling these)"
+    return [f"{said}. More: --minutes, --rows, or fewer --methods."]
 
 
 def _impossible(method: Mapping[str, Any]) -> list[str]:
@@ -211,6 +234,21 @@ def speedup(seconds: Sequence[float], plain_seconds: Sequence[float]) -> dict[st
             fix="time more work per repeat, or use a finer clock",
         )
     return spread((plain / ours).tolist())
+
+
+def by_rows(
+    times: Sequence[Sequence[float]], plain_times: Sequence[Sequence[float]]
+) -> dict[str, float] | None:
+    """95 % of the speed-ups that other rows like these would give, by resampling the rows.
+
+    ``times``: seconds by repeat and row, [R, N], of a method and of plain decoding. ``None`` for
+    fewer than two rows.
+    """
+    ours, plain = (np.asarray(each, np.float64).mean(0) for each in (times, plain_times))
+    if len(ours) < 2:
+        return None
+    _, low, high = ratio_of_sums(plain, ours)
+    return {"low": low, "high": high}
 
 
 def percentiles(values: Sequence[float], ranks: Sequence[float] = (50, 99)) -> dict[str, float]:

@@ -27,7 +27,7 @@ from tascade.bench.charts import (
     reliability_chart,
     stacked_chart,
 )
-from tascade.bench.metrics import QUARTILES_FROM, remarks, spread
+from tascade.bench.metrics import OURS, QUARTILES_FROM, remarks, spread
 from tascade.bench.schema import promise, validate
 from tascade.bench.tuned import TunedView
 from tascade.util.files import write_atomic
@@ -35,9 +35,6 @@ from tascade.util.files import write_atomic
 Json = Mapping[str, Any]
 
 SOURCES = ("target", "corpus", "context", "both", "other")
-
-_OURS = ("tasc", "tailored", "taps")
-"""Methods whose name starts so are tascade's; the others are peers."""
 
 _GUARANTEES = {
     "lossless": "the model checks every token: plain decoding's output, identical in float32 and, "
@@ -146,7 +143,7 @@ def _section(result: Json, anchor: str) -> Section:
         measured=measured,
         skipped={name: m["skipped"] for name, m in methods.items() if "skipped" in m},
         lead=lead,
-        spread_name=f"{kind} of {repeats} repeats" if repeats > 1 else "not known",
+        spread_name=f"{kind} of {repeats} repeats" if repeats > 1 else "unknown, of one round",
         has_memory=any("memory" in m or "head" in m.get("settings", {}) for m in measured.values()),
         notes=[*remarks(result), *_notes(measured)],
         charts=charts,
@@ -164,7 +161,7 @@ def _lead(measured: Mapping[str, Json], examples: int, dtype: str) -> Lead | Non
     def rank(name: str) -> tuple[bool, bool, float]:
         method = others[name]
         return (
-            name.startswith(_OURS),
+            name.startswith(OURS),
             method["guarantee"] == "lossless",
             method["speedup"]["median"],
         )
@@ -192,7 +189,7 @@ def _claim(ratio: Json) -> tuple[str, str]:
 def _peer_claim(method: Json, others: Mapping[str, Json], dtype: str) -> str:
     """How the method compares with the fastest peer it was timed against."""
     versus = method.get("versus", {})
-    peers = [name for name in versus if name in others and not name.startswith(_OURS)]
+    peers = [name for name in versus if name in others and not name.startswith(OURS)]
     if not peers:
         return ""
     best = max(peers, key=lambda name: float(others[name]["tokens_per_second"]))
@@ -294,7 +291,7 @@ def _bars(measured: Mapping[str, Json], dtype: str) -> list[Bar]:
         speed = float(method["tokens_per_second"])
         middle = median(method["seconds"])
         ends = spread([speed * middle / seconds for seconds in method["seconds"]])
-        kind = "plain" if name == "plain" else "ours" if name.startswith(_OURS) else "peer"
+        kind = "plain" if name == "plain" else "ours" if name.startswith(OURS) else "peer"
         note = _speed(speed)
         if "speedup" in method:
             note += f" · {_times(method['speedup'])}"

@@ -181,6 +181,8 @@ def _entries(
             entry["speedup"] = metrics.speedup(
                 record.seconds_per_token(), plain.seconds_per_token()
             )
+            if ends := metrics.by_rows(record.times, plain.times):
+                entry["by_rows"] = ends
         if method.name.startswith(OURS):
             entry["versus"] = _versus(record, records)
         if memory and method.name in memory:

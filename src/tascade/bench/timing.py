@@ -166,6 +166,7 @@ class Turns:
             while self._done < self._repeats:
                 self._repeat()
                 self._done += 1
+                self._repeats += self._done == self._repeats and self._fits_another()
                 if self._kept is not None:
                     done = {
                         r.method.name: [*zip(r.times, r.runs, strict=True)] for r in self._records
@@ -203,6 +204,8 @@ class Turns:
                 # One row tells too little of the others, but where it takes so long it has to do.
                 if at >= size or took > self._left / _SLOW:
                     self._fit(took, at)
+                if at >= len(self._rows):
+                    self._add_rows()
 
     def _fit(self, seconds: float, measured: int) -> None:
         """Leave out repeats, and then rows, for which there is no time.
@@ -238,6 +241,44 @@ class Turns:
         step = len(others) / max(1, count - measured)
         chosen = [others[int(i * step)] for i in range(count - measured)]
         self._rows = [*self._rows[:measured], *(self._rows[i] for i in chosen)]
+
+    def _add_rows(self) -> None:
+        """Measure more rows in the first repeat where fewer were planned than there is time for.
+
+        At first that is known of few rows, which may have been the long ones. From some rows on
+        another repeat is worth more, where it fits.
+        """
+        taken = set(self._rows)
+        others = [row for row in range(len(self._all)) if row not in taken]
+        enough = len(self._rows) >= 2 * self._settings.chunk and self._fits_another()
+        if self._repeats > 1 or not others or enough:
+            return
+        each, untimed = self._costs()
+        spare = self._left_now - untimed * each * len(self._rows)
+        more = min(self._settings.chunk, int(_NEARLY * spare / ((1 + untimed) * each)), len(others))
+        if more > 0:
+            step = len(others) / more
+            self._rows += [others[int(i * step)] for i in range(more)]
+
+    def _fits_another(self) -> bool:
+        """Whether there is time for one repeat more than was planned."""
+        if not self._settings.minutes or self._settings.repeats in (1, self._done):
+            return False
+        each, untimed = self._costs()
+        return (1 + untimed) * each * len(self._rows) < _NEARLY * self._left_now
+
+    def _costs(self) -> tuple[float, float]:
+        """Seconds a row took, all methods together; and the share of it that is done again."""
+        took = sum(sum(sum(times) for times in record.times) for record in self._records)
+        rows = max(1, sum(map(len, self._records[0].times)))
+        plain = sum(
+            sum(sum(t) for t in r.times) for r in self._records if r.method.name == BASELINE
+        )
+        return max(took / rows, 1e-9), 1 - plain / max(took, 1e-9)
+
+    @property
+    def _left_now(self) -> float:
+        return 60 * self._settings.minutes - (time.perf_counter() - self._begin)
 
     @property
     def _left(self) -> float:

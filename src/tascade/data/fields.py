@@ -59,7 +59,7 @@ class Fields:
             raise DataError(
                 f"there is no field {lacking[0][:40]!r}",
                 got=_listed(there),
-                wanted=", ".join(map(repr, self.names))[:200],
+                wanted="the name of one of these fields",
                 where=where,
                 fix=f"did you mean {near[0]!r}?" if near else "name one of the fields there are",
             )
@@ -114,9 +114,10 @@ def in_own_names(error: DataError, made: Mapping[str, tuple[str, ...]], where: s
     for usual, names in made.items():
         if len(names) == 1 and (inside == usual or inside.startswith(f"{usual}[")):
             place = at(where, names[0] + inside.removeprefix(usual))
-            return DataError(
-                error.message, got=error.got, wanted=error.wanted, where=place, fix=error.fix
-            )
+            message, got = error.message.replace(repr(usual), repr(names[0])), error.got
+            if isinstance(got, str):
+                got = got.replace(repr(usual), repr(names[0]))
+            return DataError(message, got=got, wanted=error.wanted, where=place, fix=error.fix)
     return error
 
 

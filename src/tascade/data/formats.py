@@ -273,11 +273,13 @@ def _output_alone(
         got=got,
         wanted=SHAPES,
         where=at(where, missing),
-        fix=f"rename {found!r} to 'completion', or give its name as completion_field "
-        "(--completion-field)"
-        if found
-        else "put the text the model should write in 'completion', or name the field that holds it "
-        "as completion_field (--completion-field)",
+        fix=(
+            f"rename {found!r} to 'completion'"
+            if found
+            else "put the text the model should write in 'completion'"
+        )
+        + ", or name your fields with --prompt-field and --completion-field (data.prompt_field, "
+        "data.completion_field)",
     )
 
 

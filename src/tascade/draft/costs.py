@@ -34,6 +34,8 @@ _PLENTY = (8.0, 64.0)
 """Requests, and drafted tokens, that weigh about as much as a step's start does."""
 _RISK = 0.02
 _BENEFIT = 0.05
+_FEW_ROUNDS = 4
+_ODD, _BELIEVED, _TRIES = 1.25, 3, 12
 
 
 class CostTable:
@@ -75,7 +77,8 @@ class CostTable:
 
         A round takes each size four times and keeps the last two, which find the caches as a run of
         like steps does (once, where that takes longer than ``seconds``); the lower quartile over
-        rounds is kept, since a busy machine only adds.
+        rounds is kept, of few rounds the least, since a busy machine only adds. Sizes that seem
+        disturbed all the same are timed again (:func:`_confirm`).
         Large sizes are left out once a step costs more than eight single-token steps.
         """
         kept = list(sizes)
@@ -89,7 +92,10 @@ class CostTable:
         rounds = int(np.clip(seconds / max(4 * whole, 1e-9), 1, 15))
         taken = 4 if 4 * whole <= seconds else 1
         times = np.asarray([[[step(n) for _ in range(taken)] for n in kept] for _ in range(rounds)])
-        return cls(kept, np.quantile(times[:, :, taken // 2 :], 0.25, axis=(0, 2)).tolist())
+        kept_share = 0.25 if rounds >= _FEW_ROUNDS else 0.0
+        found = np.quantile(times[:, :, taken // 2 :], kept_share, axis=(0, 2)).tolist()
+        _confirm(step, kept, found)
+        return cls(kept, found)
 
     def copy(self) -> CostTable:
         """A copy of the measured part: sizes and seconds, not how the machine runs just now."""
@@ -186,6 +192,30 @@ class CostTable:
             }
             for (batch, at), times in sorted(self._cells.items())
         ]
+
+
+def _confirm(step: Callable[[int], float], sizes: Sequence[int], seconds: list[float]) -> None:
+    """Time again, in place, the sizes whose time only a disturbed machine would show.
+
+    That is one well above a larger size's, or above what the next smaller one would take for as
+    many tokens. The least counts, and what comes out alike some times is believed: there are
+    machines on which three tokens cost more than eight. A burst of other work of a second or two
+    once made four tokens nine times as dear as they are, in a pack that was slow for good.
+    """
+    alike = [0] * len(seconds)
+    for _ in range(_TRIES):
+        tokens = [t / n for t, n in zip(seconds, sizes, strict=True)]
+        most = [min(seconds[i:]) for i in range(len(sizes))]
+        for i in range(1, len(sizes)):
+            most[i] = min(most[i], tokens[i - 1] * sizes[i])
+        odd = [i for i, t in enumerate(seconds) if t > _ODD * most[i] and alike[i] < _BELIEVED]
+        if not odd:
+            return
+        for i in odd:
+            step(sizes[i])  # the caches, as above
+            again = step(sizes[i])
+            alike[i] += seconds[i] < _ODD * again
+            seconds[i] = min(seconds[i], again)
 
 
 def _bucket(n: int, parts: int) -> int:

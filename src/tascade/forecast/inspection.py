@@ -86,16 +86,25 @@ class Inspection:
         }
 
     def _own_answers(self) -> str:
-        """How many own answers fit into the time that ``adapt --self`` takes for them."""
+        """How many own answers fit into the time that ``adapt --self`` takes for them.
+
+        It takes the sooner of two ways: one by one with drafts, or together without.
+        """
         f, seconds, most = self.forecast, SpecConfig().own_seconds, self.cost.limit
+        answers, together = max(1, f.replayed), min(_TOGETHER, most)
+        one, batch = (float(self.cost.upto(n)[-1]) for n in (1, together))
         reading = self.prompt_tokens / most * float(self.cost.upto(most)[-1])
-        each = reading + f.forwards / max(1, f.replayed) * float(self.cost.upto(1)[-1])
-        count = round(seconds / max(each, 1e-6))
+        ways = {
+            "one by one": f.forwards / answers * one,
+            f"{together} at a time": f.output_tokens / answers * batch / together,
+        }
+        way = min(ways, key=lambda name: ways[name])
+        count = round(seconds / max(reading + ways[way], 1e-6))
         count = round(count, 2 - len(str(count)))
         text = (
-            f"  own answers  about {count:,} in {duration(seconds)} (`adapt --self`), if they are "
+            f"  own answers  about {count:,} in {duration(seconds)}, {way} (`adapt --self`), if "
+            "they are like these"
         )
-        text += "like these"
         if f.answers == "references":
             text += " references: this model's own may be longer, and then it is fewer"
         return text + "; more in vLLM, or with --own-seconds"
@@ -111,8 +120,11 @@ class Inspection:
             text += f" on {self.enrichment.held_out} held-out outputs"
         if self.vocabulary is not None:
             text += f"\nan LM head of {self.vocabulary.brief()} (`tascade tailor`)"
-        if self.forecast.answers != "references" and (self.enrichment or self.vocabulary):
-            text += "\n  the last of the references in the file, not of the model's own answers"
+        counted = [("new tokens", self.enrichment), ("LM head", self.vocabulary)]
+        names = [name for name, found in counted if found is not None]
+        if self.forecast.answers != "references" and names:
+            text += f"\n  {' and '.join(names)}: counted on the references in the file, not on the "
+            text += "model's own answers"
         return text
 
     def _trained_drafter(self, seen: Probe) -> str:

@@ -142,7 +142,8 @@ class Forecast:
         if self.statistics.grams_in_train < _UNLIKE:
             said.append(
                 "               they have little in common with the references: is this what the "
-                "model should say? Drafts come mostly from what a request repeats"
+                "model should say? If not, fine-tune it first; drafts come mostly from what a "
+                "request repeats"
             )
         return said
 

@@ -26,24 +26,25 @@ def begin_run(work: Path, about: dict[str, Any], *, resume: bool, or_anew: bool 
     Args:
         work: where the run keeps what it has made so far.
         about: what the run is made from, by name: digests and settings, as JSON has them.
-        resume: keep what is there, which is thrown away otherwise.
-        or_anew: throw it away too where it was made from something else.
+        resume: go on with what is there. Otherwise it is thrown away if it was made from something
+            else: nobody could go on with it.
+        or_anew: throw it away then in either case.
 
     Raises:
-        ConfigError: what is there was made from something else, or does not say from what.
+        ConfigError: what is there was made from something else, or does not say from what; or,
+            without ``resume``, a run like this one has left there what it made.
     """
-    if not resume:
-        shutil.rmtree(work, ignore_errors=True)
-    if not work.is_dir() or not any(work.iterdir()):
-        write_atomic(work / _RUN, json.dumps(about).encode())
-        return
-    try:
-        found = json.loads((work / _RUN).read_bytes())
-    except (OSError, ValueError, RecursionError):
-        found = None
-    if found != about and or_anew:
-        begin_run(work, about, resume=False)
-    elif found != about:
+    found = _read_run(work)
+    made = {path.name for path in work.iterdir()} - {_RUN} if work.is_dir() else set()
+    if not resume and found == about and made:
+        raise ConfigError(
+            "a run like this one was stopped, and what it had made would be lost",
+            got=", ".join(sorted(made)[:4]),
+            wanted="to go on with it, or not to have it there",
+            where=str(work),
+            fix="give --resume (resume=True) to go on with it, or remove the folder to begin anew",
+        )
+    if resume and found != about and work.is_dir() and any(work.iterdir()) and not or_anew:
         raise ConfigError(
             "the run that was stopped here was another",
             got=_difference(found, about) or "more settings",
@@ -51,6 +52,16 @@ def begin_run(work: Path, about: dict[str, Any], *, resume: bool, or_anew: bool 
             where=str(work),
             fix="run without resume to begin anew, or with what the stopped run had",
         )
+    if not resume or found != about:
+        shutil.rmtree(work, ignore_errors=True)
+        write_atomic(work / _RUN, json.dumps(about).encode())
+
+
+def _read_run(work: Path) -> Any:
+    try:
+        return json.loads((work / _RUN).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
 
 
 def model_digest(model: Any) -> str:

@@ -1,7 +1,7 @@
-"""The README's table, from the JSON that ``benchmarks/main_path.py`` wrote.
+"""The pilot's table in docs/results.md, from the JSON that ``benchmarks/main_path.py`` wrote.
 
-    python benchmarks/readme_table.py            # prints the table
-    python benchmarks/readme_table.py --write    # puts it into the README
+    python benchmarks/pilot_table.py            # prints the table
+    python benchmarks/pilot_table.py --write    # puts it into docs/results.md
 
 Every figure is read from ``benchmarks/results/<task>-<dtype>.json``; none is typed by hand. Speed
 is shown for the dtype in which the speed-up is the larger; equality for both.
@@ -17,7 +17,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
-README = HERE.parent / "README.md"
+PAGE = HERE.parent / "docs" / "results.md"
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 DTYPES = ("float32", "bfloat16")
 TASKS = ("text_to_sql_advising", "multilabel_nlupp", "dst_sgd", "data_to_text_rnnlg")
@@ -25,7 +25,7 @@ TASKS = ("text_to_sql_advising", "multilabel_nlupp", "dst_sgd", "data_to_text_rn
 
 OURS, PAPER, GENERATE, ARCTIC = "tasc-spec", "tasc-paper", "hf-generate", "arctic-suffix"
 COLUMNS = (
-    "task (its JSON)",
+    "task",
     "dtype",
     "plain, tokens/s",
     "tasc-spec against plain",
@@ -78,7 +78,7 @@ def row(task: str, by_dtype: Mapping[str, Result]) -> list[str]:
     ours = methods[OURS]
     versus = ours["versus"]
     return [
-        f"[{task}](benchmarks/results/{task}-{dtype}.json)",
+        f"`{task}`",
         dtype,
         f"{methods['plain']['tokens_per_second']:.0f}",
         f"**{ratio(ours['speedup'])}**",
@@ -172,20 +172,20 @@ def put_into(text: str, table: str, opening: str = BEGIN, closing: str = END) ->
     before, begin, rest = text.partition(opening)
     _, end, after = rest.partition(closing)
     if not begin or not end or opening in rest or closing in after:
-        raise SystemExit(f"README.md must hold {opening} and, after it, {closing}, once each")
+        raise SystemExit(f"the page must hold {opening} and, after it, {closing}, once each")
     return f"{before}{opening}\n{table}\n{closing}{after}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--readme", type=Path, default=README)
-    parser.add_argument("--write", action="store_true", help="replace the table in the README")
+    parser.add_argument("--page", type=Path, default=PAGE)
+    parser.add_argument("--write", action="store_true", help="replace the table in the page")
     options = parser.parse_args()
     table = render(options.results)
     if options.write:
-        text = put_into(options.readme.read_text(encoding="utf-8"), table)
-        options.readme.write_text(text, encoding="utf-8")
+        text = put_into(options.page.read_text(encoding="utf-8"), table)
+        options.page.write_text(text, encoding="utf-8")
     else:
         print(table)
 
