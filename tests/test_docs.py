@@ -197,6 +197,7 @@ TABLES = {
     "vllm_table.py": ["docs/results.md"],
     "tune_table.py": ["docs/results.md"],
     "real_model/table.py": ["README.md", "docs/index.md"],
+    "peers_table.py": ["README.md", "docs/which.md"],
 }
 
 

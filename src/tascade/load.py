@@ -335,6 +335,10 @@ def stored_dtype(model: Any, name: str) -> Any:
     return stored or model.dtype
 
 
+_PASSES = 2
+"""Raised when passes take other time than before, so that packs' step costs are measured anew."""
+
+
 def machine_key(model: Any) -> str:
     """Names the conditions a measured step cost holds under."""
     import torch
@@ -344,7 +348,8 @@ def machine_key(model: Any) -> str:
         unit = torch.cuda.get_device_name(model.device)
     else:
         unit = f"{cpu_name()} x{torch.get_num_threads()}"
-    return f"{where}/{unit}/{str(model.dtype).removeprefix('torch.')}/torch {torch.__version__}"
+    dtype = str(model.dtype).removeprefix("torch.")
+    return f"{where}/{unit}/{dtype}/torch {torch.__version__}/passes {_PASSES}"
 
 
 def cpu_name() -> str:

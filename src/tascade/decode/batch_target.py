@@ -13,6 +13,7 @@ from tascade.decode.exclusive import exclusive
 from tascade.decode.lm_head import HeadLike, HeadOverride, head_override, ids_device
 from tascade.decode.mask import attention_windows
 from tascade.decode.prefixes import Kept, Prefixes
+from tascade.decode.products import few_rows
 from tascade.decode.rope import Rope
 from tascade.decode.supported import check_rewindable, table_of_positions, table_rows
 from tascade.decode.target import PREFILL_DRAFT_LIMIT, Target
@@ -100,7 +101,7 @@ class BatchTarget:
                 return head(states[0])[:, None]
             return head(hidden[0, [n - 1, n - 1]])[:1, None]  # one row alone has another kernel
 
-        with exclusive(self.model), self.slot.using(at_last):
+        with exclusive(self.model), few_rows(self.model, ids.numel()), self.slot.using(at_last):
             output = self.model(
                 input_ids=ids,
                 # Without a mask: the kernel's own causal path, whose memory does not grow as T * T.

@@ -17,6 +17,7 @@ from tascade.decode.exclusive import exclusive
 from tascade.decode.lm_head import HeadLike, SmallHead, SmallLogits, head_override, ids_device
 from tascade.decode.mask import MaskBuilder, ancestors, attention_windows, depths
 from tascade.decode.prefixes import Kept, Prefixes
+from tascade.decode.products import few_rows
 from tascade.decode.rope import Rope
 from tascade.decode.row_counts import KEY_BLOCK, RowCounts, row_counts
 from tascade.decode.supported import check_rewindable, table_of_positions, table_rows
@@ -320,6 +321,7 @@ class Target:
         guest = self.whole if self.head is None else self.head
         with (
             exclusive(self.model),
+            few_rows(self.model, t + n + fill),
             nullcontext() if self._slot is None else self._slot.using(guest),
             nullcontext() if self.taps is None else self.taps.taking(),
         ):
