@@ -118,9 +118,6 @@ class Vllm:
     def stats(self) -> Any:
         return self.llm.collective_rpc("tascade_stats")[0]
 
-    def close(self) -> None:
-        """It ends with its process."""
-
 
 def suffix_cache(llm: Any) -> Any:
     core = llm.llm_engine.engine_core.engine_core
@@ -143,16 +140,6 @@ class Loop:
         made = [self.task.decoder.generate(prompt, params) for prompt in prompts]
         seconds = time.perf_counter() - begin
         return {"seconds": seconds, "answers": [[int(token) for token in m.tokens] for m in made]}
-
-    def keep_answers(self) -> None: ...
-
-    def forget_answers(self) -> None: ...
-
-    def forget_prompts(self) -> None: ...
-
-    def stats(self) -> None: ...
-
-    def close(self) -> None: ...
 
 
 def drive(
@@ -207,9 +194,13 @@ def work(method: str) -> None:
         job = json.loads(line)
         result = engine.drive(**job["run"]) if "run" in job else {}
         for what in job.get("then", ()):
-            result[what] = getattr(engine, what)()
+            result[what] = getattr(engine, what, nothing)()
         say(result)
-    engine.close()
+    getattr(engine, "close", nothing)()
+
+
+def nothing() -> None:
+    """What an engine does of which it has no need."""
 
 
 class Worker:

@@ -12,7 +12,6 @@ import argparse
 import json
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -34,13 +33,12 @@ def main() -> None:
     options = parser.parse_args()
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).eval()
     target, choose = Target(model), products.sooner
-    chosen: list[Any] = []
     ways = {"usual": frozenset(), "transposed": frozenset(products.COUNTS)}
     rows = []
     with torch.inference_mode():
         target.begin()
         target.forward([1] * PAST)
-        chosen = sorted(choose([m for m in model.modules() if type(m) is torch.nn.Linear]))
+        chosen = sorted(choose([m for m in model.modules() if products._plain(m)]))
         for n in SIZES:
             tree = DraftTree.chain([1] * (n - 1)) if n > 1 else None
             times: dict[str, list[float]] = {way: [] for way in ways}

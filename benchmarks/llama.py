@@ -145,12 +145,6 @@ class LlamaServer:
             each.join()
         return {"seconds": time.perf_counter() - begin, "answers": answers}
 
-    def keep_answers(self) -> None: ...
-
-    def forget_answers(self) -> None: ...
-
-    def stats(self) -> None: ...
-
     def forget_prompts(self) -> None:
         for slot in range(self.slots):
             status, told = self.request("POST", f"/slots/{slot}?action=erase", {})

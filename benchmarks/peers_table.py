@@ -9,12 +9,11 @@ Every figure is read from ``benchmarks/peers/<task>.json``, which ``vllm_path.py
 from __future__ import annotations
 
 import json
-import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
-from pilot_table import put_into
+from pilot_table import put_into, ratio
 
 HERE = Path(__file__).resolve().parent
 PAGES = (HERE.parent / "README.md", HERE.parent / "docs" / "which.md")
@@ -33,11 +32,6 @@ NAMES = {
 OURS = ("tascade", "loop")
 
 
-def speeds(row: dict[str, Any]) -> list[float]:
-    """Tokens a second of each repeat."""
-    return [t / s for t, s in zip(row["tokens"], row["seconds"], strict=True)]
-
-
 def cell(result: dict[str, Any], method: str) -> str:
     """Tokens a second, and how much faster the faster of ours was in the same repeats."""
     rows = result["methods"]
@@ -48,10 +42,7 @@ def cell(result: dict[str, Any], method: str) -> str:
     best = max(ours, key=lambda name: rows[name]["tokens_per_second"])
     if method in OURS:
         return f"**{text}**" if method == best else text
-    each = [
-        a / b for a, b in zip(speeds(rows[best]), speeds(rows[method]), strict=True)
-    ]  # of one repeat, so of neighbours
-    return f"{text} ({statistics.median(each):.2f}x [{min(each):.2f}-{max(each):.2f}])"
+    return f"{text} ({ratio(result[f'{best}_against'][method])})"
 
 
 def told(results: list[dict[str, Any]], method: str, count: str) -> str:

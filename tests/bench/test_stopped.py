@@ -206,6 +206,19 @@ def test_time_that_is_left_goes_to_more_rows_and_then_to_another_round(
     assert 60 < now[0] <= 120
 
 
+@pytest.mark.parametrize("minutes", [0.9, 1.1, 1.3, 1.5, 1.7, 1.9, 2.3, 2.7, 3.1, 4.0])
+def test_all_methods_do_all_rows_however_many_were_added(
+    minutes: float, decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock is that of the answers, the first two of them long; rows come by ones and twos."""
+    now = clock_of_answers(monkeypatch, lambda request: 15.0 if request.prompt[-1] < 1 else 4.0)
+    monkeypatch.setattr("tascade.bench.timing.time.perf_counter", lambda: now[0])
+    found = bench(decoder, minutes=minutes)
+    for method in found["methods"].values():
+        assert method["tokens"] == PARAMS.max_new_tokens * found["data"]["examples"]
+        assert len(method["seconds"]) == found["settings"]["repeats"]
+
+
 def test_the_warm_up_and_the_untimed_pass_count_as_time(
     decoder: Decoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

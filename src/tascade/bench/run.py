@@ -24,7 +24,7 @@ from tascade.errors import ConfigError
 
 _WARM_UP = 0.15
 """The part of a benchmark's time that its warm-up may take, a row for each method apart."""
-OURS = "tasc-spec"
+_SPEC = "tasc-spec"
 """Methods whose name starts so are set against every other one."""
 
 
@@ -183,7 +183,7 @@ def _entries(
             )
             if ends := metrics.by_rows(record.times, plain.times):
                 entry["by_rows"] = ends
-        if method.name.startswith(OURS):
+        if method.name.startswith(_SPEC):
             entry["versus"] = _versus(record, records)
         if memory and method.name in memory:
             entry["memory"] = memory[method.name]

@@ -16,6 +16,7 @@ from tascade.bench import unfinished
 from tascade.bench.machine import machine_info
 from tascade.bench.methods import Method, Request, VerifiedNodes
 from tascade.core import Generation, Progress
+from tascade.data.prepare import spread
 from tascade.decode.sampling import SamplingParams
 from tascade.errors import ConfigError
 from tascade.util.progress import duration, spelt
@@ -198,27 +199,25 @@ class Turns:
                     record.times[-1].append(time.perf_counter() - start)
                     record.runs[-1].append(generation)
                     self._tell()
-            at += step
+            at = min(at + step, len(self._rows))
             if not self._done and self._settings.minutes:
-                took = sum(sum(record.times[0]) for record in self._records)
                 # One row tells too little of the others, but where it takes so long it has to do.
-                if at >= size or took > self._left / _SLOW:
-                    self._fit(took, at)
+                if at >= size or at * self._costs()[0] > self._left / _SLOW:
+                    self._fit(at)
                 if at >= len(self._rows):
                     self._add_rows()
 
-    def _fit(self, seconds: float, measured: int) -> None:
+    def _fit(self, measured: int) -> None:
         """Leave out repeats, and then rows, for which there is no time.
 
         Looked at after each chunk of the first repeat: the first rows may be the short ones. The
         warm-up, and the untimed pass over all methods but the baseline at the end, are counted.
 
-        ``seconds``: what the first ``measured`` rows took, of all methods.
+        ``measured``: how many rows all methods have done.
         """
-        self._fitted, measured = True, min(measured, len(self._rows))
-        share = self._left / max(seconds * len(self._rows) / measured, 1e-9)
-        plain = sum(sum(r.times[0]) for r in self._records if r.method.name == BASELINE)
-        untimed = 1 - plain / max(seconds, 1e-9)
+        self._fitted = True
+        each, untimed = self._costs()
+        share = self._left / (each * len(self._rows))
         if share >= _NEARLY * (self._repeats + untimed):
             return
         self._repeats = min(self._repeats, max(2, int(share / _NEARLY - untimed)))
@@ -226,7 +225,7 @@ class Turns:
         if fitting < self._settings.chunk:  # so few rows twice say less than more of them once
             fitting = int(len(self._rows) * share / (1 + untimed))
             if self._repeats > 1:
-                whole = self._before + seconds / measured * self._settings.chunk * (2 + untimed)
+                whole = self._before + each * self._settings.chunk * (2 + untimed)
                 _log.info(
                     "in %s there is time for %d of %d rows, once; %s would do for %d rows twice",
                     duration(60 * self._settings.minutes),
@@ -237,10 +236,7 @@ class Turns:
                 )
             self._repeats = 1
         count = min(len(self._rows), max(measured, fitting))
-        others = [*range(measured, len(self._rows))]
-        step = len(others) / max(1, count - measured)
-        chosen = [others[int(i * step)] for i in range(count - measured)]
-        self._rows = [*self._rows[:measured], *(self._rows[i] for i in chosen)]
+        self._rows[measured:] = spread(self._rows[measured:], count - measured)
 
     def _add_rows(self) -> None:
         """Measure more rows in the first repeat where fewer were planned than there is time for.
@@ -255,10 +251,8 @@ class Turns:
             return
         each, untimed = self._costs()
         spare = self._left_now - untimed * each * len(self._rows)
-        more = min(self._settings.chunk, int(_NEARLY * spare / ((1 + untimed) * each)), len(others))
-        if more > 0:
-            step = len(others) / more
-            self._rows += [others[int(i * step)] for i in range(more)]
+        more = min(self._settings.chunk, int(_NEARLY * spare / ((1 + untimed) * each)))
+        self._rows += spread(others, max(0, more))
 
     def _fits_another(self) -> bool:
         """Whether there is time for one repeat more than was planned."""

@@ -30,8 +30,8 @@ _WEIGHTS = 1 << 25
 """Weights that are multiplied in a trial: more than caches hold, few enough for a short one."""
 _ROUNDS, _CLEARLY = 4, 0.95
 
-_Found = tuple[list[nn.Linear], frozenset[int]]
-_chosen: WeakKeyDictionary[Any, dict[tuple[torch.dtype, str], _Found]] = WeakKeyDictionary()
+_chosen: WeakKeyDictionary[Any, tuple[list[nn.Linear], frozenset[int]]] = WeakKeyDictionary()
+"""By model: its layers, and the counts that ``W x^T`` is sooner for."""
 
 
 def transposed(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -77,12 +77,11 @@ def _layers(model: Any, rows: int) -> list[nn.Linear]:
     """The layers that ``W x^T`` is sooner for; none where it is not."""
     if rows > COUNTS[-1] or model.device.type != "cpu" or model.dtype != torch.float32:
         return []
-    of_model = _chosen.setdefault(model, {})
-    found = of_model.get((model.dtype, str(model.device)))
-    if found is None:
-        layers = [layer for layer in model.modules() if _plain(layer)]
-        found = of_model[model.dtype, str(model.device)] = layers, sooner(layers)
-    return found[0] if _count(rows) in found[1] else []
+    if model not in _chosen:
+        found = [layer for layer in model.modules() if _plain(layer)]
+        _chosen[model] = found, sooner(found)
+    layers, counts = _chosen[model]
+    return layers if _count(rows) in counts else []
 
 
 def _count(rows: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,17 +35,16 @@ def begin_run(work: Path, about: dict[str, Any], *, resume: bool, or_anew: bool 
         ConfigError: what is there was made from something else, or does not say from what; or,
             without ``resume``, a run like this one has left there what it made.
     """
-    found = _read_run(work)
-    made = {path.name for path in work.iterdir()} - {_RUN} if work.is_dir() else set()
-    if not resume and found == about and made:
+    found, there = _read_run(work), set(os.listdir(work)) if work.is_dir() else set()
+    if not resume and found == about and there != {_RUN}:
         raise ConfigError(
             "a run like this one was stopped, and what it had made would be lost",
-            got=", ".join(sorted(made)[:4]),
+            got=", ".join(sorted(there - {_RUN})[:4]),
             wanted="to go on with it, or not to have it there",
             where=str(work),
             fix="give --resume (resume=True) to go on with it, or remove the folder to begin anew",
         )
-    if resume and found != about and work.is_dir() and any(work.iterdir()) and not or_anew:
+    if resume and found != about and there and not or_anew:
         raise ConfigError(
             "the run that was stopped here was another",
             got=_difference(found, about) or "more settings",
