@@ -186,15 +186,37 @@ def test_a_path_that_is_not_there_is_refused_at_once_with_what_is_near(folder: P
 
 
 def test_a_name_that_a_folder_here_nearly_has_is_told_of_before_the_hub_is_asked(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.chdir(folder.parent)
-    with (
-        pytest.warns(UserWarning, match=f"hub is asked. Did you mean {folder.name}?"),
-        pytest.raises(ConfigError, match="cannot load the model"),
-    ):
-        load_model(folder.name[:-1])
+    (folder.parent / "own").mkdir()
+    folder.rename(folder.parent / "own" / "model-1")
+    with pytest.raises(ConfigError, match="cannot load the model"):
+        load_model("own/model")
+    assert "no folder own/model here: the hub is asked; did you mean own/model-1?" in caplog.text
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_bare_name_that_a_folder_here_nearly_has_is_no_hub_id_unless_one_was_downloaded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, cached: bool
+) -> None:
+    """The hub is asked for minutes where there is no network."""
+    asked: list[str] = []
+
+    def in_cache(name: str, file: str) -> str | None:
+        asked.append(name)
+        return "there" if cached else None
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", in_cache)
+    monkeypatch.chdir(folder.parent)
+    typo = folder.name[:-1]
+    with pytest.raises(ConfigError) as raised:
+        load_model(typo)
+    assert asked == [typo]
+    assert ("cannot load the model" in str(raised.value)) == cached
+    assert (f"did you mean {folder.name}? A hub id" in str(raised.value)) != cached
 
 
 def test_a_pack_is_opened_in_the_precision_it_was_made_in(

@@ -149,6 +149,7 @@ def test_what_a_pack_says_is_kept(full_pack: Pack) -> None:
         ("costs.a cpu.seconds", [], "costs"),
         ("costs.a cpu.equal_rows", 3, "equal_rows"),
         ("costs.a cpu.equal_rows", [2, float("inf")], "equal_rows"),
+        ("costs.a cpu.product_rows", [2, float("inf")], "product_rows"),
         ("prefixes", 3, "prefixes"),
         ("prefixes", [[1], 2], "prefixes[1]"),
         ("prefixes", [[1, -1]], "prefixes[0]"),

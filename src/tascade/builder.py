@@ -22,6 +22,7 @@ from tascade.core import IntArray, Progress, Row
 from tascade.data.beginnings import shared_beginnings
 from tascade.data.encode import fingerprint
 from tascade.data.prepare import Prepared, prepare, spread
+from tascade.decode import products
 from tascade.decode.equality import NearTies
 from tascade.decode.loop import AllNodes
 from tascade.decode.target import Target
@@ -112,6 +113,7 @@ class PackBuilder:
         if not is_warm():
             tell("compiling kernels, once", 0, None)
             warm_up()
+            products.warm_up()
         shutil.rmtree(self.pack.corpus, ignore_errors=True)
         tell("indexing outputs", 0, len(rows))
         CorpusIndex.build(
@@ -345,13 +347,14 @@ def float32_percent(model: Any, cost: CostTable) -> int | None:
         return None
     whole = measure_cost(Target(copy.deepcopy(model).float()), seconds=1.0)
     percent = round(100 * float(whole.upto(_DRAFT)[-1] / cost.upto(_DRAFT)[-1]))
-    if percent <= SOONER:
-        _log.info(
-            "a float32 pass over %d tokens takes %d%% of the time of one in the model's half "
-            "precision here: --dtype float32 is the better choice on this machine",
-            _DRAFT,
-            percent,
-        )
+    better = "--dtype float32 is the better choice on this machine"
+    _log.info(
+        "a float32 pass over %d tokens takes %d%% of the time of one in the model's half precision "
+        "here: %s",
+        _DRAFT,
+        percent,
+        better if percent <= SOONER else "little or nothing to gain from --dtype float32",
+    )
     return percent
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import platform
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -63,16 +62,17 @@ def note_slow_precision(model: Any, dtype: str) -> None:
     if dtype == "auto" and model.device.type == "cpu" and not multiplies(model.dtype):
         _log.info(
             "this CPU has no instructions for %s, which these weights are saved in: in float32 "
-            "they are mostly faster here, and answers are plain decoding's, token for token; give "
-            "--dtype float32",
+            "drafts are verified faster here, and answers are those of plain decoding in float32, "
+            "token for token; give --dtype float32, if there is room for twice the bytes",
             str(model.dtype).removeprefix("torch."),
         )
 
 
 def _check_place(name: str) -> None:
-    """Refuse what can only be a path, and is none: the hub would be asked for it, at length.
+    """Refuse what is most likely a path, and is none: the hub would be asked for it, at length.
 
-    Where it may be a hub id too, and a folder of nearly that name is here, this is said at once.
+    Where it may be a hub id too, and a model's folder of nearly that name is here, this is said at
+    once.
     """
     path = Path(name).expanduser()
     if (path / "pack.json").is_file() and not (path / "config.json").is_file():
@@ -86,22 +86,32 @@ def _check_place(name: str) -> None:
     if path.exists():
         return
     beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-    near = get_close_matches(path.name, beside, 1)
-    only_path = path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
-    if not only_path:
-        if near and (path.parent / near[0] / "config.json").is_file():
-            meant = (
-                f"no folder {name} here: the hub is asked. Did you mean {path.parent / near[0]}?"
-            )
-            warnings.warn(meant, stacklevel=3)
-        return
+    near = next(iter(get_close_matches(path.name, beside, 1)), None)
+    meant = f"did you mean {path.parent / near}?" if near else "check the path"
+    if not (path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1):
+        if near is None or not (path.parent / near / "config.json").is_file():
+            return
+        if "/" in name or _is_cached(name):
+            _log.warning("no folder %s here: the hub is asked; %s", name, meant)
+            return
+        meant += f" A hub id is given with its owner: OWNER/{name}"
     raise ConfigError(
         "no such folder",
         got=name,
         wanted="a folder with config.json, safetensors weights and a tokenizer, or a hub id",
         where="model",
-        fix=f"did you mean {path.parent / near[0]}?" if near else "check the path",
+        fix=meant,
     )
+
+
+def _is_cached(name: str) -> bool:
+    """Whether a model of this hub id was downloaded before."""
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        return isinstance(try_to_load_from_cache(name, "config.json"), str)
+    except ValueError:  # it cannot be an id
+        return False
 
 
 def _model_of(pack: Path) -> str:
@@ -329,13 +339,13 @@ def stored_dtype(model: Any, name: str) -> Any:
     from transformers import AutoConfig
 
     try:
-        stored = AutoConfig.from_pretrained(name).get_text_config().dtype
+        stored = AutoConfig.from_pretrained(name, local_files_only=True).get_text_config().dtype
     except (OSError, ValueError, KeyError):
         stored = None
     return stored or model.dtype
 
 
-_PASSES = 2
+_PASSES = 3
 """Raised when passes take other time than before, so that packs' step costs are measured anew."""
 
 

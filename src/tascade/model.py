@@ -11,12 +11,12 @@ from typing import Any, cast
 
 from tascade.core import Drafter, Generation, IntArray, Shown
 from tascade.data.encode import Prompt, encode_prompt, end_tokens, fingerprint
+from tascade.decode import products, row_counts
 from tascade.decode.batch import BatchDecoder
 from tascade.decode.batch_target import BatchTarget
 from tascade.decode.generation import sampling_params
 from tascade.decode.loop import Decoder, NodeBudget
 from tascade.decode.prefixes import Prefixes
-from tascade.decode.row_counts import remember, remembered
 from tascade.decode.sampling import Processor, SamplingParams
 from tascade.decode.supported import warn_of_tokens
 from tascade.decode.target import Target
@@ -109,7 +109,9 @@ class TaskModel(Shown):
         saved = pack.info.costs.get(self.cost_key)
         self._cost = None if saved is None else CostTable(saved["sizes"], saved["seconds"])
         if saved is not None and "equal_rows" in saved:
-            remember(self.model, saved["equal_rows"])
+            row_counts.remember(self.model, saved["equal_rows"])
+        if saved is not None and "product_rows" in saved:
+            products.remember(self.model, saved["product_rows"])
         self._decoder: Decoder | None = None
         self._batches: tuple[int, BatchDecoder] | None = None
 
@@ -236,6 +238,11 @@ class TaskModel(Shown):
         return self._cost
 
     @property
+    def knows_cost(self) -> bool:
+        """Whether the pack has this machine's step costs, or they were measured since."""
+        return self._cost is not None
+
+    @property
     def cost_key(self) -> str:
         """Names the machine, and the head, that step costs hold for."""
         key = machine_key(self.model)
@@ -244,8 +251,10 @@ class TaskModel(Shown):
     @property
     def measured(self) -> dict[str, dict[str, list[float]]]:
         """Step costs and row counts found on this machine, as ``pack.json`` has them."""
-        table = self.cost.to_json()
-        return {self.cost_key: table | {"equal_rows": remembered(self.model)}}
+        found = self.cost.to_json() | {"equal_rows": row_counts.remembered(self.model)}
+        if (counts := products.remembered(self.model)) is not None:
+            found["product_rows"] = counts
+        return {self.cost_key: found}
 
     def params(self, **options: Any) -> SamplingParams:
         """Sampling options: the caller's, the checkpoint's, the pack's token limit, the defaults.

@@ -354,8 +354,9 @@ def _check_costs(table: Any, where: str) -> None:
         place = f"{where}.{name}"
         column = typed(list, typed(dict, table, where).get(name), place)
         columns.append([typed(float, value, place) for value in column])
-    for count in typed(list, table.get("equal_rows", []), f"{where}.equal_rows"):
-        typed(float, count, f"{where}.equal_rows")
+    for name in ("equal_rows", "product_rows"):
+        for count in typed(list, table.get(name, []), f"{where}.{name}"):
+            typed(float, count, f"{where}.{name}")
     sizes, seconds = columns
     rising = all(a < b for a, b in pairwise([0.0, *sizes, _MOST_SIZES + 1.0]))
     if not rising or not len(sizes) == len(seconds) > 1 or min(seconds) <= 0:

@@ -75,9 +75,10 @@ def test_a_process_counts_tables_and_a_small_head_has_none(pack: Path, tmp_path:
     whole = measure_here(dataclasses.replace(job, pack=str(kept), head="masked"), ["a prompt"])
     assert whole.vocabulary_bytes == small["vocabulary_bytes"] + 2 * TABLE
     assert whole.model_bytes == body + whole.vocabulary_bytes
-    # Nothing else differs between the two, and this much is in both tables.
+    # This much is in both tables. Besides, the logits of passes that were timed for the whole head,
+    # 64 rows of them and more than once, stay with the process as room for the next ones.
     saved = plain["anonymous_bytes"] - small["anonymous_bytes"]
-    assert 2 * TABLE - SLACK < saved < 2.5 * TABLE
+    assert 2 * TABLE - SLACK < saved < 3 * TABLE
     assert plain["peak_bytes"] - small["peak_bytes"] > 2 * TABLE - SLACK
 
 

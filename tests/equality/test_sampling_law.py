@@ -34,7 +34,7 @@ class TableTarget:
     """What :class:`Decoder` asks of a target, with ``table[token]`` for a model."""
 
     supports_trees = True
-    rows, positions, counts = 2**31 - 1, None, None
+    rows, positions, context, counts = 2**31 - 1, None, None, None
     device = torch.device("cpu")
     lock = nullcontext()
     step = nullcontext

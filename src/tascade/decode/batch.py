@@ -19,7 +19,7 @@ from tascade.decode.lm_head import SharedHead
 from tascade.decode.loop import Request
 from tascade.decode.sampling import Processor, Sampler, SamplingParams, argmax_rows, log_probability
 from tascade.decode.stop import StopRule, bounded
-from tascade.decode.supported import check_ids
+from tascade.decode.supported import check_ids, warn_of_length
 from tascade.errors import ConfigError, TascadeError
 
 
@@ -137,6 +137,7 @@ class BatchDecoder:
             ids = np.ascontiguousarray(prompt, dtype=np.int32)
             check_ids(ids, self.target.rows, f"prompt {i}")
             limited = bounded(own, len(ids), self.target.positions, f"prompt {i}")
+            warn_of_length(len(ids), self.target.context)
             sampler = Sampler(limited, processors, ids)
             stop = StopRule(limited, self.tokenizer)
             found.append(Request.new(ids, sampler, stop, self.target.device, f"prompt {i}"))

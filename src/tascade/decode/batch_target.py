@@ -66,6 +66,7 @@ class BatchTarget:
         self.alone, self._long = self.rope.by_longest, False
         # How one request alone is read: the same rows, for the same bits.
         self._single = Target(model)
+        self.context = self._single.context
         self._windows = attention_windows(model)
 
     def forward(

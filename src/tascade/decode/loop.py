@@ -14,7 +14,7 @@ from tascade.core import EMPTY_TREE, Drafter, DraftTree, FloatArray, Generation,
 from tascade.decode.row_counts import DOUBT
 from tascade.decode.sampling import Processor, Sampler, SamplingParams
 from tascade.decode.stop import ExtraStop, StopRule, bounded
-from tascade.decode.supported import check_ids
+from tascade.decode.supported import check_ids, warn_of_length
 from tascade.decode.target import PREFILL_DRAFT_LIMIT as PREFILL_DRAFT_LIMIT
 from tascade.decode.target import Hold, Target
 from tascade.decode.verify import Walk, walk
@@ -194,6 +194,7 @@ class Decoder:
         ids = np.ascontiguousarray(prompt, dtype=np.int32)
         check_ids(ids, self.target.rows)
         params = bounded(params, len(ids), self.target.positions)
+        warn_of_length(len(ids), self.target.context)
         stop, sampler = (
             StopRule(params, self.tokenizer, extra_stop),
             Sampler(params, processors, ids),

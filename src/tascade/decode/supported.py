@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import sys
 import warnings
 from typing import Any
 
 from tascade.core import IntArray
 from tascade.errors import ConfigError, UnsupportedModelError
+
+_log = logging.getLogger("tascade.data")
 
 
 def check_rewindable(model: Any) -> None:
@@ -92,6 +95,17 @@ def table_of_positions(config: Any) -> int | None:
     """Rows of a model's table of positions; ``None`` for positions of another kind."""
     most, rope = (getattr(config, n, None) for n in ("max_position_embeddings", "rope_parameters"))
     return int(most) if most and rope is None and not getattr(config, "alibi", False) else None
+
+
+def warn_of_length(tokens: int, context: int | None) -> None:
+    """Say where a prompt is longer than its model was made for."""
+    if context is not None and tokens > context:
+        _log.warning(
+            "a prompt of %d tokens, and the model was made for %d, answers included: what it says "
+            "may make no sense",
+            tokens,
+            context,
+        )
 
 
 def warn_of_tokens(tokenizer: Any, rows: int) -> None:

@@ -26,7 +26,7 @@ class _ScriptedTarget:
     """
 
     supports_trees = True
-    rows, positions, counts = 2**31 - 1, None, None
+    rows, positions, context, counts = 2**31 - 1, None, None, None
     device = torch.device("cpu")
     lock = nullcontext()
     step = nullcontext

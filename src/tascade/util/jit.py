@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from numba import njit, types
 from numba.core import caching
+from numba.core.ccallback import CFunc
 from numba.core.registry import CPUDispatcher
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -71,7 +72,7 @@ def _widened(given: Any) -> Any:
     return types.int64 if isinstance(kind, types.Integer) and kind != types.uint64 else kind
 
 
-def _compiled(function: Any, **options: bool) -> Any:
+def _compiled(function: Any, **options: Any) -> Any:
     made: Any = njit(nogil=True, no_cfunc_wrapper=True, **options)(function)
     made._cache = _StampedCache(function)
     compile_for = made.compile
@@ -103,8 +104,19 @@ class _Inner(CPUDispatcher):  # type: ignore[misc]
         raise TypeError(f"{self.py_func.__name__} is for kernels alone")
 
 
-def inner(function: F) -> F:
+def inner(function: F, **options: Any) -> F:
     """As :func:`lean`, for what kernels alone call: it has no way in from Python."""
-    made = _compiled(function, _nrt=False, no_cpython_wrapper=True)
+    made = _compiled(function, _nrt=False, no_cpython_wrapper=True, **options)
     made.__class__ = _Inner
     return made  # type: ignore[no-any-return]
+
+
+def c_function(function: Callable[..., None], *given: Any) -> Any:
+    """Compile ``function`` for callers in C, with arguments of these types, cached on disk.
+
+    Its ``address`` is good for as long as what is returned lives.
+    """
+    made = CFunc(function, (given, types.void), {}, {})
+    made._cache = _StampedCache(function)
+    made.compile()
+    return made
