@@ -44,7 +44,8 @@ test-clients: $(VENV)/.ready-dev
 
 # On the real vLLM, in an environment of its own; fails where it cannot be installed.
 test-vllm: $(VLLM)/.ready
-	TASCADE_TEST_VLLM=1 $(VLLM)/bin/python -m pytest tests/vllm --timeout 900 -p no:warnings
+	TASCADE_TEST_VLLM=1 $(VLLM)/bin/python -m pytest tests/vllm --timeout 900 -p no:warnings \
+		-n 2 --dist loadfile
 
 check: $(VENV)/.ready-dev
 	$(BIN)/ruff check .

@@ -13,6 +13,10 @@ import pytest
 collect_ignore_glob = [] if os.environ.get("TASCADE_TEST_VLLM") else ["test_*.py"]
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # An engine beside another: a thread each, where it finds a core. Bound to the same cores, the
+    # threads of two would wait for each other.
+    os.environ |= {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 # The engine's process finds the watching proposer here.
 _HERE = str(Path(__file__).parent)
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_HERE, os.environ.get("PYTHONPATH")]))
