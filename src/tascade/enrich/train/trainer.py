@@ -16,7 +16,7 @@ from tascade.config import TuneConfig
 from tascade.core import Progress
 from tascade.enrich.train.checkpoint import has_state, load_state, save_state
 from tascade.enrich.train.lora import lora_parameters, row_parameters
-from tascade.enrich.train.samples import Batch, Sample, batches, collate, seeded
+from tascade.enrich.train.samples import Batch, Sample, batches, collate, passes, seeded
 
 EMBEDDING_WARMUP_STEPS = 100
 EMBEDDING_LR, EMBEDDING_LR_FACTOR = 5e-3, 5.0
@@ -130,14 +130,18 @@ class Trainer:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
         device = self.model.device
+        samples = self._batch_of_step(number)
+        total, told = sum(len(sample.answer) for sample in samples), 0.0
         with seeded(self.config.seed * 1_000_003 + number, device):
-            batch = collate(self._batch_of_step(number)).to(device)
-            with self._precision:
-                loss = answer_loss(self.model, batch)
-            loss.backward()  # type: ignore[no-untyped-call]
+            for part in passes(samples) if device.type == "cpu" else [samples]:
+                share = sum(len(sample.answer) for sample in part) / total
+                with self._precision:
+                    loss = share * answer_loss(self.model, collate(part).to(device))
+                loss.backward()  # type: ignore[no-untyped-call]
+                told += float(loss.detach())
         torch.nn.utils.clip_grad_norm_([*self.lora, *self.rows], _CLIP)
         self.optimizer.step()
-        return float(loss.detach())
+        return told
 
     def save(self, folder: Path) -> None:
         """Write what is needed to go on from here, in place of what the folder holds."""
