@@ -266,8 +266,6 @@ def small_demo(model: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     monkeypatch.setattr(demo, "METHODS", ("plain",))
     monkeypatch.setattr(demo, "TUNING", BRIEF)
     monkeypatch.setattr(demo, "Recipe", lambda **given: dataclasses.replace(RECIPE, **given))
-    real = demo.adapt
-    monkeypatch.setattr(demo, "adapt", lambda *a, **given: real(*a, recipe=RECIPE, **given))
 
 
 def test_the_demo(small_demo: None, tmp_path: Path) -> None:

@@ -327,6 +327,12 @@ def test_inspect_can_ask_the_model_itself(task_model: TaskModel) -> None:
     )
     assert told["low"] <= told["speedup"] <= told["high"]
     assert told["verdict"] == "profits"
+    assert len(told["said"]) == 3
+    assert all(len(said) <= 90 for said in told["said"])
+    answers = task_model.generate([row.prompt or "" for row in rows[140:]])
+    for said in told["said"]:
+        assert any(answer.startswith(said.rstrip("…")) for answer in answers)
+        assert f"  it says      {json.dumps(said, ensure_ascii=False)}" in found.describe()
 
 
 def test_half_precision_says_what_holds_and_what_float32_would_take() -> None:

@@ -314,6 +314,15 @@ def test_several_results_become_sections_below_a_summary():
     assert "Summary" in page.text
 
 
+def test_runs_of_one_pack_are_told_apart():
+    other = change(minimal(), "data/path", "data/sql/heldout.jsonl")
+    page = Page(render([minimal(), other, minimal()], title="Three runs"))
+    name = "/".join((minimal()["pack"] or minimal()["data"]["path"]).split("/")[-2:])
+    assert page.text.count(f"{name}, run 1") == page.text.count(f"{name}, run 2") == 2
+    assert f"{name}, run 3" not in page.text
+    assert "sql/heldout.jsonl, run" not in page.text
+
+
 @pytest.mark.parametrize(
     ("low", "high", "verdict"),
     [(0.8, 0.9, "slower"), (0.8, 1.1, "no clear difference"), (1.1, 1.2, None)],
@@ -494,6 +503,19 @@ def test_a_machine_that_was_not_quiet_is_told_of():
     assert "not quiet" not in render([calm], title="t")
     wild = change(full(), "methods/tasc-spec/speedup", {"median": 14.8, "low": 5.65, "high": 23.9})
     assert "tasc-spec 5.65x to 23.90x" in render([wild], title="t")
+
+
+def test_what_reading_prompts_takes_is_told_where_it_is_much():
+    result = change(full(), "methods/plain/seconds", [9.0, 11.0])
+    result = change(result, "methods/tasc-spec/seconds", [2.0, 2.0])
+    result = change(result, "methods/plain/prefill_seconds", [0.4, 0.4])
+    assert "Reading the prompts" not in render([result], title="t")
+    result = change(result, "methods/plain/prefill_seconds", [0.9, 1.1])
+    said = render([result], title="t")
+    # Whatever tasc-spec's own prefill takes, which verifies drafts too: 10 s are 2 s, 5x; so behind
+    # the second that both read, it must be more.
+    assert "takes 1 s of plain decoding&#39;s 10 s and of tasc-spec&#39;s 2 s" in said
+    assert "the rest is 9.00x as fast." in said
 
 
 def test_where_transformers_is_sooner_than_plain_ours_is_held_against_it():

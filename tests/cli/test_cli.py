@@ -90,7 +90,7 @@ def test_a_pack_keeps_its_larger_benchmark_and_knows_its_own_rows(
     train = bundled.data_path("tickets", "train")
     again = ["bench", pack, "-d", train, "--rows", 2, *words, "--out", out]
     told = run.invoke(cli.app, [*map(str, again)], catch_exceptions=False)
-    assert "keeps its last benchmark, which had 3 measurements" in told.stderr
+    assert "keeps its last benchmark, which says more of it (rows unseen: 1 there" in told.stderr
     assert "The pack was made with these rows (train data)" in told.stderr
     assert Pack.open(pack).bench.read_bytes() == kept
     assert json.loads(out.read_text())["data"]["seen_as"] == "train"
@@ -98,6 +98,49 @@ def test_a_pack_keeps_its_larger_benchmark_and_knows_its_own_rows(
     assert "The pack was made with these rows" in (tmp_path / "page.html").read_text()
     ok("bench", pack, "-d", TEST, "--rows", 4, *words)
     assert Pack.open(pack).bench.read_bytes() != kept
+
+
+@pytest.mark.parametrize(
+    ("says_less", "lacking"),
+    [
+        (["--data", str(bundled.data_path("tickets", "train"))], "rows unseen: 1 there, 0 here"),
+        (["--data", TEST, "--methods", "plain"], "the pack's methods: 1 there, 0 here"),
+        (["--data", TEST, "--dtype", "bfloat16"], "in the pack's precision: 1 there, 0 here"),
+        (["--data", TEST, "--rows", "1"], "measurements a method: 2 there, 1 here"),
+    ],
+)
+def test_a_benchmark_that_says_less_never_takes_the_place_of_one_that_says_more(
+    ticket_pack: Path, tmp_path: Path, says_less: list[str], lacking: str
+) -> None:
+    """However many measurements it has; and the other way round it always does."""
+    pack = tmp_path / "pack"
+    shutil.copytree(ticket_pack, pack)
+    said = json.loads((pack / "pack.json").read_text())
+    said["recipe"]["dtype"] = "float32"
+    (pack / "pack.json").write_text(json.dumps(said))
+    (pack / "bench.json").unlink(missing_ok=True)
+    usual = ["--methods", "tasc-spec", "--repeats", "1", "--max-new-tokens", "6", "--no-memory"]
+    less = [*usual, "--rows", "3", *says_less]
+    more = [*usual, "--rows", "2", "--data", TEST]
+    ok("bench", pack, *less)
+    first = (pack / "bench.json").read_bytes()
+    ok("bench", pack, *more)
+    kept = (pack / "bench.json").read_bytes()
+    assert kept != first
+    told = run.invoke(cli.app, ["bench", str(pack), *less], catch_exceptions=False)
+    assert lacking in told.stderr
+    assert (pack / "bench.json").read_bytes() == kept
+
+
+def test_what_serves_a_pack_as_it_was_measured_is_told(ticket_pack: Path, tmp_path: Path) -> None:
+    pack = tmp_path / "pack"
+    shutil.copytree(ticket_pack, pack)
+    words = ["bench", str(pack), "--data", TEST, "--rows", "1", "--repeats", "1", "--no-memory"]
+    words += ["--max-new-tokens", "4", "--methods", "tasc-spec"]
+    for flag, dtype in (([], "float32"), (["--dtype", "bfloat16"], "bfloat16")):
+        told = run.invoke(cli.app, [*words, *flag], catch_exceptions=False).stderr
+        assert ("and the checkpoint in bfloat16" in told) == (dtype == "float32")
+        assert f"tascade serve {pack}{''.join(' ' + f for f in flag)} serves it in {dtype};" in told
 
 
 def test_adapt_from_a_recipe_with_flags_over_it(tmp_path: Path) -> None:

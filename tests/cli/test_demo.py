@@ -11,7 +11,7 @@ import pytest
 from tascade import bundled
 from tascade.bench.schema import validate
 from tascade.cli import demo
-from tascade.config import GateConfig, TuneConfig
+from tascade.config import GateConfig, Recipe, TuneConfig
 
 LITTLE = TuneConfig(
     tokens=5,
@@ -78,6 +78,30 @@ def test_a_model_that_the_gate_refuses_is_not_shown(
     assert len(results) == 1
     assert not (tmp_path / "out" / "tickets-tuned").exists()
     assert "the gate refused" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("instructions", [False, True])
+def test_the_precision_is_one_that_the_cpu_multiplies(
+    instructions: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked: list[str] = []
+
+    class Reached(Exception):
+        pass
+
+    def adapting(*_: object, recipe: Recipe, **__: object) -> None:
+        asked.append(recipe.dtype)
+        raise Reached
+
+    monkeypatch.setattr(demo, "multiplies", lambda dtype: instructions)
+    monkeypatch.setattr(demo, "adapt", adapting)
+    with pytest.raises(Reached):
+        demo.run(tmp_path / "out")
+    assert asked == ["auto" if instructions else "float32"]
+    assert ("in float32" in capsys.readouterr().err) != instructions
 
 
 def test_a_demo_that_is_stopped_begins_no_other_part(

@@ -178,6 +178,20 @@ def test_a_table_of_positions_bounds_the_answer_before_the_pass(positions: int) 
             ask("y" * (positions + 1))
 
 
+def test_a_prompt_beyond_what_the_model_was_made_for_is_told_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = tiny_model("llama", vocab_size=260, max_position_embeddings=24), byte_tokenizer()
+    task_model = tascade.adapt(model, [{"prompt": "x", "completion": "ab"}] * 4)
+    fits, long = "y" * 4, "y" * 40
+    for ask in (task_model.run, lambda p, **o: task_model.generate([p, p], batch_size=2, **o)):
+        caplog.clear()
+        ask(fits, max_new_tokens=2)
+        assert "made for" not in caplog.text
+        ask(long, max_new_tokens=2)
+        assert "tokens, and the model was made for 24, answers included" in caplog.text
+
+
 # --- types ----------------------------------------------------------------------------------------
 
 

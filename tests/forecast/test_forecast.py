@@ -106,12 +106,23 @@ def test_few_outputs_give_no_verdict_and_a_range() -> None:
     for rows in (2, 20, 58):
         found = predict(toy_rows(120, 0), toy_rows(rows, 1))
         assert found.verdict == "cannot tell"
-        assert f"{rows // 2} held-out references are too few" in found.describe()
+        told = f"{rows - rows // 2} held-out references ({rows // 2} others calibrate) are too few"
+        assert told in found.describe()
     # Of other rows as many: the range holds what they give on average about as often as it says.
     draws = [predict(toy_rows(120, 0), toy_rows(60, seed)) for seed in range(2, 18)]
     usual = float(np.mean([found.speedup for found in draws]))
     assert sum(found.low <= usual <= found.high for found in draws) >= 13
     assert all(found.low < found.high < 1.5 * found.low for found in draws)
+
+
+def test_who_reads_the_first_line_alone_learns_that_the_model_says_something_else() -> None:
+    unlike = [(row, np.tile(output[:5] + 40, 6)) for row, output in toy_rows(20, 1)]
+    found = predict(toy_rows(120, 0), toy_rows(20, 1), own=unlike)
+    first = found.describe().splitlines()[0]
+    assert found.verdict.startswith("profits")  # they repeat themselves
+    assert first.startswith(f"{found.verdict}, if this model is to be used as it is: ")
+    alike = predict(toy_rows(120, 0), toy_rows(20, 1), own=toy_rows(20, 2))
+    assert alike.describe().startswith(f"{alike.verdict}: ")
 
 
 def test_the_models_own_answers_are_replayed_where_there_are_any() -> None:

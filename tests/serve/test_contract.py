@@ -93,8 +93,8 @@ def test_a_signal_lets_streams_end_cleanly(ticket_pack: Path, prompts: list[str]
         _, text = server.communicate(timeout=40)
         assert server.returncode == 0
         names = ", ".join(command.names_of(ticket_pack, "", ""))
-        said = f"ready: {url}/v1, model {names}, engine builtin, temperature 1 where a request "
-        assert said + "gives none" in text.splitlines()
+        said = f"ready: {url}/v1, model {names}, engine builtin, float32, temperature 1 where a "
+        assert said + "request gives none" in text.splitlines()
         lines = [line for line in text.splitlines() if line.startswith("{")]
         assert [json.loads(line)["status"] for line in lines if "chat" in line] == [200] * 4
     finally:

@@ -176,6 +176,14 @@ def test_malformed_bodies_are_refused(running: Running, body: bytes) -> None:
     assert reply.json()["error"]["message"]
 
 
+def test_where_a_body_is_no_json_is_told(running: Running) -> None:
+    url = f"{running.url}/v1/chat/completions"
+    headers = {"content-type": "application/json"}
+    error = httpx.post(url, content=b'{"messages": [', headers=headers).json()["error"]
+    assert error["param"] == "body"
+    assert error["message"].startswith("body: no JSON: Expecting value (character ")
+
+
 def test_long_prompts_and_strange_ids_are_refused(client: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="tokens"):
         chat(client, "word " * 20_000)

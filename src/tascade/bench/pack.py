@@ -12,6 +12,7 @@ from typing import Any, Unpack
 
 from tascade.bench.memory import MemoryJob, can_measure, measure_memory
 from tascade.bench.methods import DecoderMethod, InBaseTokens, Method, Request, Skipped, restorer
+from tascade.bench.metrics import OURS
 from tascade.bench.paper_drafter import PaperDrafter
 from tascade.bench.peers import arctic_methods, hf_generate, hf_prompt_lookup
 from tascade.bench.run import run_bench
@@ -32,7 +33,7 @@ from tascade.draft.neural.merged import MergedDrafter
 from tascade.draft.neural.trained import TrainedDrafter
 from tascade.enrich.tokens.stored import read_tokens
 from tascade.errors import ConfigError, DataError, PackError
-from tascade.load import ModelRef, load_model
+from tascade.load import ModelRef, load_model, stored_dtype
 from tascade.model import TaskModel
 from tascade.options import FieldOptions, laid_over
 from tascade.pack import Pack
@@ -138,9 +139,7 @@ def bench_pack(
     # While no model is in this process: there may be no room for two.
     tell = teller(progress)
     memory = _memory(opened, names, examples, model, dtype, options, tell)
-    tell("loading the model", 0, None)
-    task_model = TaskModel.from_pretrained(pack, model, dtype=dtype, head="full")
-    tell("measuring the model's steps, where this machine's are not known", 0, None)
+    task_model = _task_model(pack, model, dtype, tell)
     params = task_model.params(**options.decoding())
     requests = [_request(task_model, example) for example in examples]
     warm = spread(list(islice(_examples(warmup, named) if warmup else rows, 64)), _FEW_ROWS)
@@ -164,34 +163,50 @@ def bench_pack(
         on_repeat=on_repeat,
     )
     text = json.dumps(result, indent=1).encode()
-    _keep(result, text, opened.bench)
+    _keep(result, text, opened)
     if out is not None:
         write_atomic(out, text)
     return result
 
 
-def _keep(result: dict[str, Any], text: bytes, place: Path) -> None:
-    """Write a result into the pack, unless that has one of more measurements."""
-    measured = _size(result)
+def _task_model(pack: str | Path, model: ModelRef | None, dtype: str, tell: Progress) -> TaskModel:
+    tell("loading the model", 0, None)
+    made = TaskModel.from_pretrained(pack, model, dtype=dtype, head="full")
+    if not made.knows_cost:
+        tell("measuring the model's steps", 0, None)
+        made.new_budget()  # over costs that are measured here
+    return made
+
+
+def _keep(result: dict[str, Any], text: bytes, pack: Pack) -> None:
+    """Write a result into the pack, unless that has one that says more of it."""
+    place, usual = pack.bench, pack.precision()
+    says = _says(result, usual)
     try:
-        there = _size(read_json(place, _MOST_BYTES))
-    except (OSError, ValueError, KeyError, TypeError):
-        there = 0
-    if there <= measured:
+        there = _says(read_json(place, _MOST_BYTES), usual)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        there = says
+    if there <= says:
         write_atomic(place, text)
         return
+    names = "rows unseen", "the pack's methods", "in the pack's precision", "measurements a method"
+    first = next(found for found in zip(names, there, says, strict=True) if found[1] > found[2])
     _log.info(
-        "the pack keeps its last benchmark, which had %d measurements of a method, and not this "
-        "one, which has %d: --out writes this one elsewhere (remove %s to have it kept)",
-        there,
-        measured,
+        "the pack keeps its last benchmark, which says more of it (%s: %d there, %d here): --out "
+        "writes this one elsewhere (remove %s to have it kept)",
+        *first,
         place,
     )
 
 
-def _size(result: Mapping[str, Any]) -> int:
-    """Rows times repeats."""
-    return int(result["data"]["examples"]) * int(result["settings"]["repeats"])
+def _says(result: Mapping[str, Any], usual: str) -> tuple[bool, bool, bool, int]:
+    """What makes a result say more than another: rows that the pack has not seen, its own methods,
+    its own precision, and then how often each method was measured, rows times repeats.
+    """
+    data, methods = result["data"], result["methods"].items()
+    ours = any(name.startswith(OURS) and "skipped" not in method for name, method in methods)
+    count = int(data["examples"]) * int(result["settings"]["repeats"])
+    return not data.get("seen_as"), ours, usual in ("auto", result["dtype"]), count
 
 
 def _rows(data: Any, named: Fields, report: LoadReport) -> list[Example]:
@@ -204,15 +219,16 @@ def _rows(data: Any, named: Fields, report: LoadReport) -> list[Example]:
 
 
 def _about(task_model: TaskModel, source: Mapping[str, Any]) -> About:
-    info = task_model.pack.info
+    info, model = task_model.pack.info, task_model.model
     roles = (str(of["role"]) for of in info.data if of.get("sha256") == source["sha256"])
     return About(
         seen_as=next(roles, ""),
         model=Path(info.model).name,
-        dtype=str(task_model.model.dtype).removeprefix("torch."),
+        dtype=str(model.dtype).removeprefix("torch."),
         data_path=source["path"],
         data_sha256=source["sha256"],
         pack=task_model.pack.name,
+        stored=str(stored_dtype(model, model.name_or_path)).removeprefix("torch."),
         command="tascade bench",  # with its options under settings: results travel, paths do not
     )
 

@@ -27,7 +27,7 @@ from tascade.bench.charts import (
     reliability_chart,
     stacked_chart,
 )
-from tascade.bench.metrics import OURS, QUARTILES_FROM, remarks, spread
+from tascade.bench.metrics import OURS, QUARTILES_FROM, remarks, spread, titles
 from tascade.bench.schema import promise, validate
 from tascade.bench.tuned import TunedView
 from tascade.util.files import write_atomic
@@ -67,6 +67,7 @@ class Section:
     """One bench result as the template shows it."""
 
     anchor: str
+    title: str
     result: Json
     measured: Mapping[str, Json]
     skipped: Mapping[str, str]
@@ -99,11 +100,12 @@ def render(
     """
     for result in results:
         validate(result)
+    names = titles(results)
     page = _template().render(
         title=title,
         pack=pack or {},
         tuned=tuned,
-        sections=[_section(result, f"run-{i}") for i, result in enumerate(results, 1)],
+        sections=[_section(r, f"run-{i}", names[i - 1]) for i, r in enumerate(results, 1)],
         sources=SOURCES,
         guarantees=_GUARANTEES,
     )
@@ -126,7 +128,7 @@ def write_report(
 # --- one section --------------------------------------------------------------------------------
 
 
-def _section(result: Json, anchor: str) -> Section:
+def _section(result: Json, anchor: str, title: str) -> Section:
     methods: Mapping[str, Json] = result["methods"]
     others = {name: m for name, m in methods.items() if "skipped" not in m}
     measured = {"plain": methods["plain"], **others}
@@ -139,6 +141,7 @@ def _section(result: Json, anchor: str) -> Section:
     names = {key: None for m in measured.values() for key in m.get("quality", {})}
     return Section(
         anchor=anchor,
+        title=title,
         result=result,
         measured=measured,
         skipped={name: m["skipped"] for name, m in methods.items() if "skipped" in m},
@@ -352,11 +355,6 @@ def _share(part: float, whole: float) -> str:
     return f"{part / whole:.1%}" if whole else _DASH
 
 
-def _short_path(path: str) -> str:
-    """The last two parts of a path or hub id, whichever system wrote it."""
-    return "/".join(path.replace("\\", "/").rstrip("/").split("/")[-2:]) or path
-
-
 def _label(key: str) -> str:
     """A key as a person would write it."""
     return _LABELS.get(key, key.replace("_", " "))
@@ -387,7 +385,6 @@ def _template() -> jinja2.Template:
         times=_times,
         range=_range,
         text=_plain_text,
-        short_path=_short_path,
         promise=promise,
         label=_label,
         median=median,

@@ -94,7 +94,7 @@ def run_bench(
         "command": about.command,
         "machine": machine,
         "model": about.model,
-        "dtype": about.dtype,
+        **_precision(about),
         "pack": about.pack,
         "data": _data(about, len(requests)),
         "settings": settings.to_json() | turns.to_json() | ({} if traced else {"traced": False}),
@@ -102,6 +102,11 @@ def run_bench(
     }
     validate(result)
     return result
+
+
+def _precision(about: About) -> dict[str, str]:
+    other = about.stored not in ("", about.dtype)
+    return {"dtype": about.dtype} | ({"stored_dtype": about.stored} if other else {})
 
 
 def _data(about: About, examples: int) -> dict[str, Any]:

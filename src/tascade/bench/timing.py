@@ -68,6 +68,7 @@ class BenchSettings:
 class About:
     """Where the model, the data and the numbers come from.
 
+    ``stored``: the precision that the checkpoint is in; empty where it is not known.
     ``seen_as``: the role that these very rows had when the pack was made; empty if none.
     """
 
@@ -78,6 +79,7 @@ class About:
     pack: str | None = None
     command: str = ""
     seen_as: str = ""
+    stored: str = ""
 
 
 @dataclass(slots=True)

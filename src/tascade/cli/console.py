@@ -323,11 +323,13 @@ def tell_load() -> None:
         )
 
 
-def print_bench(result: dict[str, Any], pack: Path) -> None:
-    """A benchmark's table, what is to be said of it, and what comes next."""
+def print_bench(result: dict[str, Any], pack: Path, dtype: str) -> None:
+    """A benchmark's table, what is to be said of it, and what comes next; ``dtype``: as asked."""
     out.print(bench_table(result))
     tell_remarks(result)
-    served = f"tascade serve {pack} serves it in {result['dtype']}; tascade report {pack}: a page"
+    flag = "" if dtype == "auto" else f" --dtype {dtype}"
+    served = f"tascade serve {pack}{flag} serves it in {result['dtype']}; tascade report {pack}: a "
+    served += "page"
     err.print(served, style="dim", markup=False, soft_wrap=True)
 
 

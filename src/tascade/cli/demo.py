@@ -15,9 +15,12 @@ from tascade.cli import console
 from tascade.config import GateConfig, Recipe, TuneConfig
 from tascade.errors import ConfigError, GateError
 from tascade.pipeline import adapt, adapt_tuned
+from tascade.util.cpu import multiplies
 
 METHODS = ("plain", "tasc-paper", "tasc-spec", "hf-generate", "hf-prompt-lookup")
 TUNED_TASK = "tickets"
+_SAVED_IN = "bfloat16"
+"""The bundled model's weights."""
 TUNING = TuneConfig(
     tokens=40, epochs=6, init="first", min_ngram_prob=0.9, gate=GateConfig(max_score_drop=0.05)
 )
@@ -49,6 +52,8 @@ def run(out: Path, *, rows: int = 12, repeats: int = 2, tune: bool = False) -> l
         f"{count} parts, about {minutes} min on two free cores, longer beside other work"
     )
     console.tell_load()
+    if not multiplies(_SAVED_IN):
+        console.err.print(f"in float32: this CPU has no instructions for {_SAVED_IN}")
     for number, task in enumerate(tasks, 1):
         console.out.rule(f"[bold]{number} of {count}: {task}", align="left")
         results += _task(task, out, rows, repeats)
@@ -90,15 +95,15 @@ def _task(
     """A pack, with a tuned model or the bundled one, measured; nothing if the gate refuses it."""
     pack, data = out / f"{task}{'-tuned' * tune}", partial(bundled.data_path, task)
     given: dict[str, Any] = {"validation": data("validation"), "out": pack, "overwrite": True}
+    precision = "auto" if multiplies(_SAVED_IN) else "float32"
     with console.progress_bar() as progress:
         source = bundled.model_path(), data("train")
         try:
             if tune:
-                _, tuned = adapt_tuned(
-                    *source, recipe=Recipe(tune=TUNING), progress=progress, **given
-                )
+                recipe = Recipe(tune=TUNING, dtype=precision)
+                _, tuned = adapt_tuned(*source, recipe=recipe, progress=progress, **given)
             else:
-                adapt(*source, progress=progress, **given)
+                adapt(*source, recipe=Recipe(dtype=precision), progress=progress, **given)
         except GateError as error:
             console.say(str(error))
             return []

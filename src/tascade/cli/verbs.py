@@ -187,7 +187,7 @@ def bench(
     if json:
         console.print_json(result)
     else:
-        console.print_bench(result, pack)
+        console.print_bench(result, pack, dtype)
 
 
 @app.command()
@@ -232,9 +232,11 @@ def warm_up() -> None:
 
     They are kept in NUMBA_CACHE_DIR, or beside tascade's own files.
     """
+    from tascade.decode import products
     from tascade.draft.ngram.warm_up import warm_up as compile_kernels
 
     compile_kernels()
+    products.warm_up()
 
 
 app.command()(cli_train.enrich)

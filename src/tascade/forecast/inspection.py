@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Generator, Sequence
@@ -42,6 +43,7 @@ _log = logging.getLogger("tascade.data")
 _ROWS = 200
 _TOGETHER = 8
 """Answers that are given at once, in a pass that takes hardly longer than one's."""
+_SHOWN, _SHOWN_CHARACTERS = 3, 90
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,7 @@ class Inspection:
     ``None`` for a model whose head cannot be replaced. ``held_out``: how many held-out rows there
     were, and how many each part of this was measured on. ``drafter``: how many misses of these
     drafts a small network foresees; ``None`` where that was not asked for. ``prompt_tokens``: of a
-    held-out prompt, on average.
+    held-out prompt, on average. ``said``: the beginnings of some of the model's own answers.
     """
 
     model: str
@@ -67,6 +69,7 @@ class Inspection:
     held_out: dict[str, int]
     drafter: Probe | None = None
     prompt_tokens: float = 0.0
+    said: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """One JSON-ready object."""
@@ -82,6 +85,7 @@ class Inspection:
             else {"tokens": len(new.expansions), "fewer_steps": new.fewer_steps},
             "tailored_vocabulary": None if vocabulary is None else vocabulary.to_json(),
             "drafter": None if self.drafter is None else self.drafter.to_dict(),
+            "said": list(self.said),
             **self.forecast.to_dict(),
         }
 
@@ -112,6 +116,9 @@ class Inspection:
     def describe(self) -> str:
         """A few lines for a person."""
         text = f"{self.model} on {self.data}\n{self.forecast.describe()}\n{self._own_answers()}"
+        text += "".join(
+            f"\n  it says      {json.dumps(said, ensure_ascii=False)}" for said in self.said
+        )
         if self.drafter is not None:
             text += self._trained_drafter(self.drafter)
         if self.enrichment is not None:
@@ -205,10 +212,7 @@ def inspect(
     replayed = own or rows[len(rows) // 2 :]
     seen = probe(loaded, prepared.train, replayed, found.missed, tell) if drafter else None
     tell("choosing tokens", 0, None)
-    try:
-        new = choose_tokens((prepared.train, chosen), (loaded, tokenizer, name), MiningRules())
-    except ConfigError:  # a tokenizer of a kind that cannot be extended
-        new = None
+    new = _new_tokens((prepared.train, chosen), (loaded, tokenizer, name))
     vocabulary = _vocabulary((loaded, tokenizer), prepared, float(cost.upto(1)[-1]), tell)
     counts = {
         "rows": prepared.held_out_of,
@@ -216,9 +220,22 @@ def inspect(
         "new_tokens": 0 if new is None else new.held_out,
         "coverage": 0 if vocabulary is None else len(prepared.validation),
     }
-    skipped = sum(report.skipped for report in prepared.reports)
     length = float(np.mean([len(prompt) for prompt, _ in rows]))
-    return Inspection(name, str(data), skipped, found, cost, new, vocabulary, counts, seen, length)
+    said = tuple(_beginning(tokenizer, answer) for _, answer in own[:_SHOWN])
+    kept = found, cost, new, vocabulary, counts, seen, length, said
+    return Inspection(name, str(data), sum(r.skipped for r in prepared.reports), *kept)
+
+
+def _new_tokens(rows: Any, model: tuple[Any, Any, str]) -> Enrichment | None:
+    try:
+        return choose_tokens(rows, model, MiningRules())
+    except ConfigError:  # a tokenizer of a kind that cannot be extended
+        return None
+
+
+def _beginning(tokenizer: Any, answer: IntArray) -> str:
+    text = str(tokenizer.decode(answer, skip_special_tokens=True))
+    return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 1] + "…"
 
 
 def _own(

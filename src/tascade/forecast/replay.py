@@ -126,8 +126,16 @@ class Forecast:
         )
 
     def _condition(self) -> str:
-        doubtful = self.answers == "references" and self.verdict.startswith("profits")
-        return ", if the model answers as the references do" if doubtful else ""
+        if not self.verdict.startswith("profits"):
+            return ""
+        if self.answers == "references":
+            return ", if the model answers as the references do"
+        return ", if this model is to be used as it is" if self._unlike else ""
+
+    @property
+    def _unlike(self) -> bool:
+        """Whether the model says something else than the references."""
+        return self.answers != "references" and self.statistics.grams_in_train < _UNLIKE
 
     def _doubts(self) -> list[str]:
         if self.answers == "references":
@@ -139,7 +147,7 @@ class Forecast:
             "               the model's own answers, drafted from an index of the references, as "
             "`adapt` makes it without --self; with --self a step usually yields more"
         ]
-        if self.statistics.grams_in_train < _UNLIKE:
+        if self._unlike:
             said.append(
                 "               they have little in common with the references: is this what the "
                 "model should say? If not, fine-tune it first; drafts come mostly from what a "
@@ -203,7 +211,7 @@ def forecast(
     tally = _Tally(said, budget, budget.drafts * draft_cost)
     answers = "own answers" if own else "references"
     statistics = statistics_of(train_outputs, own or held_out)
-    verdict, reason = _verdict(tally, statistics, answers, len(said))
+    verdict, reason = _verdict(tally, statistics, answers, len(said), len(calibrating))
     return Forecast(
         verdict=verdict,
         reason=reason,
@@ -295,15 +303,19 @@ def _spent(made: Generation, curve: FloatArray) -> float:
     return steps + (len(made.tokens) - made.stepped_tokens) * float(curve[0])
 
 
-def _verdict(tally: _Tally, s: OutputStatistics, answers: str, replayed: int) -> tuple[str, str]:
+def _verdict(
+    tally: _Tally, s: OutputStatistics, answers: str, replayed: int, others: int
+) -> tuple[str, str]:
     seen = f"{s.grams_in_train:.0%} of held-out 4-grams occur in the training outputs"
     span = f"{tally.low:.1f}x to {tally.high:.1f}x"
     gain = f"{tally.tokens_per_step:.1f} tokens per step, {span}"
     if replayed < (least := FEWEST[answers]):
+        asked = f"{replayed} held-out {answers}"
+        if answers == "references":
+            asked += f" ({others} others calibrate)"
         return (
             "cannot tell",
-            f"{replayed} held-out {answers} are too few, {least} or more would do; on these {span}"
-            + _NEXT[answers],
+            f"{asked} are too few, {least} or more would do; on these {span}{_NEXT[answers]}",
         )
     if tally.speedup >= PROFITS:
         return "profits", f"{gain}; {seen}"

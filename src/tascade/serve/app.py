@@ -220,6 +220,8 @@ def _complaint(errors: Sequence[Any]) -> tuple[str, str]:
     """
     types = ("_type", "_parsing")
     told = next((e for e in errors if not e["type"].endswith(types)), errors[0])
+    if told["type"] == "json_invalid":
+        return "body", f"no JSON: {told['ctx']['error']} (character {told['loc'][-1]})"
     path = [str(part) for part in told["loc"][1:]]
     # The names of a field's types, such as list[str], stand in the path as well.
     steps = [part for part in path[1:] if part.isdigit() or (part.isidentifier() and part != "str")]

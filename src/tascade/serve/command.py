@@ -167,7 +167,8 @@ def _tell_when_ready(engine: Engine, port: int) -> None:
     settings = engine.settings
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     names = ", ".join(settings.names)
-    said = f"ready: http://{host}:{port}/v1, model {names}, engine builtin, "
+    dtype = engine.model.facts()["dtype"]
+    said = f"ready: http://{host}:{port}/v1, model {names}, engine builtin, {dtype}, "
     said += f"temperature {default_temperature():g} where a request gives none\n"
     sys.stderr.write(said)
     sys.stderr.flush()
