@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import tascade
-from tascade.builder import answering
+from tascade.builder import answering, foretell
 from tascade.config import SpecConfig
 from tascade.core import silent
-from tascade.data.prepare import prepare
+from tascade.data.prepare import Prepared, prepare
 from tascade.decode import loop
 from tascade.draft.budget import Budget
 from tascade.draft.costs import CostTable
@@ -21,6 +24,7 @@ from tascade.enrich.distill_data import make_distill_data
 from tascade.errors import TascadeError
 from tascade.pipeline import adapt
 from tascade.testing import byte_tokenizer, tiny_model, toy_examples
+from tascade.util.progress import duration
 
 RECIPE = tascade.Recipe(max_new_tokens=24, spec=SpecConfig(calibration_rows=2))
 ROWS = [{"prompt": e.prompt, "completion": e.completion} for e in toy_examples(60)]
@@ -122,6 +126,21 @@ def test_near_ties_are_counted_and_let_pass(
     assert rows["differing"] == rows["near_ties"] > 0
     with pytest.raises(TascadeError, match="changed an answer"):
         adapt(twins(tiny(), 1e-2), ROWS, recipe=RECIPE)
+
+
+def test_the_time_that_is_foretold_is_that_of_the_training_prompts(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A second a token, 8 tokens an answer, 8 s of calibration and 17 s a comparison at most."""
+    task = SimpleNamespace(task_model=SimpleNamespace(cost=CostTable([1, 64], [1.0, 1.125])))
+    row = np.zeros(2, np.int32), np.zeros(2, np.int32)
+    spec = SpecConfig(own_answers=True, own_seconds=600, calibration_seconds=8)
+    recipe = tascade.Recipe(max_new_tokens=8, spec=spec)
+    for train, seconds in ((50, 400), (100, 600)):
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "tascade.data"):
+            foretell(task, Prepared(train=[row] * train, validation=[row]), recipe, silent)
+        assert f"own answers (--own-seconds) {duration(seconds)}, calibration 8 s" in caplog.text
 
 
 def test_a_sound_pack_has_no_differences() -> None:

@@ -185,6 +185,13 @@ def test_a_path_that_is_not_there_is_refused_at_once_with_what_is_near(folder: P
             load_model(name)
 
 
+def test_a_folder_without_a_model_is_refused_with_what_lies_there(tmp_path: Path) -> None:
+    (tmp_path / "report.html").write_text("")
+    with pytest.raises(ConfigError, match="no model in this folder") as raised:
+        load_model(tmp_path)
+    assert raised.value.got == "report.html"
+
+
 def test_a_name_that_a_folder_here_nearly_has_is_told_of_before_the_hub_is_asked(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -222,7 +222,7 @@ def calibrate(
 
     Returns:
         How many rows were ``calibrated``, and in how many ``steps`` the model said how many
-        ``stepped_tokens``, where it said any.
+        ``stepped_tokens``, and how many were ``cut`` at the limit of tokens, where it said any.
     """
     pack, most = task_model.pack, recipe.spec.calibration_rows
     tell("measuring the model's steps", 0, None)
@@ -231,7 +231,7 @@ def calibrate(
     chosen = spread(prompts, most)
     params = task_model.params(max_new_tokens=recipe.max_new_tokens)
     begin, seconds = time.monotonic(), recipe.spec.calibration_seconds
-    done, counts, fits = 0, {"steps": 0, "stepped_tokens": 0}, len(chosen)
+    done, counts, fits = 0, {"steps": 0, "stepped_tokens": 0, "cut": 0}, len(chosen)
     for done, prompt in enumerate(chosen, 1):
         took = time.monotonic() - begin
         if done > 1:  # what comes is begun before the time is over
@@ -240,6 +240,7 @@ def calibrate(
         said = task_model.decoder.generate(prompt, params)
         counts["steps"] += said.forwards
         counts["stepped_tokens"] += said.stepped_tokens
+        counts["cut"] += said.finish_reason == "length"
         if time.monotonic() > begin + seconds:
             break
     if not prompts:
@@ -390,7 +391,7 @@ def foretell(task: PackBuilder, prepared: Prepared, recipe: Recipe, progress: Pr
         "comparing with plain decoding": passes * compared,
     }
     if spec.own_answers:
-        own = min(spec.own_seconds, answer * len(prepared.asked))
+        own = min(spec.own_seconds, answer * len(prepared.train))
         parts = {"own answers (--own-seconds)": own, **parts}
         if recipe.vocab.head != "full":
             parts["own held-out answers"] = min(spec.own_seconds, answer * len(rows))

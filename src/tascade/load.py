@@ -17,6 +17,7 @@ from tascade.util.files import read_json
 
 _log = logging.getLogger("tascade.data")
 _MOST_BYTES = 16 << 20
+_CONFIGS = ("config.json", "adapter_config.json")
 ModelRef = str | Path | tuple[Any, Any]
 """A hub id, a folder, or a loaded ``(model, tokenizer)``."""
 
@@ -63,8 +64,9 @@ def note_slow_precision(model: Any, dtype: str) -> None:
         _log.info(
             "this CPU has no instructions for %s, which these weights are saved in: in float32 "
             "drafts are verified faster here, and answers are those of plain decoding in float32, "
-            "token for token; give --dtype float32, if there is room for twice the bytes",
-            str(model.dtype).removeprefix("torch."),
+            "token for token (some differ from those in %s, where rounding decides); give --dtype "
+            "float32, if there is room for twice the bytes",
+            *2 * (str(model.dtype).removeprefix("torch."),),
         )
 
 
@@ -82,6 +84,14 @@ def _check_place(name: str) -> None:
             wanted="the model that it was made for",
             where="model",
             fix=f"give {_model_of(path)}",
+        )
+    if path.is_dir() and not any((path / config).is_file() for config in _CONFIGS):
+        raise ConfigError(
+            "no model in this folder",
+            got=", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing",
+            wanted="config.json, safetensors weights and a tokenizer",
+            where=name,
+            fix="check the path",
         )
     if path.exists():
         return

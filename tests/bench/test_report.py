@@ -503,6 +503,15 @@ def test_a_machine_that_was_not_quiet_is_told_of():
     assert "not quiet" not in render([calm], title="t")
     wild = change(full(), "methods/tasc-spec/speedup", {"median": 14.8, "low": 5.65, "high": 23.9})
     assert "tasc-spec 5.65x to 23.90x" in render([wild], title="t")
+    one = change(wild, "data/examples", 1)  # of so little nobody knows what made it scatter
+    assert "not quiet" not in render([one], title="t")
+
+
+def test_answers_that_end_at_the_limit_are_told_of():
+    assert "end at the limit" not in render([full()], title="t")
+    cut = change(full(), "methods/plain/cut", 2)
+    limit, rows = cut["settings"]["max_new_tokens"], cut["data"]["examples"]
+    assert f"2 of {rows} answers end at the limit of {limit} tokens" in render([cut], title="t")
 
 
 def test_what_reading_prompts_takes_is_told_where_it_is_much():

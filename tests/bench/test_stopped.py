@@ -16,7 +16,7 @@ import pytest
 from tascade import bundled
 from tascade.bench import unfinished
 from tascade.bench.methods import DecoderMethod, Request
-from tascade.bench.metrics import remarks
+from tascade.bench.remarks import remarks
 from tascade.bench.run import run_bench
 from tascade.bench.schema import validate
 from tascade.bench.timing import About, BenchSettings
@@ -52,10 +52,10 @@ def decoder() -> Decoder:
 
 def bench(decoder: Decoder, stop_at: int = 0, **options: Any) -> dict[str, Any]:
     Counted.runs, Counted.stop_at = 0, stop_at
-    settings = BenchSettings(
-        PARAMS, options.pop("repeats", 3), chunk=2, minutes=options.pop("minutes", 0.0)
-    )
+    given = {name: options.pop(name) for name in ("minutes", "optional") if name in options}
+    settings = BenchSettings(PARAMS, options.pop("repeats", 3), chunk=2, **given)
     methods = [DecoderMethod("plain", decoder, PARAMS), Counted("other", decoder, PARAMS)]
+    methods += [DecoderMethod(name, decoder, PARAMS) for name in settings.optional]
     found = run_bench(methods, ROWS, settings, about=ABOUT, **options)
     validate(found)
     return found
@@ -204,6 +204,30 @@ def test_time_that_is_left_goes_to_more_rows_and_then_to_another_round(
     found = bench(decoder, minutes=2.0)
     assert (found["data"]["examples"], found["settings"]["repeats"]) == (4, 2)
     assert 60 < now[0] <= 120
+
+
+def test_methods_that_leave_no_time_for_rows_are_left_out_where_nobody_named_them(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The clock is that of the answers, ten seconds each, of three methods or of two."""
+    now = clock_of_answers(monkeypatch, lambda request: 10.0)
+    monkeypatch.setattr("tascade.bench.timing.time.perf_counter", lambda: now[0])
+    found = bench(decoder, minutes=2.0, optional=("slow",))
+    assert found["methods"]["slow"] == {"skipped": "no time for it in 2 min", "settings": {}}
+    assert (found["data"]["examples"], found["settings"]["repeats"]) == (2, 2)
+    assert len(found["methods"]["other"]["seconds"]) == 2
+    assert now[0] <= 120
+    now[0] = 0.0
+    assert "tokens" in bench(decoder, minutes=20.0, optional=("slow",))["methods"]["slow"]
+    # What was left out before a stop is left out behind it.
+    now[0], kept = 0.0, tmp_path / "kept.json"
+    options: dict[str, Any] = {"minutes": 2.0, "optional": ("slow",), "kept": kept}
+    assert bench(decoder, stop_at=4, **options)["settings"]["stopped"]
+    assert set(json.loads(kept.read_text())["methods"]) == {"plain", "other"}
+    now[0] = 0.0
+    again = bench(decoder, resume=True, **options)
+    assert "skipped" in again["methods"]["slow"]
+    assert again["methods"]["other"]["identical"] == 2
 
 
 @pytest.mark.parametrize("minutes", [0.9, 1.1, 1.3, 1.5, 1.7, 1.9, 2.3, 2.7, 3.1, 4.0])

@@ -37,6 +37,14 @@ def test_generate_prints_text_json_or_colours(ticket_pack: Path) -> None:
     assert result["text"] in ok("generate", ticket_pack, prompt, "--explain").replace("\n", "")
 
 
+def test_an_answer_that_is_cut_is_told_of_beside_it(ticket_pack: Path) -> None:
+    for words, cut in ((["--max-new-tokens", "3"], True), ([], False)):
+        given = ["generate", str(ticket_pack), first_prompt(), *words]
+        result = run.invoke(cli.app, given, catch_exceptions=False)
+        assert ("cut at the limit of 3 tokens" in result.stderr) == cut
+        assert "cut at" not in result.stdout
+
+
 def test_a_slow_precision_is_told_of_wherever_the_model_is_loaded(
     ticket_pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,7 +27,8 @@ from tascade.bench.charts import (
     reliability_chart,
     stacked_chart,
 )
-from tascade.bench.metrics import OURS, QUARTILES_FROM, remarks, spread, titles
+from tascade.bench.metrics import OURS, QUARTILES_FROM, spread, titles
+from tascade.bench.remarks import remarks
 from tascade.bench.schema import promise, validate
 from tascade.bench.tuned import TunedView
 from tascade.util.files import write_atomic

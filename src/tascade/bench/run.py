@@ -81,7 +81,7 @@ def run_bench(
         turns.resume()
     _warm_up(records, warmup, progress, 60 * settings.minutes or math.inf)
     stopped = turns.run(lambda: on_repeat and on_repeat(_so_far(about, methods, records, turns)))
-    requests = turns.requests
+    requests, methods = turns.requests, turns.skipping(methods)
     traced = False
     if not stopped:  # a stopped trace: what was timed is written, with fewer plots
         with suppress(KeyboardInterrupt):
@@ -117,7 +117,10 @@ def _data(about: About, examples: int) -> dict[str, Any]:
 def _so_far(
     about: About, methods: Sequence[Method | Skipped], records: Sequence[Record], turns: Turns
 ) -> dict[str, Any]:
-    return {"dtype": about.dtype, "methods": _entries(methods, records, turns.requests)}
+    return {
+        "dtype": about.dtype,
+        "methods": _entries(turns.skipping(methods), records, turns.requests),
+    }
 
 
 def _check(methods: Sequence[Method | Skipped], requests: Sequence[Request]) -> None:
@@ -217,6 +220,7 @@ def _measured(record: Record, requests: Sequence[Request]) -> dict[str, Any]:
         ),
         "tokens_per_step": sum(g.stepped_tokens for g in first) / max(1, forwards),
         "guarantee": record.method.guarantee,
+        "cut": sum(g.finish_reason == "length" for g in first),
         "quality": metrics.quality([g.text for g in first], [r.reference for r in requests]),
         "settings": dict(record.method.settings),
     }

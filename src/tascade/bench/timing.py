@@ -14,7 +14,7 @@ from typing import Any
 
 from tascade.bench import unfinished
 from tascade.bench.machine import machine_info
-from tascade.bench.methods import Method, Request, VerifiedNodes
+from tascade.bench.methods import Method, Request, Skipped, VerifiedNodes
 from tascade.core import Generation, Progress
 from tascade.data.prepare import spread
 from tascade.decode.sampling import SamplingParams
@@ -32,13 +32,15 @@ _NEARLY = 0.95
 @dataclass(frozen=True, slots=True)
 class BenchSettings:
     """What all methods share. ``chunk``: requests a method decodes before the next takes over;
-    ``minutes``: how long the timed part may take, foretold from the first chunk; 0 for any time.
+    ``minutes``: how long the timed part may take, foretold from the first chunk; 0 for any time;
+    ``optional``: methods that are left out where there is no time for a chunk of rows twice.
     """
 
     params: SamplingParams = field(default_factory=SamplingParams)
     repeats: int = 5
     chunk: int = 4
     minutes: float = 0.0
+    optional: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("repeats", "chunk"):
@@ -115,7 +117,7 @@ class Turns:
 
     def __init__(
         self,
-        records: Sequence[Record],
+        records: list[Record],
         requests: Sequence[Request],
         settings: BenchSettings,
         about: About,
@@ -127,6 +129,7 @@ class Turns:
         self._key = _key(records, requests, about, settings)
         self._rows, self._repeats, self._done = [*range(len(requests))], settings.repeats, 0
         self._fitted, self._stopped = settings.minutes == 0, False
+        self._names = [record.method.name for record in records]
         self._begin, self._before = time.perf_counter(), 0.0
 
     @property
@@ -146,6 +149,7 @@ class Turns:
         """Take up the repeats that are kept."""
         assert self._kept is not None
         self._rows, done = unfinished.load(self._kept, self._key)
+        self._records[:] = [record for record in self._records if record.method.name in done]
         for record in self._records:
             for times, run in done[record.method.name]:
                 record.times.append(times)
@@ -224,6 +228,9 @@ class Turns:
             return
         self._repeats = min(self._repeats, max(2, int(share / _NEARLY - untimed)))
         fitting = int(len(self._rows) * share / (self._repeats + untimed))
+        if fitting < self._settings.chunk and self._leave_out():
+            self._fit(measured)
+            return
         if fitting < self._settings.chunk:  # so few rows twice say less than more of them once
             fitting = int(len(self._rows) * share / (1 + untimed))
             if self._repeats > 1:
@@ -239,6 +246,29 @@ class Turns:
             self._repeats = 1
         count = min(len(self._rows), max(measured, fitting))
         self._rows[measured:] = spread(self._rows[measured:], count - measured)
+
+    def _leave_out(self) -> bool:
+        """Take out the optional methods; the time they took is spent. Whether there were any."""
+        optional = self._settings.optional
+        out = [record for record in self._records if record.method.name in optional]
+        if not out:
+            return False
+        self._records[:] = [r for r in self._records if r.method.name not in optional]
+        self._before += sum(map(sum, (record.seconds for record in out)))
+        self._repeats = self._settings.repeats
+        _log.info(
+            "in %s there is no time for %s too: left out; --methods all measures them",
+            duration(60 * self._settings.minutes),
+            " and ".join(record.method.name for record in out),
+        )
+        return True
+
+    def skipping(self, methods: Sequence[Method | Skipped]) -> list[Method | Skipped]:
+        """The methods, those that were left out as skipped."""
+        left = {record.method.name for record in self._records}
+        out = {name for name in self._names if name not in left}
+        why = f"no time for it in {duration(60 * self._settings.minutes)}"
+        return [Skipped(m.name, why, dict(m.settings)) if m.name in out else m for m in methods]
 
     def _add_rows(self) -> None:
         """Measure more rows in the first repeat where fewer were planned than there is time for.

@@ -110,6 +110,9 @@ def _show(task_model: TaskModel, result: Generation, *, explain: bool, json: boo
         console.err.print(console.summary(result), style="dim")
     else:
         console.say(result.text)
+    if result.finish_reason == "length":
+        cut = f"cut at the limit of {len(result.tokens)} tokens: --max-new-tokens gives more"
+        console.err.print(cut, style="dim", soft_wrap=True)
 
 
 def chat(

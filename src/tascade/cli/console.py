@@ -191,6 +191,11 @@ def rows_used(rows: dict[str, int], own: int = 0) -> str:
     if rows.get("steps"):
         gain = rows["stepped_tokens"] / rows["steps"]
         text += f"; {gain:.1f} tokens a step on these"
+        if cut := rows.get("cut"):
+            text += (
+                f"\n{cut} of these {rows['calibrated']} answers were cut at the limit of tokens: "
+                "--max-new-tokens gives longer ones"
+            )
         if gain < _LITTLE and not own:
             text += (
                 "\nthat is little: the index holds reference answers, which this model may not "
@@ -288,7 +293,7 @@ def print_bench_so_far(so_far: dict[str, Any]) -> None:
 
 def tell_remarks(result: dict[str, Any]) -> None:
     """Warn of what makes a result say less than it seems."""
-    from tascade.bench.metrics import remarks
+    from tascade.bench.remarks import remarks
 
     for said in remarks(result):
         err.print(said, style="yellow", soft_wrap=True)

@@ -80,6 +80,12 @@ MaxTokens = Annotated[
     int,
     typer.Option("--max-new-tokens", help="Most tokens to generate.", show_default="the pack's"),
 ]
+Methods = Annotated[
+    str,
+    typer.Option(
+        help="Comma-separated; `all` for every one.", show_default="all there is time for"
+    ),
+]
 OwnSeconds = Annotated[
     float,
     typer.Option(help="Time for the model's own answers.", show_default="the recipe's, else 900"),

@@ -113,9 +113,18 @@ class Inspection:
             text += " references: this model's own may be longer, and then it is fewer"
         return text + "; more in vLLM, or with --own-seconds"
 
+    def _speed(self) -> str:
+        """Tokens a second, which can be compared between precisions, as speed-ups cannot."""
+        plain = 1 / float(self.cost.seconds.min())
+        return (
+            f"  speed        about {plain:.0f} tokens/s by plain decoding here, "
+            f"{plain * self.forecast.speedup:.0f} with drafts; another --dtype has others"
+        )
+
     def describe(self) -> str:
         """A few lines for a person."""
-        text = f"{self.model} on {self.data}\n{self.forecast.describe()}\n{self._own_answers()}"
+        text = f"{self.model} on {self.data}\n{self.forecast.describe()}\n"
+        text += f"{self._speed()}\n{self._own_answers()}"
         text += "".join(
             f"\n  it says      {json.dumps(said, ensure_ascii=False)}" for said in self.said
         )
@@ -124,7 +133,8 @@ class Inspection:
         if self.enrichment is not None:
             count, fewer = len(self.enrichment.expansions), self.enrichment.fewer_steps
             text += f"\n{count} new tokens would take {fewer:.2f}x fewer steps (`tascade tune`)"
-            text += f" on {self.enrichment.held_out} held-out outputs"
+            text += f" on {self.enrichment.held_out} held-out outputs, at most: if the tuned model "
+            text += "says each of them wherever it fits"
         if self.vocabulary is not None:
             text += f"\nan LM head of {self.vocabulary.brief()} (`tascade tailor`)"
         counted = [("new tokens", self.enrichment), ("LM head", self.vocabulary)]
