@@ -184,6 +184,7 @@ def test_every_use_says_how_many_rows_it_had(tmp_path: Path, capfd: Any) -> None
         "held_out": 700,
         "held_out_of": 700,
         "calibrated": 96,
+        "cut": 96,  # of 4 tokens each
         "checked": 4,
         "differing": 0,
         "near_ties": 0,
