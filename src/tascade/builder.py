@@ -22,7 +22,6 @@ from tascade.core import IntArray, Progress, Row
 from tascade.data.beginnings import shared_beginnings
 from tascade.data.encode import fingerprint
 from tascade.data.prepare import Prepared, prepare, spread
-from tascade.decode import products
 from tascade.decode.equality import NearTies
 from tascade.decode.loop import AllNodes
 from tascade.decode.target import Target
@@ -113,7 +112,6 @@ class PackBuilder:
         if not is_warm():
             tell("compiling kernels, once", 0, None)
             warm_up()
-            products.warm_up()
         shutil.rmtree(self.pack.corpus, ignore_errors=True)
         tell("indexing outputs", 0, len(rows))
         CorpusIndex.build(

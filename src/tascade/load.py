@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tascade.errors import ConfigError, TascadeError, UnsupportedModelError
-from tascade.util.cpu import multiplies
+from tascade.util.cpu import dtype_name, multiplies
 from tascade.util.files import read_json
 
 _log = logging.getLogger("tascade.data")
@@ -61,12 +61,14 @@ def note_slow_precision(model: Any, dtype: str) -> None:
     ``dtype``: what was asked for; who named a precision is told nothing.
     """
     if dtype == "auto" and model.device.type == "cpu" and not multiplies(model.dtype):
+        name = dtype_name(model.dtype)
         _log.info(
             "this CPU has no instructions for %s, which these weights are saved in: in float32 "
             "drafts are verified faster here, and answers are those of plain decoding in float32, "
             "token for token (some differ from those in %s, where rounding decides); give --dtype "
             "float32, if there is room for twice the bytes",
-            *2 * (str(model.dtype).removeprefix("torch."),),
+            name,
+            name,
         )
 
 
@@ -368,7 +370,7 @@ def machine_key(model: Any) -> str:
         unit = torch.cuda.get_device_name(model.device)
     else:
         unit = f"{cpu_name()} x{torch.get_num_threads()}"
-    dtype = str(model.dtype).removeprefix("torch.")
+    dtype = dtype_name(model.dtype)
     return f"{where}/{unit}/{dtype}/torch {torch.__version__}/passes {_PASSES}"
 
 

@@ -37,6 +37,7 @@ from tascade.load import ModelRef, load_model, machine_key
 from tascade.pack import Pack
 from tascade.tailor.offload.load import OffloadedModel, load_offloaded
 from tascade.tailor.tailored import Tailored, check_assistant, tailor_pack, vocab_config
+from tascade.util.cpu import dtype_name
 from tascade.util.places import link_or_copy, publish
 
 Prompts = Prompt | Sequence[str]
@@ -272,7 +273,7 @@ class TaskModel(Shown):
         """Model, pack, outputs indexed, LM head and dtype, as they are shown."""
         name = getattr(self.model, "name_or_path", "") or self.pack.info.model
         head = "full" if self.tailored is None else self.tailored.config.head
-        outputs, dtype = self.corpus.n_documents, str(self.model.dtype).removeprefix("torch.")
+        outputs, dtype = self.corpus.n_documents, dtype_name(self.model.dtype)
         said = {"model": repr(str(name)), "pack": repr(str(self.pack.path)), "outputs": outputs}
         return said | {"head": head, "dtype": dtype}
 

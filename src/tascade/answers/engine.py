@@ -35,6 +35,7 @@ from tascade.errors import TascadeError
 from tascade.index.learned import LEARNED_SHARDS
 from tascade.index.lookup import MAX_SHARDS
 from tascade.pack import Pack
+from tascade.util.cpu import dtype_name
 from tascade.util.places import publish
 
 MODULE = "tascade.integrations.vllm_answers"
@@ -185,7 +186,7 @@ class VllmEngine:
         device, length = self.model.device.type, min(positions, longest + _DRAFTED)
         job = {
             "model": self.stored,
-            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "dtype": dtype_name(self.model.dtype),
             "device": device,
             "tascade": tascade,
             "drafted": _DRAFTED,

@@ -37,6 +37,7 @@ from tascade.load import ModelRef, load_model, stored_dtype
 from tascade.model import TaskModel
 from tascade.options import FieldOptions, laid_over
 from tascade.pack import Pack
+from tascade.util.cpu import dtype_name
 from tascade.util.files import read_json, write_atomic
 from tascade.util.places import UNFINISHED
 from tascade.util.progress import shows_progress, teller
@@ -227,11 +228,11 @@ def _about(task_model: TaskModel, source: Mapping[str, Any]) -> About:
     return About(
         seen_as=next(roles, ""),
         model=Path(info.model).name,
-        dtype=str(model.dtype).removeprefix("torch."),
+        dtype=dtype_name(model.dtype),
         data_path=source["path"],
         data_sha256=source["sha256"],
         pack=task_model.pack.name,
-        stored=str(stored_dtype(model, model.name_or_path)).removeprefix("torch."),
+        stored=dtype_name(stored_dtype(model, model.name_or_path)),
         command="tascade bench",  # with its options under settings: results travel, paths do not
     )
 

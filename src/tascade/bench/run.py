@@ -80,12 +80,12 @@ def run_bench(
     if resume:
         turns.resume()
     _warm_up(records, warmup, progress, 60 * settings.minutes or math.inf)
-    stopped = turns.run(lambda: on_repeat and on_repeat(_so_far(about, methods, records, turns)))
+    stopped = turns.run(lambda: on_repeat and on_repeat(_so_far(about, methods, turns)))
     requests, methods = turns.requests, turns.skipping(methods)
     traced = False
     if not stopped:  # a stopped trace: what was timed is written, with fewer plots
         with suppress(KeyboardInterrupt):
-            _trace(records, requests, progress)
+            _trace(turns.records, requests, progress)
             traced = True
         turns.forget()
     result = {
@@ -98,7 +98,7 @@ def run_bench(
         "pack": about.pack,
         "data": _data(about, len(requests)),
         "settings": settings.to_json() | turns.to_json() | ({} if traced else {"traced": False}),
-        "methods": _entries(methods, records, requests, near_ties, memory),
+        "methods": _entries(methods, turns.records, requests, near_ties, memory),
     }
     validate(result)
     return result
@@ -114,13 +114,9 @@ def _data(about: About, examples: int) -> dict[str, Any]:
     return said | ({"seen_as": about.seen_as} if about.seen_as else {})
 
 
-def _so_far(
-    about: About, methods: Sequence[Method | Skipped], records: Sequence[Record], turns: Turns
-) -> dict[str, Any]:
-    return {
-        "dtype": about.dtype,
-        "methods": _entries(turns.skipping(methods), records, turns.requests),
-    }
+def _so_far(about: About, methods: Sequence[Method | Skipped], turns: Turns) -> dict[str, Any]:
+    entries = _entries(turns.skipping(methods), turns.records, turns.requests)
+    return {"dtype": about.dtype, "methods": entries}
 
 
 def _check(methods: Sequence[Method | Skipped], requests: Sequence[Request]) -> None:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -113,23 +113,25 @@ class Record:
 
 
 class Turns:
-    """The timed part: which requests, how often, and what was measured."""
+    """The timed part: which requests, how often, and what was measured.
+
+    ``records``: of the methods that were not left out.
+    """
 
     def __init__(
         self,
-        records: list[Record],
+        records: Sequence[Record],
         requests: Sequence[Request],
         settings: BenchSettings,
         about: About,
         progress: Progress | None,
         kept: Path | None,
     ) -> None:
-        self._records, self._all, self._settings = records, requests, settings
+        self.records, self._all, self._settings = list(records), requests, settings
         self._progress, self._kept = progress, kept
         self._key = _key(records, requests, about, settings)
         self._rows, self._repeats, self._done = [*range(len(requests))], settings.repeats, 0
         self._fitted, self._stopped = settings.minutes == 0, False
-        self._names = [record.method.name for record in records]
         self._begin, self._before = time.perf_counter(), 0.0
 
     @property
@@ -149,12 +151,12 @@ class Turns:
         """Take up the repeats that are kept."""
         assert self._kept is not None
         self._rows, done = unfinished.load(self._kept, self._key)
-        self._records[:] = [record for record in self._records if record.method.name in done]
-        for record in self._records:
+        self._drop(set(self._settings.optional) - set(done))
+        for record in self.records:
             for times, run in done[record.method.name]:
                 record.times.append(times)
                 record.runs.append(run)
-        self._done = len(self._records[0].runs)
+        self._done = len(self.records[0].runs)
         self._fitted = True
 
     def forget(self) -> None:
@@ -176,7 +178,7 @@ class Turns:
                 self._repeats += self._done == self._repeats and self._fits_another()
                 if self._kept is not None:
                     done = {
-                        r.method.name: [*zip(r.times, r.runs, strict=True)] for r in self._records
+                        r.method.name: [*zip(r.times, r.runs, strict=True)] for r in self.records
                     }
                     unfinished.save(self._kept, self._key, self._rows, done)
                 if self._done < self._repeats:  # the last one is shown with the rest
@@ -188,7 +190,7 @@ class Turns:
         return False
 
     def _repeat(self) -> None:
-        for record in self._records:
+        for record in self.records:
             record.method.reset()
             record.times.append([])
             record.runs.append([])
@@ -197,8 +199,8 @@ class Turns:
         first = self._settings.minutes and not self._done
         while at < len(self._rows):
             step = 1 if first and at < size else size
-            turn = (at // size + self._done) % len(self._records)
-            for record in (*self._records[turn:], *self._records[:turn]):
+            turn = (at // size + self._done) % len(self.records)
+            for record in (*self.records[turn:], *self.records[:turn]):
                 for row in self._rows[at : at + step]:
                     start = time.perf_counter()
                     generation = record.method.run(self._all[row])
@@ -250,10 +252,10 @@ class Turns:
     def _leave_out(self) -> bool:
         """Take out the optional methods; the time they took is spent. Whether there were any."""
         optional = self._settings.optional
-        out = [record for record in self._records if record.method.name in optional]
+        out = [record for record in self.records if record.method.name in optional]
         if not out:
             return False
-        self._records[:] = [r for r in self._records if r.method.name not in optional]
+        self._drop(optional)
         self._before += sum(map(sum, (record.seconds for record in out)))
         self._repeats = self._settings.repeats
         _log.info(
@@ -263,12 +265,19 @@ class Turns:
         )
         return True
 
+    def _drop(self, names: Collection[str]) -> None:
+        self.records = [record for record in self.records if record.method.name not in names]
+
     def skipping(self, methods: Sequence[Method | Skipped]) -> list[Method | Skipped]:
         """The methods, those that were left out as skipped."""
-        left = {record.method.name for record in self._records}
-        out = {name for name in self._names if name not in left}
+        measured = {record.method.name for record in self.records}
         why = f"no time for it in {duration(60 * self._settings.minutes)}"
-        return [Skipped(m.name, why, dict(m.settings)) if m.name in out else m for m in methods]
+        return [
+            m
+            if isinstance(m, Skipped) or m.name in measured
+            else Skipped(m.name, why, dict(m.settings))
+            for m in methods
+        ]
 
     def _add_rows(self) -> None:
         """Measure more rows in the first repeat where fewer were planned than there is time for.
@@ -295,11 +304,9 @@ class Turns:
 
     def _costs(self) -> tuple[float, float]:
         """Seconds a row took, all methods together; and the share of it that is done again."""
-        took = sum(sum(sum(times) for times in record.times) for record in self._records)
-        rows = max(1, sum(map(len, self._records[0].times)))
-        plain = sum(
-            sum(sum(t) for t in r.times) for r in self._records if r.method.name == BASELINE
-        )
+        took = sum(sum(sum(times) for times in record.times) for record in self.records)
+        rows = max(1, sum(map(len, self.records[0].times)))
+        plain = sum(sum(sum(t) for t in r.times) for r in self.records if r.method.name == BASELINE)
         return max(took / rows, 1e-9), 1 - plain / max(took, 1e-9)
 
     @property
@@ -314,23 +321,23 @@ class Turns:
     def _cut(self) -> None:
         """Keep the whole repeats; where there is none, what all have done of the first."""
         if not self._done:
-            rows = min(len(record.runs[0]) if record.runs else 0 for record in self._records)
+            rows = min(len(record.runs[0]) if record.runs else 0 for record in self.records)
             if rows == 0:
                 raise KeyboardInterrupt
             self._rows, self._done = self._rows[:rows], 1
-        for record in self._records:
+        for record in self.records:
             record.times = [times[: len(self._rows)] for times in record.times[: self._done]]
             record.runs = [run[: len(self._rows)] for run in record.runs[: self._done]]
 
     def _tell(self) -> None:
         if self._progress is None:
             return
-        done = sum(len(run) for record in self._records for run in record.runs)
+        done = sum(len(run) for record in self.records for run in record.runs)
         if not self._fitted:
-            first = len(self._records) * min(self._settings.chunk, len(self._rows))
+            first = len(self.records) * min(self._settings.chunk, len(self._rows))
             self._progress("the first rows, which tell how many there is time for", done, first)
             return
-        total = self._repeats * len(self._records) * len(self._rows)
+        total = self._repeats * len(self.records) * len(self._rows)
         less = f", {len(self._rows)} of {len(self._all)} rows" * (len(self._rows) < len(self._all))
         self._progress(f"repeat {self._done + 1} of {self._repeats}{less}", done, total)
 

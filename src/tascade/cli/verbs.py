@@ -233,11 +233,9 @@ def warm_up() -> None:
 
     They are kept in NUMBA_CACHE_DIR, or beside tascade's own files.
     """
-    from tascade.decode import products
     from tascade.draft.ngram.warm_up import warm_up as compile_kernels
 
     compile_kernels()
-    products.warm_up()
 
 
 app.command()(cli_train.enrich)

@@ -12,6 +12,11 @@ _FLAGS = {
 """What Linux calls the instructions that multiply in these precisions (x86, and ARM's last)."""
 
 
+def dtype_name(dtype: object) -> str:
+    """A precision's name, as users give it; ``dtype``: torch's, or the name."""
+    return str(dtype).removeprefix("torch.")
+
+
 @cache
 def multiplies(dtype: object) -> bool:
     """Whether this CPU has products in a precision; yes where the system does not say.
@@ -25,5 +30,5 @@ def multiplies(dtype: object) -> bool:
         flags = Path("/proc/cpuinfo").read_text().split()
     except OSError:
         return True
-    name = str(dtype).removeprefix("torch.")
+    name = dtype_name(dtype)
     return name not in _FLAGS or not _FLAGS[name].isdisjoint(flags)

@@ -23,6 +23,7 @@ from tascade.draft.neural.stored import MOST_BYTES, load_drafter
 from tascade.errors import ConfigError, FingerprintError, PackError
 from tascade.load import ModelRef, load_model
 from tascade.pack import Pack
+from tascade.util.cpu import dtype_name
 from tascade.util.files import folder_beside, install_folder, read_json
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -165,7 +166,7 @@ def _config(network: DraftNetwork, target: Any, name: str, depth: int) -> dict[s
         "norm_output": True,
         "eagle_aux_hidden_state_layer_ids": list(shape.taps),
         "tie_word_embeddings": False,
-        "torch_dtype": str(target.dtype).removeprefix("torch."),
+        "torch_dtype": dtype_name(target.dtype),
         "transformer_layer_config": {
             "model_type": "llama",
             "hidden_size": shape.hidden,

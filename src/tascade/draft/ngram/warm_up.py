@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tascade.decode import products
 from tascade.draft.ngram.batch import BatchDrafter
 from tascade.draft.ngram.batch_budget import BatchBudget
 from tascade.draft.ngram.drafter import NgramDrafter
@@ -25,11 +26,12 @@ def is_warm() -> bool:
 
 
 def warm_up() -> None:
-    """Compile what indexing, drafting and batches need, and keep it in numba's cache.
+    """Compile what indexing, drafting, batches and passes need, and keep it in numba's cache.
 
     That is ``NUMBA_CACHE_DIR``, or beside the sources where they can be written to. The indexes
     are made and opened as a pack's are, since a kernel is compiled for the arrays it is given.
     """
+    products.warm_up()
     rng = np.random.default_rng(0)
     outputs = [rng.integers(0, 50, 40).astype(np.int32) for _ in range(8)]
     with tempfile.TemporaryDirectory(prefix="tascade-warm-up-") as folder:
